@@ -1,0 +1,140 @@
+"""Embeddings on disk, keyed by content: a text is embedded once per encoder, however often it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from platformdirs import user_cache_dir
+from tqdm import tqdm
+
+from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.memory import keep_large_buffers
+from sae_steer_retriever.sae import Array, EncoderSpec
+
+CACHE_VARIABLE = "SAE_STEER_CACHE"
+_DIGEST_BYTES = 16
+# Long enough for the encoder to sort texts by length, short enough that a kill costs seconds of work.
+_CHUNK = 512
+
+
+def cache_root() -> Path:
+    """The folder for everything that can be made again; the environment variable SAE_STEER_CACHE moves it."""
+    return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("sae_steer_retriever", appauthor=False))
+
+
+class CachedEmbedder:
+    """An `Embedder` that remembers.
+
+    Two append-only files hold 16-byte digests of (role, prefix, text) and float32 rows. A kill between the two
+    writes leaves a tail that the next opening ignores, so what was embedded before it is never lost.
+    """
+
+    def __init__(self, embedder: Embedder, folder: Path | None = None, *, progress: bool = False) -> None:
+        """Wrap `embedder`.
+
+        Args:
+            embedder: What embeds the texts that are not known yet.
+            folder: Where the cache lives; under `cache_root()` if not given.
+            progress: Whether to show a progress bar on stderr while embedding.
+        """
+        self._embedder = embedder
+        spec = embedder.spec
+        identity = f"{spec.name}|{spec.revision}|{spec.dimension}|{spec.pooling}".encode()
+        slug = re.sub(r"[^\w.-]+", "-", spec.name)[-60:]
+        name = f"{slug}-{hashlib.blake2b(identity, digest_size=4).hexdigest()}"
+        self._folder = (folder or cache_root() / "embeddings") / name
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._keys_path, self._rows_path = self._folder / "keys.bin", self._folder / "vectors.f32"
+        self._lock = FileLock(self._folder / "lock")
+        self._row_bytes = 4 * spec.dimension
+        self._rows: dict[bytes, int] = {}
+        # Not len(self._rows): two processes may have embedded the same text.
+        self._count = 0
+        self._read_new_keys()
+        self.progress = progress
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """The wrapped encoder's."""
+        return self._embedder.spec
+
+    @property
+    def embedder(self) -> Embedder:
+        """The wrapped encoder."""
+        return self._embedder
+
+    def embed_queries(self, texts: Sequence[str]) -> Array:
+        """(batch, d) unit vectors, from the cache where known."""
+        return self._embed(texts, "query")
+
+    def embed_documents(self, texts: Sequence[str]) -> Array:
+        """(batch, d) unit vectors, from the cache where known."""
+        return self._embed(texts, "document")
+
+    def _embed(self, texts: Sequence[str], role: str) -> Array:
+        keys = [self._key(text, role) for text in texts]
+        if any(key not in self._rows for key in keys):
+            self._read_new_keys()
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
+        if missing:
+            self._embed_missing(missing, role)
+        dimension = self.spec.dimension
+        if not keys:
+            return np.empty((0, dimension), dtype=np.float32)
+        stored = np.memmap(self._rows_path, dtype=np.float32, mode="r").reshape(-1, dimension)
+        return np.asarray(stored[[self._rows[key] for key in keys]])
+
+    def _embed_missing(self, missing: dict[bytes, str], role: str) -> None:
+        keep_large_buffers()
+        embed = self._embedder.embed_queries if role == "query" else self._embedder.embed_documents
+        # Texts of like length share a chunk, so little of a batch is padding.
+        keys = sorted(missing, key=lambda key: len(missing[key]), reverse=True)
+        with tqdm(total=len(keys), desc="embedding", unit="text", disable=None if self.progress else True) as bar:
+            for start in range(0, len(keys), _CHUNK):
+                chunk = keys[start : start + _CHUNK]
+                self._append(chunk, embed([missing[key] for key in chunk]))
+                bar.update(len(chunk))
+
+    def _append(self, keys: list[bytes], rows: Array) -> None:
+        with self._lock:
+            self._read_new_keys()
+            count = self._count
+            with self._rows_path.open("ab") as stream:
+                stream.truncate(count * self._row_bytes)
+                stream.seek(0, os.SEEK_END)
+                stream.write(np.ascontiguousarray(rows, dtype=np.float32).tobytes())
+            with self._keys_path.open("ab") as stream:
+                stream.truncate(count * _DIGEST_BYTES)
+                stream.seek(0, os.SEEK_END)
+                stream.write(b"".join(keys))
+            self._read_new_keys()
+
+    def _read_new_keys(self) -> None:
+        if not self._keys_path.exists() or not self._rows_path.exists():
+            return
+        known = self._count
+        complete = min(
+            self._keys_path.stat().st_size // _DIGEST_BYTES, self._rows_path.stat().st_size // self._row_bytes
+        )
+        if complete <= known:
+            return
+        with self._keys_path.open("rb") as stream:
+            stream.seek(known * _DIGEST_BYTES)
+            data = stream.read((complete - known) * _DIGEST_BYTES)
+        for position in range(complete - known):
+            self._rows[data[position * _DIGEST_BYTES : (position + 1) * _DIGEST_BYTES]] = known + position
+        self._count = complete
+
+    def _key(self, text: str, role: str) -> bytes:
+        prefix = self.spec.query_prefix if role == "query" else self.spec.document_prefix
+        # Without a prefix a query and a document of the same text have the same vector; adapters with their own
+        # asymmetry (no prefix known to us) must be kept apart.
+        symmetric = self.spec.pooling is not None
+        content = f"{prefix}\0{'' if symmetric else role}\0{text}".encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()

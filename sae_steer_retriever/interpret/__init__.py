@@ -1,0 +1,1 @@
+"""What the latents of an SAE mean: their top passages, keyword labels and label scores."""

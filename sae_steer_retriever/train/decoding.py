@@ -1,0 +1,95 @@
+"""From the bytes of a file to text: byte order marks, UTF-8, older encodings, and a plain refusal of binary files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from sae_steer_retriever.errors import CorpusError
+
+_BYTE_ORDER_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+
+
+class UnreadableFileError(CorpusError):
+    """One file gives no text. In a folder it is skipped and the message is the reason; alone it is an error."""
+
+
+class DecodedText(NamedTuple):
+    """The text of a file and, where its encoding had to be guessed, a sentence that says so."""
+
+    text: str
+    note: str = ""
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        UnreadableFileError: It cannot be opened.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableFileError(f"it cannot be opened: {error.strerror or error}") from error
+
+
+def decode_text(data: bytes, *, declared_in_html: bool = False) -> DecodedText:
+    """Decode a file: by its byte order mark, else as UTF-8, else (with a note) as cp1252 or latin-1.
+
+    Args:
+        data: The content of the file.
+        declared_in_html: Whether to honour a `charset=` near the beginning of what is not UTF-8.
+
+    Returns:
+        The text with plain newlines, and a note where the encoding was guessed.
+
+    Raises:
+        UnreadableFileError: The content is binary (NUL bytes outside UTF-16 and UTF-32).
+    """
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if data.startswith(mark):
+            try:
+                return DecodedText(clean_text(data.decode(encoding)))
+            except UnicodeDecodeError as error:
+                if encoding != "utf-8-sig":
+                    raise UnreadableFileError(
+                        f"it begins with a byte order mark of {encoding}, but is not: {error.reason}"
+                    ) from error
+    if b"\0" in data:
+        raise UnreadableFileError("it is a binary file (it contains NUL bytes)")
+    try:
+        return DecodedText(clean_text(data.decode("utf-8")))
+    except UnicodeDecodeError as error:
+        bad_byte, offset = data[error.start], error.start
+    candidates = ["cp1252", "latin-1"]
+    if declared_in_html and (declared := re.search(rb"charset=[\"']?([\w.:-]+)", data[:4096], re.IGNORECASE)):
+        candidates.insert(0, declared[1].decode("ascii", "replace"))
+    for encoding in candidates:
+        try:
+            text = data.decode(encoding)
+        except (UnicodeDecodeError, LookupError):
+            continue
+        return DecodedText(
+            clean_text(text), f"read as {encoding}: not UTF-8 (byte 0x{bad_byte:02x} at offset {offset})"
+        )
+    raise AssertionError("latin-1 decodes every byte")
+
+
+def clean_text(text: str) -> str:
+    """Text that every tokenizer and store accepts: plain newlines, no NUL, no lone surrogates."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:
+        text = text.replace("\0", "")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = text.encode("utf-8", "replace").decode("utf-8")
+    return text

