@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,23 +25,27 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         ArtifactError: The disk is full, the folder cannot be made or written to.
     """
     written: list[tuple[Path, Path]] = []
+    replaced: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            target = folder / name
-            descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-            written.append((Path(temporary), target))
-            with os.fdopen(descriptor, "wb") as stream:
+            # Not tempfile: its files are the owner's alone, and an artefact is meant to be shared.
+            temporary = folder / f".{name}.{uuid.uuid4().hex}"
+            written.append((temporary, folder / name))
+            with temporary.open("xb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
         for source, target in written:
             os.replace(source, target)
+            replaced.append(target.name)
     except OSError as error:
+        what = f"Only {', '.join(replaced)} was replaced" if replaced else "Nothing was replaced"
+        raise ArtifactError(
+            f"cannot save {', '.join(files)} in {folder}: {error.strerror or error}. "
+            f"{what}; free some space or choose another folder."
+        ) from error
+    finally:  # also after an interrupt; once renamed there is nothing left to remove
         for source, _ in written:
             with contextlib.suppress(OSError):
                 source.unlink(missing_ok=True)
-        raise ArtifactError(
-            f"cannot save {', '.join(files)} in {folder}: {error.strerror or error}. "
-            "Nothing was replaced; free some space or choose another folder."
-        ) from error

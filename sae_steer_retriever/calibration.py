@@ -123,9 +123,12 @@ def load_calibration(path: Path, n: int) -> tuple[Calibration, Array | None]:
             maximum=tensors["maximum"],
             score_spread=float(tensors["score_spread"][0]),
         )
-    except (SafetensorError, KeyError, IndexError) as error:
+    except (SafetensorError, KeyError, IndexError, OSError) as error:
         raise ArtifactError(f"{path} is truncated or not a calibration of this library ({error}).") from error
-    if len(calibration.unit) != n:
-        raise ArtifactError(f"{path} describes {len(calibration.unit)} latents, the SAE has {n}.")
     labels = tensors.get("label_embeddings")
+    arrays: list[NDArray[Any] | None] = [calibration.count, calibration.unit, calibration.maximum, labels]
+    if any(array is not None and len(array) != n for array in arrays):
+        raise ArtifactError(f"{path} describes {len(calibration.unit)} latents, the SAE has {n}.")
+    if not (np.isfinite(calibration.unit).all() and (calibration.unit > 0).all()):
+        raise ArtifactError(f"{path} holds units that are not above zero: train again.")
     return calibration, None if labels is None else labels.astype(np.float32)

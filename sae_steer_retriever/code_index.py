@@ -100,7 +100,9 @@ class CodeIndex:
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / stamp
         if target.exists():
-            return
+            if CodeIndex.load(folder, stamp) is not None:
+                return
+            shutil.rmtree(target, ignore_errors=True)  # damaged
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
         arrays = {
             "indices": self.codes.indices,
@@ -128,6 +130,9 @@ class CodeIndex:
                 return None
             indices, values = (np.load(path / f"{name}.npy", mmap_mode="r") for name in ("indices", "values"))
             offsets, rows = (np.load(path / f"{name}.npy", mmap_mode="r") for name in ("offsets", "rows"))
-        except (OSError, ValueError, KeyError):
+            ids, k_names = list(meta["ids"]), int(meta["k_names"])
+            if not len(ids) == len(indices) == len(values) or int(offsets[-1]) != len(rows):
+                return None
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
             return None
-        return cls(meta["ids"], Codes(indices, values), offsets, rows, int(meta["k_names"]))
+        return cls(ids, Codes(indices, values), offsets, rows, k_names)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import uuid
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_steer_retriever.connection import translated
 from sae_steer_retriever.errors import MismatchError, StoreError
+from sae_steer_retriever.packed_codes import pack, unpack
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
     from chromadb.api.models.Collection import Collection
 
+Answer = TypeVar("Answer")
 SUFFIX = ".sae"
 _LIBRARY = "sae_steer_retriever"
 _FORMAT_VERSION = 1
@@ -49,6 +51,7 @@ class Companion:
         """
         self._sae = sae
         self._client = client
+        self.source = name
         self.name = name + SUFFIX
         metadata = {
             "library": _LIBRARY,
@@ -85,15 +88,17 @@ class Companion:
         return self._collection.count()
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Change the stamp before the first write and declare it complete after the last.
+    def writing(self) -> Iterator[CompanionWriter]:
+        """Writes to the companion; its stamp changes before the first and again after the last.
 
-        A kill in between leaves it incomplete, so no local copy is trusted until a later run has finished.
+        A kill in between leaves it incomplete, so no local copy is trusted until a later run has finished. A block
+        that writes nothing changes nothing.
         """
-        metadata = {**(self._collection.metadata or {}), "stamp": uuid.uuid4().hex, "complete": False}
-        self._collection.modify(metadata=metadata)
-        yield
-        self._collection.modify(metadata={**metadata, "complete": True})
+        writer = CompanionWriter(self._collection, self._sae)
+        try:
+            yield writer
+        finally:  # after a failure, too, the companion is what its stamp says
+            writer.finish()
 
     def outdated(self, ids: Sequence[str], vectors: Array) -> NDArray[np.bool_]:
         """(len(ids),) which passages have no codes here, or codes of another embedding."""
@@ -103,35 +108,6 @@ class Companion:
             for name, metadata in zip(found["ids"], found["metadatas"] or [], strict=True)
         }
         return np.array([sources.get(name) != _digest(row) for name, row in zip(ids, vectors, strict=True)], dtype=bool)
-
-    def write(self, ids: Sequence[str], vectors: Array) -> None:
-        """Encode unit vectors and store their codes and reconstructions.
-
-        Args:
-            ids: Passage ids.
-            vectors: (batch, d) unit embeddings of the passages.
-        """
-        codes = self._sae.encode(vectors)
-        names = codes.leading(self._sae.config.k_names)
-        metadatas: list[dict[str, Any]] = []
-        for row, vector in enumerate(vectors):
-            metadata: dict[str, Any] = {
-                "codes": pack(codes.indices[row], codes.values[row], self._sae.config.n),
-                "source": _digest(vector),
-            }
-            named = names.indices[row][names.values[row] > 0].tolist()
-            if named:  # Chroma refuses empty lists
-                metadata["names"] = named
-            metadatas.append(metadata)
-        self._collection.upsert(
-            ids=list(ids),
-            embeddings=self._sae.decode(codes),
-            metadatas=metadatas,  # type: ignore[arg-type]
-        )
-
-    def delete(self, ids: Sequence[str]) -> None:
-        """Remove passages; unknown ids are no error."""
-        self._collection.delete(ids=list(ids))
 
     def ids(self) -> Iterator[list[str]]:
         """All ids, in pages."""
@@ -153,17 +129,126 @@ class Companion:
             k: How many.
             ids: Restricts the search to these, where given.
         """
-        if ids is not None and not ids:
-            return [], np.empty(0, dtype=np.float32)
-        restriction = {} if ids is None else {"ids": list(ids)}
+        if ids is None:
+            return self._query(vector, k, None)
+        nothing: tuple[list[str], Array] = ([], np.empty(0, dtype=np.float32))
+        if not ids:
+            return nothing
+        return query_known(self._collection, list(ids), lambda known: self._query(vector, k, known), nothing)
+
+    def _query(self, vector: Array, k: int, ids: list[str] | None) -> tuple[list[str], Array]:
         found = self._collection.query(
             query_embeddings=[vector],  # type: ignore[arg-type]
             n_results=k if ids is None else min(k, len(ids)),
             include=["distances"],
-            **restriction,  # type: ignore[arg-type]
+            ids=ids,
         )
         distances = np.asarray((found["distances"] or [[]])[0], dtype=np.float64)
         return found["ids"][0], (1.0 - distances).astype(np.float32)
+
+
+class CompanionWriter:
+    """Writes codes and reconstructions; made by `Companion.writing`."""
+
+    def __init__(self, collection: Collection, sae: TopKSAE) -> None:
+        self._collection = collection
+        self._sae = sae
+        self._began = False
+
+    def write(self, ids: Sequence[str], vectors: Array) -> None:
+        """Encode unit vectors and store their codes and reconstructions.
+
+        Args:
+            ids: Passage ids.
+            vectors: (batch, d) unit embeddings of the passages.
+        """
+        codes = self._sae.encode(vectors)
+        names = codes.leading(self._sae.config.k_names)
+        metadatas: list[dict[str, Any]] = []
+        for row, vector in enumerate(vectors):
+            # An update merges: what is absent now must be said to be absent. Chroma refuses empty lists.
+            metadatas.append(
+                {
+                    "codes": pack(codes.indices[row], codes.values[row], self._sae.config.n),
+                    "source": _digest(vector),
+                    "names": names.indices[row][names.values[row] > 0].tolist() or None,
+                }
+            )
+        self._begin()
+        self._collection.upsert(
+            ids=list(ids),
+            embeddings=self._sae.decode(codes),
+            metadatas=metadatas,  # type: ignore[arg-type]
+        )
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove passages; unknown ids are no error."""
+        self._begin()
+        self._collection.delete(ids=list(ids))
+
+    def finish(self) -> None:
+        """Declare what is stored now complete."""
+        if self._began:
+            self._stamp(complete=True)
+
+    def _begin(self) -> None:
+        if not self._began:
+            self._stamp(complete=False)
+            self._began = True
+
+    def _stamp(self, *, complete: bool) -> None:
+        metadata = {**(self._collection.metadata or {}), "stamp": uuid.uuid4().hex, "complete": complete}
+        self._collection.modify(metadata=metadata)
+
+
+def query_known(
+    collection: Collection, ids: list[str], query: Callable[[list[str]], Answer], nothing: Answer
+) -> Answer:
+    """Query among some ids; those that are not in the collection any more are left out instead of failing it.
+
+    Chroma refuses a query that names an id it does not have, e.g. one that another process has just deleted.
+
+    Args:
+        collection: The collection.
+        ids: The ids, at least one.
+        query: Asks for the ids it is given.
+        nothing: The answer where none of them is left.
+    """
+    from chromadb.errors import ChromaError
+
+    try:
+        return query(ids)
+    except ChromaError:
+        known = set(collection.get(ids=ids, include=[])["ids"])
+        if len(known) == len(ids):
+            raise
+        return query([name for name in ids if name in known]) if known else nothing
+
+
+def recorded_sae(client: ClientAPI, collection: str) -> str | None:
+    """Where the SAE of a collection's companion was loaded from when it was indexed, if that is known."""
+    from chromadb.errors import NotFoundError
+
+    with translated("reading the companion"):
+        try:
+            metadata = client.get_collection(collection + SUFFIX, embedding_function=None).metadata or {}
+        except (NotFoundError, ValueError):
+            return None
+    location = metadata.get("sae_location")
+    return None if location is None else str(location)
+
+
+def rebuild(client: ClientAPI, collection: str) -> None:
+    """Drop a companion, so that another SAE can make a new one; the documents are not touched.
+
+    Raises:
+        StoreError: A collection of that name exists that is none of ours.
+    """
+    from chromadb.errors import NotFoundError
+
+    with translated("dropping the companion"), contextlib.suppress(NotFoundError):
+        _require_library(client.get_collection(collection + SUFFIX, embedding_function=None))
+        client.delete_collection(collection + SUFFIX)
 
 
 def require_ours(collection: Collection, sae: TopKSAE) -> None:
@@ -173,33 +258,27 @@ def require_ours(collection: Collection, sae: TopKSAE) -> None:
         MismatchError: It was made by another SAE.
         StoreError: It is none of ours.
     """
+    _require_library(collection)
     metadata = collection.metadata or {}
-    if metadata.get("library") != _LIBRARY:
-        raise StoreError(
-            f"collection {collection.name!r} exists but was not made by this library: rename one of the two collections."
-        )
     if metadata.get("sae_fingerprint") != sae.fingerprint:
         raise MismatchError(
             f"companion {collection.name!r} was made by SAE {metadata.get('sae_fingerprint')} (encoder "
             f"{metadata.get('encoder')!r}), but SAE {sae.fingerprint} (encoder {sae.config.encoder.name!r}) was given: "
-            "give that SAE, or rebuild the companion (`sae-steer index --rebuild`, `ChromaStore.rebuild`)."
+            "give that SAE, or rebuild the companion (`sae-steer index --rebuild`, `store.rebuild`)."
         )
 
 
-def pack(indices: NDArray[np.integer[Any]], values: Array, n: int) -> str:
-    """One code as text: base64 of the indices (16 bits where `n` allows) followed by float32 values."""
-    width = np.uint16 if n <= 2**16 else np.uint32
-    return base64.b64encode(indices.astype(width).tobytes() + values.astype(np.float32).tobytes()).decode("ascii")
+def companion_of(metadata: Mapping[str, Any] | None) -> str | None:
+    """The documents collection that a collection with this metadata is the companion of, None if it is none."""
+    metadata = metadata or {}
+    return str(metadata.get("source")) if metadata.get("library") == _LIBRARY else None
 
 
-def unpack(packed: Sequence[str], n: int, k: int) -> Codes[NDArray[Any]]:
-    """The codes of `pack`, (len(packed), k)."""
-    width = np.dtype(np.uint16 if n <= 2**16 else np.uint32)
-    raw = np.frombuffer(b"".join(base64.b64decode(text) for text in packed), dtype=np.uint8)
-    rows = raw.reshape(len(packed), k * (width.itemsize + 4))
-    indices = np.ascontiguousarray(rows[:, : k * width.itemsize]).view(width)
-    values = np.ascontiguousarray(rows[:, k * width.itemsize :]).view(np.float32)
-    return Codes(indices.astype(np.int32), values)
+def _require_library(collection: Collection) -> None:
+    if companion_of(collection.metadata) is None:
+        raise StoreError(
+            f"collection {collection.name!r} exists but is none of this library's: rename one of the two collections."
+        )
 
 
 def _digest(vector: Array) -> str:

@@ -52,13 +52,22 @@ def unit_rows(vectors: Any, expected_dimension: int | None = None) -> Array:  # 
     Raises:
         MismatchError: The vectors are not (batch, d), not finite, or all zero in a row.
     """
-    rows = np.asarray(vectors, dtype=np.float32)
+    try:
+        rows = np.asarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:  # ragged, or no numbers
+        raise MismatchError(f"the encoder gave no (batch, {expected_dimension}) array of numbers: {error}.") from error
     if rows.ndim != 2 or (expected_dimension is not None and rows.shape[1] != expected_dimension):
         raise MismatchError(f"the encoder gave vectors of shape {rows.shape}, expected (batch, {expected_dimension}).")
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(norms).all() or (norms == 0).any():
         raise MismatchError("the encoder gave a vector that is zero, or not finite; check the texts it was given.")
     return np.asarray(rows / norms, dtype=np.float32)
+
+
+def _one_each(vectors: Array, texts: Sequence[str]) -> Array:
+    if len(vectors) != len(texts):
+        raise MismatchError(f"the encoder gave {len(vectors)} vectors for {len(texts)} texts.")
+    return vectors
 
 
 class SentenceTransformerEmbedder:
@@ -154,7 +163,7 @@ class LangChainEmbedder:
         """(batch, d) unit vectors of documents."""
         if not len(texts):
             return np.empty((0, self._spec.dimension), dtype=np.float32)
-        return unit_rows(self._embeddings.embed_documents(list(texts)), self._spec.dimension)
+        return _one_each(unit_rows(self._embeddings.embed_documents(list(texts)), self._spec.dimension), texts)
 
 
 class LlamaIndexEmbedder:
@@ -189,7 +198,9 @@ class LlamaIndexEmbedder:
         """(batch, d) unit vectors of documents."""
         if not len(texts):
             return np.empty((0, self._spec.dimension), dtype=np.float32)
-        return unit_rows(self._embed_model.get_text_embedding_batch(list(texts)), self._spec.dimension)
+        return _one_each(
+            unit_rows(self._embed_model.get_text_embedding_batch(list(texts)), self._spec.dimension), texts
+        )
 
 
 def as_embedder(source: Any) -> Embedder:  # noqa: ANN401 - the point of this function

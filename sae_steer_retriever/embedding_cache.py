@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from platformdirs import user_cache_dir
 from tqdm import tqdm
 
 from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.errors import ArtifactError, MismatchError
 from sae_steer_retriever.memory import keep_large_buffers
 from sae_steer_retriever.sae import Array, EncoderSpec
 
@@ -21,6 +23,7 @@ CACHE_VARIABLE = "SAE_STEER_CACHE"
 _DIGEST_BYTES = 16
 # Long enough for the encoder to sort texts by length, short enough that a kill costs seconds of work.
 _CHUNK = 512
+_UNIT_TOLERANCE = 1e-3
 
 
 def cache_root() -> Path:
@@ -32,7 +35,8 @@ class CachedEmbedder:
     """An `Embedder` that remembers.
 
     Two append-only files hold 16-byte digests of (role, prefix, text) and float32 rows. A kill between the two
-    writes leaves a tail that the next opening ignores, so what was embedded before it is never lost.
+    writes leaves a tail that the next opening ignores, so what was embedded before it is never lost. A row that is
+    no unit vector (a crash of the machine, a damaged disk) is embedded again. Processes and threads may share it.
     """
 
     def __init__(self, embedder: Embedder, folder: Path | None = None, *, progress: bool = False) -> None:
@@ -42,6 +46,9 @@ class CachedEmbedder:
             embedder: What embeds the texts that are not known yet.
             folder: Where the cache lives; under `cache_root()` if not given.
             progress: Whether to show a progress bar on stderr while embedding.
+
+        Raises:
+            ArtifactError: The folder cannot be made.
         """
         self._embedder = embedder
         spec = embedder.spec
@@ -49,9 +56,17 @@ class CachedEmbedder:
         slug = re.sub(r"[^\w.-]+", "-", spec.name)[-60:]
         name = f"{slug}-{hashlib.blake2b(identity, digest_size=4).hexdigest()}"
         self._folder = (folder or cache_root() / "embeddings") / name
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot keep embeddings in {self._folder}: {error.strerror or error}; the environment variable "
+                f"{CACHE_VARIABLE} names another folder."
+            ) from error
         self._keys_path, self._rows_path = self._folder / "keys.bin", self._folder / "vectors.f32"
         self._lock = FileLock(self._folder / "lock")
+        # The file lock is for processes; what is known of the files is shared by threads.
+        self._reading = threading.RLock()
         self._row_bytes = 4 * spec.dimension
         self._rows: dict[bytes, int] = {}
         # Not len(self._rows): two processes may have embedded the same text.
@@ -79,16 +94,27 @@ class CachedEmbedder:
 
     def _embed(self, texts: Sequence[str], role: str) -> Array:
         keys = [self._key(text, role) for text in texts]
+        if not keys:
+            return np.empty((0, self.spec.dimension), dtype=np.float32)
         if any(key not in self._rows for key in keys):
             self._read_new_keys()
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
         if missing:
             self._embed_missing(missing, role)
-        dimension = self.spec.dimension
-        if not keys:
-            return np.empty((0, dimension), dtype=np.float32)
-        stored = np.memmap(self._rows_path, dtype=np.float32, mode="r").reshape(-1, dimension)
-        return np.asarray(stored[[self._rows[key] for key in keys]])
+        rows = self._stored(keys)
+        damaged = np.nonzero(np.abs(np.linalg.norm(rows, axis=1) - 1.0) > _UNIT_TOLERANCE)[0].tolist()
+        if damaged:
+            self._embed_missing({keys[row]: texts[row] for row in damaged}, role)
+            rows = self._stored(keys)
+        return rows
+
+    def _stored(self, keys: list[bytes]) -> Array:
+        with self._reading:
+            places = [self._rows[key] for key in keys]
+            # Not the whole file: another process may be in the middle of a row.
+            shape = (self._count, self.spec.dimension)
+        stored = np.memmap(self._rows_path, dtype=np.float32, mode="r", shape=shape)
+        return np.array(stored[places])
 
     def _embed_missing(self, missing: dict[bytes, str], role: str) -> None:
         keep_large_buffers()
@@ -102,34 +128,40 @@ class CachedEmbedder:
                 bar.update(len(chunk))
 
     def _append(self, keys: list[bytes], rows: Array) -> None:
-        with self._lock:
+        if rows.shape != (len(keys), self.spec.dimension):
+            raise MismatchError(
+                f"the encoder gave vectors of shape {rows.shape}, expected {(len(keys), self.spec.dimension)}."
+            )
+        content = np.ascontiguousarray(rows, dtype=np.float32).tobytes()
+        with self._lock, self._reading:
             self._read_new_keys()
-            count = self._count
-            with self._rows_path.open("ab") as stream:
-                stream.truncate(count * self._row_bytes)
-                stream.seek(0, os.SEEK_END)
-                stream.write(np.ascontiguousarray(rows, dtype=np.float32).tobytes())
-            with self._keys_path.open("ab") as stream:
-                stream.truncate(count * _DIGEST_BYTES)
-                stream.seek(0, os.SEEK_END)
-                stream.write(b"".join(keys))
+            for path, begin, part in (
+                (self._rows_path, self._count * self._row_bytes, content),
+                (self._keys_path, self._count * _DIGEST_BYTES, b"".join(keys)),
+            ):
+                with path.open("ab") as stream:
+                    if stream.tell() > begin:  # what a kill left behind
+                        stream.truncate(begin)
+                        stream.seek(0, os.SEEK_END)
+                    stream.write(part)
             self._read_new_keys()
 
     def _read_new_keys(self) -> None:
-        if not self._keys_path.exists() or not self._rows_path.exists():
-            return
-        known = self._count
-        complete = min(
-            self._keys_path.stat().st_size // _DIGEST_BYTES, self._rows_path.stat().st_size // self._row_bytes
-        )
-        if complete <= known:
-            return
-        with self._keys_path.open("rb") as stream:
-            stream.seek(known * _DIGEST_BYTES)
-            data = stream.read((complete - known) * _DIGEST_BYTES)
-        for position in range(complete - known):
-            self._rows[data[position * _DIGEST_BYTES : (position + 1) * _DIGEST_BYTES]] = known + position
-        self._count = complete
+        with self._reading:
+            if not self._keys_path.exists() or not self._rows_path.exists():
+                return
+            known = self._count
+            complete = min(
+                self._keys_path.stat().st_size // _DIGEST_BYTES, self._rows_path.stat().st_size // self._row_bytes
+            )
+            if complete <= known:
+                return
+            with self._keys_path.open("rb") as stream:
+                stream.seek(known * _DIGEST_BYTES)
+                data = stream.read((complete - known) * _DIGEST_BYTES)
+            for position in range(complete - known):
+                self._rows[data[position * _DIGEST_BYTES : (position + 1) * _DIGEST_BYTES]] = known + position
+            self._count = complete
 
     def _key(self, text: str, role: str) -> bytes:
         prefix = self.spec.query_prefix if role == "query" else self.spec.document_prefix

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,13 +99,16 @@ class FeatureCatalog:
         self.calibration = calibration
         self.fingerprint = fingerprint
         self.label_embeddings = label_embeddings
-        self._by_label: dict[str, int] = {}
+        self._by_label: dict[str, list[int]] = {}
         self._by_keyword: dict[str, list[int]] = {}
+        # How a keyword is written, by its stem: suggestions are words, not stems.
+        self._written: dict[str, str] = {}
         for feature in self.features:
             if feature.label:
-                self._by_label.setdefault(feature.label.casefold(), feature.id)
-            for keyword in feature.keywords:
-                self._by_keyword.setdefault(_stem(keyword), []).append(feature.id)
+                self._by_label.setdefault(feature.label.casefold(), []).append(feature.id)
+            for stem, keyword in {_stem(keyword): keyword for keyword in reversed(feature.keywords)}.items():
+                self._by_keyword.setdefault(stem, []).append(feature.id)
+                self._written.setdefault(stem, keyword)
 
     def __len__(self) -> int:
         """Number of latents, n."""
@@ -151,9 +156,9 @@ class FeatureCatalog:
     def resolve(self, name: str | int, concept: Callable[[str], Concept] | None = None) -> Resolution:
         """The features a name means.
 
-        In order: an id (`84340` or `"#84340"`), a whole label, a keyword, free text by its meaning. A keyword or
-        text may mean a family of features: those that its own embedding activates and whose labels agree with it,
-        weighted by that activation.
+        In order: an id (`84340`, `"#84340"`), a display name or whole label, a keyword, free text by its meaning.
+        A keyword or text may mean a family of features: those that its own embedding activates and whose labels
+        agree with it, weighted by that activation.
 
         Args:
             name: As the user wrote it.
@@ -169,9 +174,9 @@ class FeatureCatalog:
                 raise UnknownFeatureError(f"feature #{latent} is dead: it is active in no passage of the corpus.")
             return Resolution((latent,), (1.0,), "id")
         text = str(name).strip()
-        label = self._by_label.get(text.casefold())
-        if label is not None:
-            return Resolution((label,), (1.0,), "label")
+        alike = self._by_label.get(text.casefold())
+        if alike is not None:
+            return Resolution(tuple(alike[:_FAMILY_SIZE]), (1.0,) * len(alike[:_FAMILY_SIZE]), "label")
         matches = self._by_keyword.get(_stem(text), [])
         if concept is None:
             return self._resolve_by_words(text, matches)
@@ -211,7 +216,7 @@ class FeatureCatalog:
         if self.label_embeddings is None:
             return set()
         near = {latent: float(self.label_embeddings[latent] @ concept.embedding) for latent in activations}
-        misspelt = _stem(text) not in self._by_keyword and bool(nearest_names(_stem(text), self._by_keyword, 1))
+        misspelt = _stem(text) not in self._by_keyword and bool(self._spelt_like(text, 1))
         threshold = _CERTAIN_FROM if misspelt else _MEANT_FROM
         if max(near.values(), default=0.0) < threshold:
             return set()
@@ -231,7 +236,7 @@ class FeatureCatalog:
             )
 
     def _unknown(self, text: str, concept: Concept | None) -> UnknownFeatureError:
-        spelt = nearest_names(text, self._by_keyword, 3)
+        spelt = self._spelt_like(text, 3)
         nearest = [f"#{feature.id} {feature.name}" for feature in self.search(text, concept=concept, limit=3)]
         if concept is not None and self.label_embeddings is not None and not nearest:
             order = np.argsort(-(self.label_embeddings @ concept.embedding))[:3]
@@ -243,6 +248,9 @@ class FeatureCatalog:
             message += f" Nearest features: {'; '.join(nearest)}."
         return UnknownFeatureError(f"{message} {len(self.labelled)} features have names: see `sae-steer features`.")
 
+    def _spelt_like(self, text: str, limit: int) -> list[str]:
+        return [self._written[stem] for stem in nearest_names(_stem(text), self._by_keyword, limit)]
+
     def _rank_of(self, text: str, latent: int) -> int:
         stems = [_stem(keyword) for keyword in self.features[latent].keywords]
         return stems.index(_stem(text))
@@ -250,10 +258,16 @@ class FeatureCatalog:
     def save(self, folder: str | Path) -> None:
         """Write `features.json` and `calibration.safetensors` into the SAE's folder, atomically."""
         rows = [dataclasses.asdict(feature) for feature in self.features]
-        body = {"format_version": _FORMAT_VERSION, "fingerprint": self.fingerprint, "features": rows}
+        calibration = save_calibration(self.calibration, self.label_embeddings)
+        body = {
+            "format_version": _FORMAT_VERSION,
+            "fingerprint": self.fingerprint,
+            "calibration": _digest(calibration),
+            "features": rows,
+        }
         files = {
             FEATURES_FILE: json.dumps(body, ensure_ascii=False, indent=1).encode(),
-            CALIBRATION_FILE: save_calibration(self.calibration, self.label_embeddings),
+            CALIBRATION_FILE: calibration,
         }
         write_files(Path(folder), files)
 
@@ -275,31 +289,50 @@ class FeatureCatalog:
             body = json.loads(path.read_text(encoding="utf-8"))
             if body["format_version"] != _FORMAT_VERSION:
                 raise ArtifactError(f"{path} has format version {body['format_version']}, expected {_FORMAT_VERSION}.")
-            found = str(body["fingerprint"])
+            found, written_with = str(body["fingerprint"]), str(body["calibration"])
             features = [
                 Feature(**{**row, "keywords": tuple(row["keywords"]), "examples": tuple(row["examples"])})
                 for row in body["features"]
             ]
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, ArtifactError):
-                raise
-            raise ArtifactError(f"{path} is not a feature catalog of this library ({error}).") from error
+            if [feature.id for feature in features] != list(range(len(features))):
+                raise ValueError("its features are not numbered from 0 without gaps")
+        except ArtifactError:
+            raise
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise ArtifactError(f"{path} is not a feature catalog of this library ({error!r}).") from error
         if found != fingerprint:
             raise ArtifactError(f"{path} names the features of SAE {found}, the weights are of {fingerprint}.")
-        calibration, label_embeddings = load_calibration(path.parent / CALIBRATION_FILE, len(features))
+        calibration_path = path.parent / CALIBRATION_FILE
+        calibration, label_embeddings = load_calibration(calibration_path, len(features))
+        if _digest(calibration_path.read_bytes()) != written_with:
+            raise ArtifactError(
+                f"{path.parent}: {CALIBRATION_FILE} is not the one that {FEATURES_FILE} was written with: "
+                "copy the whole SAE folder, or train again."
+            )
         return cls(features, calibration, fingerprint, label_embeddings)
 
 
 def _as_id(name: str | int) -> int | None:
-    if isinstance(name, int):
-        return name
-    digits = name.strip().removeprefix("#")
-    return int(digits) if digits.isdecimal() else None
+    if isinstance(name, int | np.integer):
+        return int(name)
+    text = name.strip()
+    # "unclear #12 (court, tennis)" is how an explanation shows a feature: what is shown can be asked for.
+    shown = re.fullmatch(r"unclear #(\d{1,12})( \(.*\))?", text, flags=re.ASCII | re.DOTALL)
+    digits = shown[1] if shown else text.removeprefix("#")
+    return int(digits) if re.fullmatch(r"\d{1,12}", digits, flags=re.ASCII) else None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _stem(word: str) -> str:
-    """Case and a plain plural do not make another name."""
+    """Case and a plain English plural do not make another name: a key for comparison, not a word."""
     folded = " ".join(word.casefold().split())
     if len(folded) > 3 and folded.endswith("s") and not folded.endswith(("ss", "us", "is")):
+        folded = folded[:-1]
+    if len(folded) > 3 and folded.endswith("ie"):  # families and family, movies and movie
+        return folded[:-2] + "y"
+    if len(folded) > 3 and folded.endswith(("xe", "ze", "che", "she", "sse")):  # taxes and tax, caches and cache
         return folded[:-1]
     return folded

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.attribution import Attribution, SteeringTerm, attribute
+from sae_steer_retriever.attribution import Attribution, attribute
 from sae_steer_retriever.embedders import Embedder, as_embedder
-from sae_steer_retriever.errors import SteeringError
+from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.features import Concept, FeatureCatalog
+from sae_steer_retriever.plan import plan
+from sae_steer_retriever.ranking import Ranker, Ranking
 from sae_steer_retriever.sae import Array, Codes, TopKSAE, resolve_folder
 from sae_steer_retriever.steering import (
     DEFAULT_DRIFT_CAP,
-    SUPPRESSED_FROM,
-    Plan,
     Resolution,
     Side,
     Steering,
     SteerLike,
     check_drift_cap,
     check_side,
-    gate_presence,
     parse,
-    plan,
     resolve,
 )
 from sae_steer_retriever.store import ChromaStore, Metadata, Neighbours
@@ -38,8 +36,8 @@ if TYPE_CHECKING:
 Space = Literal["original", "reconstructed"]
 SPACES: tuple[Space, ...] = ("original", "reconstructed")
 DEFAULT_FETCH_K = 100
-# Passages with a feature are gathered this many times over where a filter will leave some of them out.
-_FILTER_MARGIN = 4
+# How many names' meanings are remembered.
+_REMEMBERED = 4096
 # How far the candidates of a negative gate or a suppression may be widened, in times the first pool.
 _WIDEST = 16
 
@@ -68,19 +66,6 @@ class Hit:
     attribution: Attribution | None
 
 
-class _Ranking(NamedTuple):
-    """Candidates in their final order."""
-
-    ids: list[str]
-    scores: NDArray[np.float64]
-    base_scores: NDArray[np.float64]
-    base_ranks: list[int | None]
-    terms: list[tuple[SteeringTerm, ...]]
-
-    def top(self, k: int) -> _Ranking:
-        return _Ranking(self.ids[:k], self.scores[:k], self.base_scores[:k], self.base_ranks[:k], self.terms[:k])
-
-
 class SteeredRetriever:
     """Searches a `ChromaStore`, steers by named features, and explains every hit.
 
@@ -95,7 +80,7 @@ class SteeredRetriever:
         """
         store.sae.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
         if catalog.fingerprint != store.sae.fingerprint:
-            raise SteeringError(
+            raise MismatchError(
                 f"the catalog names the features of SAE {catalog.fingerprint}, the store has {store.sae.fingerprint}."
             )
         self.store = store
@@ -175,7 +160,7 @@ class SteeredRetriever:
                 feature, "both" does both.
             drift_cap: Smallest cosine between the query and the tilted query.
             explain: Whether hits carry their attribution.
-            embedding: (d,) the query's embedding, if it was made already.
+            embedding: (d,) the query's embedding, if it was made already; scaled to unit norm if it is not.
 
         Returns:
             At most `k` hits, best first.
@@ -190,9 +175,8 @@ class SteeredRetriever:
         """
         if not isinstance(query, str):
             raise TypeError(f"query must be a text, got {type(query).__name__}.")
-        _check_count("k", k)
-        fetch_k = max(DEFAULT_FETCH_K, 4 * k) if fetch_k is None else fetch_k
-        _check_count("fetch_k", fetch_k)
+        k = _check_count("k", k)
+        fetch_k = max(DEFAULT_FETCH_K, 4 * k) if fetch_k is None else _check_count("fetch_k", fetch_k)
         if space not in SPACES:
             raise ValueError(f"space is {space!r}, expected one of {', '.join(SPACES)}.")
         steering = self.resolve(steer, side=side, drift_cap=drift_cap)
@@ -204,9 +188,10 @@ class SteeredRetriever:
         if steering.edits and h_q is not None:
             plan_ = plan(steering, vector, h_q, self.sae, self.catalog.calibration)
         if plan_ is None or plan_.is_empty:
-            ranking = self._plain(vector, k, where, reconstructed)
+            ranking = Ranking.plain(*self._nearest(vector, k, where, reconstructed))
         else:
-            ranking = self._steered(vector, plan_, k, max(fetch_k, k), where, reconstructed)
+            ranker = Ranker(self.sae, self.catalog.calibration.unit, plan_, vector, reconstructed)
+            ranking = self._steered(ranker, k, max(fetch_k, k), where)
         shift = plan_.shift(len(q)) if plan_ is not None else np.zeros_like(q)
         return self._hits(ranking, vector, h_q if explain else None, shift, reconstructed)
 
@@ -235,6 +220,8 @@ class SteeredRetriever:
     def resolve_name(self, name: str | int) -> Resolution:
         """The features a name means in this SAE; answers are remembered."""
         if name not in self._resolved:
+            if len(self._resolved) >= _REMEMBERED:
+                self._resolved.clear()
             self._resolved[name] = self.catalog.resolve(name, self.concept)
         return self._resolved[name]
 
@@ -249,146 +236,69 @@ class SteeredRetriever:
         q = np.asarray(embedding, dtype=np.float32)
         if q.shape != (self.sae.config.d,) or not np.isfinite(q).all() or not q.any():
             raise ValueError(f"embedding has shape {q.shape}, expected ({self.sae.config.d},), finite and not zero.")
-        return q
-
-    def _plain(self, vector: Array, k: int, where: Metadata | None, reconstructed: bool) -> _Ranking:
-        found = self._nearest(vector, k, where, reconstructed)
-        ranks: list[int | None] = list(range(1, len(found.ids) + 1))
-        return _Ranking(found.ids, found.scores, found.scores, ranks, [()] * len(found.ids))
+        norm = float(np.linalg.norm(q))
+        # Scores and their decomposition assume unit queries; rounding alone is no reason to touch what was given.
+        return q if abs(norm - 1.0) < 1e-5 else np.asarray(q / norm, dtype=np.float32)
 
     def _nearest(self, vector: Array, k: int, where: Metadata | None, reconstructed: bool) -> Neighbours:
         search = self.store.nearest_reconstructed if reconstructed else self.store.nearest
         return search(vector, k, where)
 
-    def _steered(
-        self, vector: Array, plan_: Plan, k: int, fetch_k: int, where: Metadata | None, reconstructed: bool
-    ) -> _Ranking:
+    def _steered(self, ranker: Ranker, k: int, fetch_k: int, where: Metadata | None) -> Ranking:
         widest = min(fetch_k * _WIDEST, max(len(self.store), 1))
         while True:
-            base = self._nearest(vector, fetch_k, where, reconstructed)
-            ranking = self._rank(vector, plan_, base, fetch_k, where, reconstructed)
+            base = self._nearest(ranker.vector, fetch_k, where, ranker.reconstructed)
+            ranking = self._rank(ranker, base, fetch_k, where)
             exhausted = len(base.ids) < fetch_k or fetch_k >= widest
-            if exhausted or not _may_miss(plan_, ranking, base, k):
+            if exhausted or not ranker.may_miss(ranking, base.scores, k):
                 return ranking.top(k)
             fetch_k = min(2 * fetch_k, widest)
 
-    def _rank(
-        self,
-        vector: Array,
-        plan_: Plan,
-        base: Neighbours,
-        fetch_k: int,
-        where: Metadata | None,
-        reconstructed: bool,
-    ) -> _Ranking:
-        shift = plan_.shift(len(vector))
+    def _rank(self, ranker: Ranker, base: Neighbours, fetch_k: int, where: Metadata | None) -> Ranking:
         found = dict(zip(base.ids, base.scores.tolist(), strict=True))
-        others: dict[str, None] = {}
+        shift = ranker.plan.shift(len(ranker.vector))
         if shift.any():
-            others |= dict.fromkeys(self._nearest(vector + shift, fetch_k, where, reconstructed).ids)
-        others |= dict.fromkeys(self._having(vector, plan_, fetch_k * (_FILTER_MARGIN if where else 1)))
-        missing = [name for name in others if name not in found]
-        if reconstructed:
-            base_of_missing = self._reconstructed_scores(vector, missing, where)
-        else:
-            base_of_missing = self.store.scores(vector, missing, where)
-        found |= dict(zip(base_of_missing.ids, base_of_missing.scores.tolist(), strict=True))
+            tilted = self._nearest(ranker.vector + shift, fetch_k, where, ranker.reconstructed)
+            found |= self._base_scores(ranker, [name for name in tilted.ids if name not in found], where)
+        found |= self._having(ranker, fetch_k, where, found)
         ids = list(found)
-        codes = self.store.codes(ids)
-        base_scores = np.array([found[name] for name in ids])
-        terms, scores = self._score(vector, plan_, codes, base_scores, reconstructed)
-        kept = np.ones(len(ids), dtype=bool)
-        names = codes.leading(self.sae.config.k_names)
-        for gate in plan_.excluded:
-            kept &= gate_presence(gate, names, self.catalog.calibration.unit) < SUPPRESSED_FROM
-        # Ties keep the plain order, then the id's, so that a ranking is the same on every machine.
-        order = sorted(np.nonzero(kept)[0].tolist(), key=lambda row: (-scores[row], -base_scores[row], ids[row]))
-        rank_of = {name: rank for rank, name in enumerate(base.ids, start=1)}
-        return _Ranking(
-            [ids[row] for row in order],
-            scores[order],
-            base_scores[order],
-            [rank_of.get(ids[row]) for row in order],
-            [terms[row] for row in order],
-        )
+        return ranker.rank(ids, np.array([found[name] for name in ids]), self.store.codes(ids), base.ids)
 
-    def _having(self, vector: Array, plan_: Plan, limit: int) -> list[str]:
-        """The nearest passages that have a rewarded feature, by their reconstructions."""
-        rewarded = [gate for gate in plan_.gates if gate.amount > 0]
+    def _base_scores(self, ranker: Ranker, ids: list[str], where: Metadata | None) -> dict[str, float]:
+        search = self.store.scores_reconstructed if ranker.reconstructed else self.store.scores
+        scored = search(ranker.vector, ids, where)
+        return dict(zip(scored.ids, scored.scores.tolist(), strict=True))
+
+    def _having(
+        self, ranker: Ranker, limit: int, where: Metadata | None, known: Mapping[str, float]
+    ) -> dict[str, float]:
+        """The passages that have a rewarded feature and score best by their codes, with their plain scores."""
+        rewarded = sorted({feature for gate in ranker.plan.gates if gate.amount > 0 for feature in gate.features})
         if not rewarded:
-            return []
+            return {}
         index = self.store.index
-        unit = self.catalog.calibration.unit
-        features = {feature for gate in rewarded for feature in gate.features}
-        rows = np.unique(np.concatenate([index.posting(feature) for feature in sorted(features)]))
-        if not len(rows):
-            return []
-        codes = index.take(rows)
-        scores = self._projections(codes, vector)
-        names = codes.leading(self.sae.config.k_names)
-        for gate in rewarded:
-            scores = scores + gate.amount * gate_presence(gate, names, unit)
-        best = np.argsort(-scores, kind="stable")[:limit]
-        return [index.ids[rows[row]] for row in best]
-
-    def _projections(self, codes: Codes[NDArray[Any]], vector: Array) -> Array:
-        """(batch,) `x_hat . vector` from codes, without decoding: one dot product per latent, then K per passage."""
-        along = self.sae.decoder @ vector
-        return np.asarray((codes.values * along[codes.indices]).sum(axis=1) + self.sae.bias @ vector, dtype=np.float32)
-
-    def _score(
-        self,
-        vector: Array,
-        plan_: Plan,
-        codes: Codes[NDArray[Any]],
-        base_scores: NDArray[np.float64],
-        reconstructed: bool,
-    ) -> tuple[list[tuple[SteeringTerm, ...]], NDArray[np.float64]]:
-        """Steering terms and scores of candidates.
-
-        Original space: base + v . x_hat + gates. Reconstructed: cos(q_hat + v, x_hat) + gates.
-        """
-        scale = np.ones(len(base_scores))
-        if reconstructed:
-            lengths = np.linalg.norm(self.sae.decode(codes), axis=1)
-            before, after = np.linalg.norm(vector), np.linalg.norm(vector + plan_.shift(len(vector)))
-            scale = 1.0 / (lengths * after)
-            scores = base_scores * (before / after)
-        else:
-            scores = base_scores.copy()
-        columns: list[tuple[str, str, NDArray[np.float64]]] = []
-        for tilt in plan_.tilts:
-            if tilt.vector.any():
-                columns.append((tilt.name, "query", self._projections(codes, tilt.vector) * scale))
-        names = codes.leading(self.sae.config.k_names)
-        for gate in plan_.gates:
-            presence = gate_presence(gate, names, self.catalog.calibration.unit)
-            columns.append((gate.name, "document", gate.amount * presence.astype(np.float64)))
-        for _, _, values in columns:
-            scores = scores + values
-        terms = [
-            tuple(SteeringTerm(name, side, float(values[row])) for name, side, values in columns)
-            for row in range(len(scores))
-        ]
-        return terms, scores
-
-    def _reconstructed_scores(self, vector: Array, ids: list[str], where: Metadata | None) -> Neighbours:
-        if not ids:
-            return Neighbours([], np.empty(0))
-        if where is not None:
-            ids = self.store.scores(vector, ids, where).ids
-        found, scores = self.store.companion.nearest(vector, len(ids), ids)
-        return Neighbours(found, scores.astype(np.float64))
+        rows = np.unique(np.concatenate([index.posting(feature) for feature in rewarded]))
+        best = rows[np.argsort(-ranker.estimate(index.take(rows)), kind="stable")]
+        found: dict[str, float] = {}
+        begin, end, reached = 0, limit, 0
+        # A filter may leave out any share of them: look further until enough have passed it.
+        while begin < len(best) and reached < limit:
+            names = [index.ids[row] for row in best[begin:end]]
+            found |= self._base_scores(ranker, [name for name in names if name not in known], where)
+            reached = sum(name in known or name in found for name in (index.ids[row] for row in best[:end]))
+            begin, end = end, 4 * end
+        return found
 
     def _hits(
-        self, ranking: _Ranking, vector: Array, h_q: Codes[NDArray[Any]] | None, shift: Array, reconstructed: bool
+        self, ranking: Ranking, vector: Array, h_q: Codes[NDArray[Any]] | None, shift: Array, reconstructed: bool
     ) -> list[Hit]:
-        if not ranking.ids:
-            return []
-        records = self.store.records(ranking.ids)
+        records = self.store.find(ranking.ids)
         codes = self.store.codes(ranking.ids) if reconstructed and h_q is not None else None
         hits = []
-        for row, (name, record) in enumerate(zip(ranking.ids, records, strict=True)):
+        for row, name in enumerate(ranking.ids):
+            record = records.get(name)
+            if record is None:  # deleted since it was found
+                continue
             attribution = None
             if h_q is not None:
                 x, scale, offset = record.vector, 1.0, record.offset
@@ -431,21 +341,10 @@ def load_sae(
     return sae, catalog, embedder
 
 
-def _may_miss(plan_: Plan, ranking: _Ranking, base: Neighbours, k: int) -> bool:
-    """Whether a passage beyond the plain candidates could outrank the last hit.
-
-    Only for steerings that take away: what none of the candidates' sources has seen scores at most as much as the
-    last plain candidate, unless something rewards it.
-    """
-    takes_away = bool(plan_.excluded) or any(gate.amount < 0 for gate in plan_.gates)
-    if not takes_away or not base.ids:
-        return False
-    return len(ranking.ids) < k or bool(ranking.scores[k - 1] < base.scores[-1])
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def _check_count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1.")
+    return int(value)
 
 
 __all__ = ["DEFAULT_FETCH_K", "SPACES", "Hit", "Space", "SteeredRetriever", "load_sae"]

@@ -1,22 +1,46 @@
-"""Steering: what a user asks for (parse), which features that means (resolve), and what it does to scores (plan)."""
+"""Steering: what a user asks for (parse), and which features that means (resolve). `plan.py` says what it does."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sae_steer_retriever.calibration import Calibration
 from sae_steer_retriever.errors import MismatchError, SteeringError
-from sae_steer_retriever.sae import Array, Codes, TopKSAE
+from sae_steer_retriever.plan import SUPPRESSED_FROM, Gate, Plan, Tilt, cap_drift, gate_presence, plan
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "DEFAULT_DRIFT_CAP",
+    "DEFAULT_SIDE",
+    "LARGEST_STRENGTH",
+    "SIDES",
+    "SUPPRESSED_FROM",
+    "Add",
+    "Clamp",
+    "Edit",
+    "Gate",
+    "Operation",
+    "Plan",
+    "Request",
+    "Resolution",
+    "Scale",
+    "Side",
+    "SteerLike",
+    "Steering",
+    "Suppress",
+    "Tilt",
+    "cap_drift",
+    "check_drift_cap",
+    "check_side",
+    "gate_presence",
+    "parse",
+    "plan",
+    "resolve",
+]
 
 Side = Literal["query", "document", "both"]
 SIDES: tuple[Side, ...] = ("query", "document", "both")
@@ -24,8 +48,6 @@ DEFAULT_SIDE: Side = "both"
 DEFAULT_DRIFT_CAP = 0.8
 # Past a few units a steering only says "nothing else matters"; a larger number is a slip of the keyboard.
 LARGEST_STRENGTH = 10.0
-# A passage has a feature clearly enough to be suppressed from this share of a unit on.
-SUPPRESSED_FROM = 0.5
 _FORMAT_VERSION = 1
 
 
@@ -39,7 +61,7 @@ class Add:
 
 @dataclasses.dataclass(frozen=True)
 class Clamp:
-    """Set the query's activation of a feature to `value` units, whatever it was."""
+    """Set the query's activation of a feature to `value` units, whatever it was; of a family, each to its share."""
 
     value: float
 
@@ -173,6 +195,8 @@ def parse(steer: SteerLike | None) -> list[Request]:
         )
     requests = []
     for name, value in steer.items():
+        if isinstance(name, np.integer):
+            name = int(name)
         if isinstance(name, bool) or not isinstance(name, str | int) or (isinstance(name, str) and not name.strip()):
             raise SteeringError(f"a feature is named by text or by its id, got {name!r}.")
         operation = value if isinstance(value, Operation) else Add(value)
@@ -215,151 +239,6 @@ def resolve(
     return Steering(tuple(edits), fingerprint, check_drift_cap(drift_cap))
 
 
-class Gate(NamedTuple):
-    """A bonus for passages that have a feature: `amount * min(1, sum_f weight_f min(1, h_f / u_f))`.
-
-    Attributes:
-        name: The edit's name.
-        features: Latent ids.
-        weights: Their shares.
-        amount: What a passage gains that has the feature in full, in score units; negative takes away.
-    """
-
-    name: str
-    features: tuple[int, ...]
-    weights: tuple[float, ...]
-    amount: float
-
-
-class Tilt(NamedTuple):
-    """A shift of the query along latents' directions: `sum_f delta_f d_f`, in embedding units."""
-
-    name: str
-    vector: Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a steering does to one query.
-
-    Attributes:
-        tilts: Shifts of the query, after the drift cap.
-        gates: Bonuses for passages.
-        excluded: Features whose passages are left out.
-        capped: Share of the requested tilt that the drift cap let through, 1.0 if it did not bind.
-    """
-
-    tilts: tuple[Tilt, ...]
-    gates: tuple[Gate, ...]
-    excluded: tuple[Gate, ...]
-    capped: float
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing would change."""
-        return not (self.gates or self.excluded) and not any(tilt.vector.any() for tilt in self.tilts)
-
-    def shift(self, d: int) -> Array:
-        """(d,) the sum of all tilts."""
-        total = np.zeros(d, dtype=np.float32)
-        for tilt in self.tilts:
-            total += tilt.vector
-        return total
-
-
-def plan(steering: Steering, q: Array, h_q: Codes[NDArray[Any]], sae: TopKSAE, calibration: Calibration) -> Plan:
-    """Work out tilts, gates and exclusions for one query.
-
-    Args:
-        steering: The edits.
-        q: (d,) the vector that is tilted, for the drift cap.
-        h_q: (1, K) the query's codes, for operations relative to what the query has.
-        sae: The dictionary.
-        calibration: Its units.
-    """
-    own = dict(zip(h_q.indices[0].tolist(), h_q.values[0].tolist(), strict=True))
-    tilts: list[Tilt] = []
-    gates: list[Gate] = []
-    excluded: list[Gate] = []
-    for edit in steering.edits:
-        features = np.array(edit.features)
-        weights = np.array(edit.weights, dtype=np.float32)
-        units = calibration.unit[features]
-        present = np.array([own.get(feature, 0.0) for feature in edit.features], dtype=np.float32)
-        directions = sae.decoder[features]
-        if edit.op == "add":
-            if edit.side in ("query", "both"):
-                tilts.append(Tilt(edit.name, edit.strength * _family_direction(weights, units, directions)))
-            if edit.side in ("document", "both"):
-                amount = edit.strength * calibration.score_spread
-                gates.append(Gate(edit.name, edit.features, edit.weights, amount))
-        elif edit.op == "clamp":
-            tilts.append(Tilt(edit.name, (weights * (edit.strength * units - present)) @ directions))
-        elif edit.op == "scale":
-            tilts.append(Tilt(edit.name, ((edit.strength - 1.0) * present) @ directions))
-        else:
-            tilts.append(Tilt(edit.name, -present @ directions))
-            excluded.append(Gate(edit.name, edit.features, edit.weights, 0.0))
-    total = np.sum([tilt.vector for tilt in tilts], axis=0) if tilts else np.zeros_like(q)
-    share = cap_drift(q, total, steering.drift_cap)
-    if share < 1.0:
-        logger.warning(
-            "the steering is capped: %.0f %% of the tilt is applied, so that the query keeps a cosine of %.2f",
-            100 * share,
-            steering.drift_cap,
-        )
-    return Plan(
-        tuple(Tilt(name, (share * vector).astype(np.float32)) for name, vector in tilts),
-        tuple(gates),
-        tuple(excluded),
-        share,
-    )
-
-
-def cap_drift(q: Array, v: Array, cap: float) -> float:
-    """The largest t <= 1 with cos(q, q + t v) >= cap, in closed form.
-
-    Args:
-        q: (d,) any norm but zero.
-        v: (d,) the shift.
-        cap: Smallest cosine, in (0, 1].
-    """
-    norm = float(np.linalg.norm(q))
-    shift = np.asarray(v, dtype=np.float64) / norm
-    along = float(shift @ (np.asarray(q, dtype=np.float64) / norm))
-    across = math.sqrt(max(float(shift @ shift) - along * along, 0.0))
-    tangent = math.sqrt(1.0 - cap * cap) / cap
-    # cos(q, q + t v) >= cap  <=>  t * across <= tangent * (1 + t * along).
-    slope = across - along * tangent
-    return 1.0 if slope <= tangent else tangent / slope
-
-
-def gate_presence(gate: Gate, codes: Codes[NDArray[Any]], unit: Array) -> Array:
-    """How much passages have a gate's feature: `min(1, sum_f weight_f min(1, h_f / u_f))`.
-
-    Args:
-        gate: The gate.
-        codes: (batch, k_names) naming readings of passages.
-        unit: (n,) units.
-
-    Returns:
-        (batch,) in [0, 1].
-    """
-    presence = np.zeros(len(codes.indices), dtype=np.float32)
-    for feature, weight in zip(gate.features, gate.weights, strict=True):
-        activation = np.where(codes.indices == feature, codes.values, 0).max(axis=1, initial=0)
-        presence += weight * np.minimum(1.0, activation / unit[feature])
-    return np.minimum(presence, 1.0)
-
-
-def _family_direction(weights: Array, units: Array, directions: Array) -> Array:
-    """One unit of a family: as long as its features' mean unit, along their weighted sum."""
-    total = (weights * units) @ directions
-    norm = float(np.linalg.norm(total))
-    length = float((weights * units).sum() / weights.sum())
-    return np.asarray(total * (length / norm) if norm > 0 else total, dtype=np.float32)
-
-
 def _check(name: str | int, operation: Operation) -> None:
     match operation:
         case Add(value, side):
@@ -398,13 +277,22 @@ def check_side(side: Any) -> Side | None:  # noqa: ANN401 - user input
 
 def _edit_from(row: dict[str, Any]) -> Edit:
     edit = Edit(**{**row, "features": tuple(row["features"]), "weights": tuple(row["weights"])})
+    # Not `side` of the others: they have one side each.
     operations: dict[str, Operation] = {
         "add": Add(edit.strength, edit.side),
         "clamp": Clamp(edit.strength),
         "scale": Scale(edit.strength),
         "suppress": Suppress(),
     }
-    if edit.op not in operations or len(edit.features) != len(edit.weights) or not edit.features:
+    sound = (
+        isinstance(edit.name, str)
+        and edit.op in operations
+        and edit.side in SIDES
+        and len(edit.features) == len(edit.weights) > 0
+        and all(type(feature) is int and feature >= 0 for feature in edit.features)
+        and all(type(weight) in (int, float) and 0 < weight <= 1 for weight in edit.weights)
+    )
+    if not sound:
         raise SteeringError(f"the policy's edit {edit.name!r} is malformed.")
     _check(edit.name, operations[edit.op])
     return edit

@@ -58,7 +58,7 @@ def score_label(
     return LabelScore(auroc(found, vectors[others] @ label), auroc(found, vectors[misses] @ label))
 
 
-def auroc(positives: NDArray[np.floating], negatives: NDArray[np.floating]) -> float:  # type: ignore[type-arg]
+def auroc(positives: NDArray[np.floating], negatives: NDArray[np.floating]) -> float:
     """The probability that a positive scores above a negative; ties count half."""
     ordered = np.sort(negatives)
     below = np.searchsorted(ordered, positives, side="left")

@@ -35,17 +35,18 @@ _ABBREVIATION = re.compile(
 _NUMBERED = re.compile(r"apr|art|chap|ch|eqs?|figs?|jul|jun|lect|mar|nos?|pp?|par|refs?|sect?|tab|vol")
 _SENTENCE_END = re.compile(r"[.!?…]{1,9}[\"'”’»)\]]{0,4}\s+(?=[\"'“‘«(\[¿¡]*(\w))|[。！？]+[」』）”]*\s*")
 _SENTENCE_MARK = re.compile(r"[.!?…:;。！？][^\w\s]*$")
-_LAST_TOKEN = re.compile(r"[\w.]+$")
-_INITIALS = re.compile(r"[^\W\d_](?:\.[^\W\d_])*")
+_LAST_TOKEN = re.compile(r"[\w.'’-]+$")
+_INITIALS = re.compile(r"[^\W\d_](?:[.-]{1,2}[^\W\d_])*")
 _BULLET = re.compile(r"\s*(?:[-*+•‣–]|\d{1,3}[.)]|\(?[a-z]\)|[>#]+)\s+")
-_LINK = re.compile(r"!?\[([^\[\]]{0,300})\]\([^()\s]{0,1000}\)")
+_LINK = re.compile(r"!?\[([^\[\]]{0,300})\]\((?=[^()\s]{0,1000}[/.#:])[^()\s]{0,1000}\)")
 _CODE = re.compile(
     r"[{}]|;$|\(\)|==|:=|=>|->|::|&&|\|\||</\w|^\s*(?:\$ |>>> |import |from \w+ import |def |class \w+[(:])"
 )
 _LETTER = re.compile(r"[^\W\d_]")
 _SYMBOL = re.compile(r"[^\w\s]|[\d_]")
 _WIDE_GAP = re.compile(r"\S {3,}(?=\S)")
-_EMPHASIS = re.compile(r"\*\*|__|``?")
+_EMPHASIS = re.compile(r"\*\*|__")
+_LITERAL = re.compile(r"`([^`]*)`")
 _URL = re.compile(r"https?://\S+|www\.\S+")
 _FENCE = ("```", "~~~")
 
@@ -163,6 +164,7 @@ def _passage_texts(passage: Passage, most: int, seed: int, seen: set[str]) -> li
     candidates = [
         sentence
         for paragraph in paragraphs
+        if len(paragraph) >= SHORTEST_SENTENCE
         for sentence in sentences(paragraph)
         if _is_sentence(sentence) and _is_prose(sentence)
     ]
@@ -208,7 +210,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 def _without_marks(line: str) -> str:
     line = _BULLET.sub("", line, count=1) if _BULLET.match(line) else line
-    return _EMPHASIS.sub("", _LINK.sub(r"\1", line)).strip()
+    return _EMPHASIS.sub("", _LITERAL.sub(r"\1", _LINK.sub(r"\1", line))).strip()
 
 
 def _is_code_or_table(line: str) -> bool:

@@ -55,8 +55,8 @@ def read_rows(path: Path) -> tuple[Iterator[Row], str]:
         Its rows, those without a text included, and a note on how the file was read ("" when there is none).
 
     Raises:
-        UnreadableFileError: The file cannot be opened or decoded, or is a table without a column `text`.
-        CorpusError: (while iterating) a row is malformed; the message names the file and the line.
+        UnreadableFileError: The file cannot be opened or decoded or (while iterating) has no column `text`.
+        CorpusError: (while iterating) A row is malformed; the message names the file and the line.
     """
     text, note = read_text(path)
     rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _json_rows(path, text)
@@ -154,43 +154,53 @@ def _scalar(value: object) -> Scalar | None:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[Row]:
-    header_line = text[: max(text.find("\n"), 0) or len(text)]
-    delimiter = next((mark for mark in _DELIMITERS if "text" in _names(header_line, mark)), ",")
-    return _csv_fields(path, text, delimiter, _names(header_line, delimiter))
-
-
-def _names(header_line: str, delimiter: str) -> list[str]:
-    names = next(csv.reader([header_line], delimiter=delimiter), [])
-    # `Text` and ` text` mean the column `text`; other names stay as they are.
-    known = ("_id", "id", "title", "text")
-    return [name.strip().lower() if name.strip().lower() in known else name.strip() for name in names]
-
-
-def _csv_fields(path: Path, text: str, delimiter: str, names: list[str]) -> Iterator[Row]:
-    if not names:
-        return
-    if "text" not in names and len(names) > 1:
-        raise UnreadableFileError(
-            f"it has no column 'text': rename the column that holds the text; its columns are {', '.join(names)}"
-        )
-    if "text" not in names:
-        names = ["text"]
-    first_line = 2
+    lines = [line for _, line in _lines(text)]
     with _long_csv_fields():
-        reader = csv.reader((line for _, line in _lines(text)), delimiter=delimiter, strict=True)
+        delimiter, names = _csv_header(path, lines[:1])
+        records = _csv_records(path, lines, delimiter)
+    for line, values in records:
+        if len(values) > len(names):
+            raise CorpusError(
+                f"{path}, line {line} has {len(values)} fields, its header has {len(names)}: put texts that hold "
+                f"a {delimiter!r} between double quotes; given: {_excerpt(values[0])}"
+            )
+        yield _row(line, {name: value for name, value in zip(names, values, strict=False) if value})
+
+
+def _csv_header(path: Path, first_line: list[str]) -> tuple[str, list[str]]:
+    """The delimiter and the names of the columns; a table of one column has the column `text`."""
+    headers: dict[str, list[str]] = {}
+    known = ("_id", "id", "title", "text")
+    for delimiter in _DELIMITERS:
         try:
-            next(reader, None)
-            for values in reader:
-                if len(values) > len(names):
-                    raise CorpusError(
-                        f"{path}, line {first_line} has {len(values)} fields, its header has {len(names)}: put "
-                        f"texts that hold a {delimiter!r} between double quotes; given: {_excerpt(values[0])}"
-                    )
-                if values:
-                    yield _row(first_line, {name: value for name, value in zip(names, values, strict=False) if value})
-                first_line = reader.line_num + 1
+            names = [name.strip() for name in next(csv.reader(first_line, delimiter=delimiter), [])]
         except csv.Error as error:
-            raise CorpusError(f"{path}, line {first_line} is not valid CSV: {error}") from error
+            raise CorpusError(f"{path}, line 1 is not valid CSV: {error}") from error
+        # `Text` and ` text` mean the column `text`; other names stay as they are.
+        headers[delimiter] = [name.lower() if name.lower() in known else name for name in names]
+        if "text" in headers[delimiter]:
+            return delimiter, headers[delimiter]
+    if len(headers[","]) > 1:
+        raise UnreadableFileError(
+            "it has no column 'text': rename the column that holds the text; its columns are "
+            + _excerpt(", ".join(headers[","]))
+        )
+    return ",", ["text"]
+
+
+def _csv_records(path: Path, lines: list[str], delimiter: str) -> list[tuple[int, list[str]]]:
+    """The records below the header, each with the line that it begins on."""
+    records = []
+    first_line = 1
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        for values in reader:
+            if values and first_line > 1:
+                records.append((first_line, values))
+            first_line = reader.line_num + 1
+    except csv.Error as error:
+        raise CorpusError(f"{path}, line {first_line} is not valid CSV: {error}") from error
+    return records
 
 
 @contextmanager
@@ -204,8 +214,8 @@ def _long_csv_fields() -> Iterator[None]:
 
 
 def _excerpt(line: str) -> str:
-    line = " ".join(line[:200].split())
-    return line if len(line) <= 60 else line[:60] + "..."
+    line = " ".join(line[:300].split())
+    return line if len(line) <= 80 else line[:80] + "..."
 
 
 def _json_type(value: object) -> str:

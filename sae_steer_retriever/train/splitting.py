@@ -8,15 +8,18 @@ from sae_steer_retriever.errors import MissingExtraError
 
 _SEPARATORS = [r"\n\s*\n", r"(?<=[.!?…])\s+|(?<=[。！？])", r"\n"]
 _BOUNDARIES = (("\n\n",), (". ", "! ", "? ", ".\n", "!\n", "?\n", "。"), ("\n",), (" ", "\t"))
+_ENDS_OF_PARTS = ("\n", ". ", "! ", "? ", "… ", "。", "！", "？")
+_SHORTEST_PART = 16
 _PASSAGES_PER_BLOCK = 50
 
 
 def split_text(text: str, size: int, overlap: int = 0) -> list[str]:
     """Split a text into pieces of at most `size` characters that together hold all of its non-space characters.
 
-    The work is done by `langchain_text_splitters.RecursiveCharacterTextSplitter`, within bounds: it recurses to
-    single words and characters in time that grows with the square of a piece, so a very long text is first cut
-    into blocks, and what has no paragraph, sentence or line to split at is cut here, in time linear in its length.
+    The work is done by `langchain_text_splitters.RecursiveCharacterTextSplitter`, within bounds. Where the parts
+    that it merges are very short (words, characters, a list of one-letter lines) its time grows with the square of
+    `size`. So a very long text is first cut into blocks, and a block of such parts, as well as what has no
+    paragraph, sentence or line to split at, is cut here, in time linear in its length.
 
     Args:
         text: The text.
@@ -43,10 +46,14 @@ def split_text(text: str, size: int, overlap: int = 0) -> list[str]:
     return [
         stripped
         for block in _cut(text, size * _PASSAGES_PER_BLOCK, overlap)
-        for piece in splitter.split_text(block)
+        for piece in ([block] if _has_tiny_parts(block) else splitter.split_text(block))
         for part in _cut(piece, size, overlap)
         if (stripped := part.strip())
     ]
+
+
+def _has_tiny_parts(block: str) -> bool:
+    return sum(map(block.count, _ENDS_OF_PARTS)) * _SHORTEST_PART > len(block)
 
 
 def _cut(text: str, size: int, overlap: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
@@ -15,6 +16,9 @@ _LINES = frozenset({"br", "caption", "dd", "dt", "figcaption", "li", "option", "
 _CELLS = frozenset({"td", "th"})
 _END_OF_FORGOTTEN = frozenset({"main", "article", "body"})
 
+_STRAY_MARK = re.compile(r"<(?![a-zA-Z/!?][^<>]*>)")
+_LONG_TAG = re.compile(r"<(/?[a-zA-Z][\w-]{0,30})\b[^<>]{1000,}>")
+
 
 def html_lines(page: str) -> Iterator[tuple[str, bool]]:
     """Yield the lines of a page and whether each is a heading (`<title>`, `<h1>` to `<h6>`).
@@ -23,10 +27,21 @@ def html_lines(page: str) -> Iterator[tuple[str, bool]]:
     are parted by tabs, white space is collapsed except in `<pre>`. Malformed pages give what can be read.
     """
     parser = _TextParser()
-    parser.feed(page)
+    parser.feed(_well_formed(page))
     parser.close()
     parser.end_line()
     yield from parser.lines
+
+
+def _well_formed(page: str) -> str:
+    """Drop what HTMLParser needs quadratic time or worse for, before Python 3.13.6: open tags, giant attributes."""
+    pieces = []
+    start = 0
+    while (comment := page.find("<!--", start)) >= 0 and (end := page.find("-->", comment + 4)) >= 0:
+        pieces.append(page[start:comment])
+        start = end + 3
+    pieces.append(page[start:])
+    return _LONG_TAG.sub(r"<\1>", _STRAY_MARK.sub("&lt;", "".join(pieces)))
 
 
 class _TextParser(HTMLParser):

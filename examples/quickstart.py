@@ -1,0 +1,110 @@
+"""Train, index, ask, steer, explain: the whole path on the standard library's own documentation.
+
+    python examples/quickstart.py
+
+Needs no API key and no download (extra `offline`). The first run embeds a few thousand passages and fits a sparse
+autoencoder on them, minutes on two CPU cores; later runs reuse both. Everything lands in ./quickstart-data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+from standard_library import write_corpus
+
+from sae_steer_retriever import Hit, SteeredRetriever
+from sae_steer_retriever.embedding_cache import CachedEmbedder
+from sae_steer_retriever.train.config import TrainConfig
+from sae_steer_retriever.train.corpus import read_corpus
+from sae_steer_retriever.train.pipeline import train
+
+DATA = Path("quickstart-data")
+QUESTION = "how do I run work in the background and wait for it?"
+# Words a person would type for the perspectives that this question can be answered from.
+PERSPECTIVES = ("thread", "coroutine", "subprocess", "queue", "signal")
+SHOWN = 2
+WIDTH = 58
+
+
+def prepare(folder: Path) -> SteeredRetriever:
+    """Collect the corpus, fit an SAE on it and index it, or open what an earlier run made."""
+    corpus, sae = folder / "standard_library.jsonl", folder / "sae"
+    if not corpus.exists():
+        print(f"{write_corpus(corpus):,} passages of the standard library's documentation -> {corpus}")
+    if not (sae / "features.json").exists():
+        report = train(corpus, sae, TrainConfig(sentences=1))
+        print(report.summary())
+    retriever = SteeredRetriever.open(sae, path=folder / "chroma")
+    passages = read_corpus(corpus).passages
+    done = retriever.store.add(
+        [passage.id for passage in passages],
+        [passage.text for passage in passages],
+        [passage.metadata for passage in passages],
+        embedder=CachedEmbedder(retriever.embedder, progress=True),
+        progress=True,
+    )
+    print(f"indexed: {done.added} added, {done.updated} updated, {done.unchanged} unchanged")
+    return retriever
+
+
+def perspectives(retriever: SteeredRetriever) -> list[str]:
+    """The first of our words that this SAE has features for."""
+    found = []
+    for word in PERSPECTIVES:
+        try:
+            resolution = retriever.resolve_name(word)
+        except LookupError as error:
+            print(f"  (passed over: {error})")
+            continue
+        names = "; ".join(
+            f"#{feature} {retriever.catalog.name(feature)} x{weight:.2f}"
+            for feature, weight in zip(resolution.features, resolution.weights, strict=True)
+        )
+        print(f"  {word!r} means {names}")
+        found.append(word)
+        if len(found) == SHOWN:
+            break
+    return found
+
+
+def show(question: str, before: list[Hit], after: list[Hit], word: str, strength: float) -> None:
+    """Two rankings side by side, then why the steered hits are there."""
+    print(f"\n{question}\n{'-' * (2 * WIDTH + 3)}")
+    print(f"{'unsteered':<{WIDTH}} | steered: {{{word!r}: {strength:+}}}")
+    for old, new in zip(before, after, strict=True):
+        rank = f"was {new.base_rank}" if new.base_rank else "new"
+        left = f"{old.score:.3f}  {old.id}"
+        right = f"{new.score:.3f}  {new.id}  ({rank})"
+        print(f"{textwrap.shorten(left, WIDTH):<{WIDTH}} | {textwrap.shorten(right, WIDTH)}")
+    print("why:")
+    for hit in after[:3]:
+        assert hit.attribution is not None
+        parts = [f"{term.value:+.3f} steering {term.name!r} ({term.side})" for term in hit.attribution.steering]
+        parts += [f"{part.value:+.3f} {part.label}" for part in hit.attribution.top(3)]
+        parts.append(f"{hit.attribution.bias:+.3f} common to all, {hit.attribution.residual:+.3f} unexplained")
+        print(textwrap.fill(f"{hit.id}: " + "; ".join(parts), 2 * WIDTH, initial_indent="  ", subsequent_indent="    "))
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DATA, help="where corpus, SAE and store go")
+    parser.add_argument("--question", default=QUESTION)
+    parser.add_argument("--strength", type=float, default=0.5)
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    retriever = prepare(arguments.data)
+    print(f"ready after {time.monotonic() - start:.0f} s\n")
+    before = retriever.search(arguments.question, k=5)
+    for word in perspectives(retriever):
+        after = retriever.search(arguments.question, k=5, steer={word: arguments.strength})
+        show(arguments.question, before, after, word, arguments.strength)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

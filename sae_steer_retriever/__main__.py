@@ -1,0 +1,73 @@
+"""The command line, `sae-steer`: train an SAE, index documents, search with steering, look at features."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from sae_steer_retriever import __version__
+from sae_steer_retriever.commands import features, index, search, train
+from sae_steer_retriever.commands.execution import main_of
+
+_EXAMPLE = """\
+example:
+  sae-steer train --corpus ./docs --output ./sae
+  sae-steer index --corpus ./docs --sae ./sae --store ./chroma
+  sae-steer features search employment --sae ./sae
+  sae-steer search "parental leave" --store ./chroma --steer employment=+0.5 --explain
+"""
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """Adds its arguments when it is first used: the help of one command does not load what another one needs."""
+
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401 - argparse's own
+        add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_arguments = add_arguments
+
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:  # noqa: ANN401
+        if self._add_arguments is not None:
+            add_arguments, self._add_arguments = self._add_arguments, None
+            add_arguments(self)
+        return super().parse_known_args(args, namespace)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sae-steer",
+        description="See why a passage was retrieved, and steer what is retrieved, with named features.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sae-steer {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser)
+    for name, command in (("train", train), ("index", index), ("search", search), ("features", features)):
+        summary = command.SUMMARY
+        added = commands.add_parser(
+            name, help=summary, description=f"{summary}.", add_arguments=command.add_arguments, allow_abbrev=False
+        )
+        added.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: The arguments; those of the process if None.
+
+    Returns:
+        The exit code: 0 ok, 1 failed, 2 usage, 130 interrupted.
+    """
+    return main_of(_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

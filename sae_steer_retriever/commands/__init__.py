@@ -1,0 +1,1 @@
+"""What each command of `sae-steer` does: its arguments (`add_arguments`) and its work (`run`)."""

@@ -1,0 +1,241 @@
+"""`sae-steer search`: ranked passages, before and after steering, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from sae_steer_retriever.commands.execution import add_common_arguments, count
+from sae_steer_retriever.commands.location import add_store_arguments, require_collection, sae_of
+from sae_steer_retriever.commands.outcome import Outcome, UsageError
+from sae_steer_retriever.errors import SteeringError
+
+if TYPE_CHECKING:
+    from sae_steer_retriever.attribution import Attribution
+    from sae_steer_retriever.features import FeatureCatalog
+    from sae_steer_retriever.retriever import Hit
+    from sae_steer_retriever.steering import Edit, Operation, Steering
+
+SUMMARY = "search a store, steered by named features"
+# Those of `retriever.SPACES` and `steering.SIDES`, which cost an import of PyTorch.
+SPACE_CHOICES = ("original", "reconstructed")
+SIDE_CHOICES = ("query", "document", "both")
+_SHOWN_CHARACTERS = 240
+_SHOWN_FEATURES = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("query", metavar="QUESTION", help="the question")
+    add_store_arguments(parser)
+    parser.add_argument(
+        "--sae", metavar="DIR", help="folder of the SAE; the one the collection was indexed with if not given"
+    )
+    parser.add_argument(
+        "--steer",
+        action="append",
+        default=[],
+        metavar="NAME=+0.5",
+        help="feature (label, keyword, free text or id) and strength, or NAME=suppress, NAME=clamp:1.0, NAME=scale:2; "
+        "may be given several times",
+    )
+    parser.add_argument("-k", type=count, default=4, metavar="N", help="how many passages (default: 4)")
+    parser.add_argument(
+        "--explain", action="store_true", help="show what each score is made of: features, bias and unexplained rest"
+    )
+    parser.add_argument(
+        "--space",
+        choices=SPACE_CHOICES,
+        default="original",
+        help="search the documents' own embeddings, or their reconstructions (default: original)",
+    )
+    parser.add_argument(
+        "--side",
+        choices=SIDE_CHOICES,
+        help="what a strength acts on: query tilts it, document rewards passages with the feature (default: both)",
+    )
+    parser.add_argument(
+        "--fetch-k", type=count, metavar="N", help="candidates before re-ranking (default: 100, or 4 k if that is more)"
+    )
+    parser.add_argument(
+        "--where", type=_filter, metavar="JSON", help="""Chroma's metadata filter, e.g. '{"source": "a.md"}'"""
+    )
+    add_common_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Search.
+
+    Raises:
+        UsageError: The store, the collection or the SAE is not there, or a strength is malformed.
+        SAESteerError: A name means no feature, the parts do not belong together, or the store does not answer.
+    """
+    if not arguments.query.strip():
+        raise UsageError("the question is empty.")
+    steer = steer_of(arguments.steer)
+    from sae_steer_retriever.retriever import SteeredRetriever
+
+    client = arguments.store.connect(create=False)
+    require_collection(client, arguments.store, arguments.collection)
+    sae = sae_of(arguments.sae, client, arguments.collection)
+    retriever = SteeredRetriever.open(sae, client=client, collection=arguments.collection, create=False)
+    steering = retriever.resolve(steer, side=arguments.side)
+    options: dict[str, Any] = {
+        "k": arguments.k,
+        "space": arguments.space,
+        "where": arguments.where,
+        "fetch_k": arguments.fetch_k,
+        "embedding": retriever.embedder.embed_queries([arguments.query])[0],
+    }
+    hits = retriever.search(arguments.query, steer=steering, explain=arguments.explain, **options)
+    before = retriever.search(arguments.query, explain=False, **options) if steering.edits else []
+    kept = {hit.id for hit in hits}
+    left = [hit for hit in before if hit.id not in kept]
+    data = {
+        "query": arguments.query,
+        "k": arguments.k,
+        "space": arguments.space,
+        "steering": [_edit_data(edit, retriever.catalog) for edit in steering.edits],
+        "hits": [_hit_data(rank, hit) for rank, hit in enumerate(hits, start=1)],
+        "left": [{"id": hit.id, "base_rank": hit.base_rank, "base_score": hit.base_score} for hit in left],
+    }
+    lines = _steering_lines(steering, retriever.catalog)
+    for rank, hit in enumerate(hits, start=1):
+        lines += _hit_lines(rank, hit, steered=bool(steering.edits))
+    if left:
+        lines += ["no longer among them:", *(f"    {hit.id} (was {hit.base_rank})" for hit in left)]
+    return Outcome("\n".join(lines) if hits or lines else "nothing found", data)
+
+
+def steer_of(given: list[str]) -> dict[str, float | Operation]:
+    """What `--steer` asks for, checked before anything is loaded.
+
+    Args:
+        given: "NAME=VALUE" each; NAME may hold a "=" itself.
+
+    Raises:
+        UsageError: One is malformed, names a feature twice, or has a strength that no steering may have.
+    """
+    if not given:
+        return {}
+    from sae_steer_retriever.steering import Clamp, Scale, Suppress, parse
+
+    steer: dict[str, float | Operation] = {}
+    for text in given:
+        name, equals, value = text.rpartition("=")
+        name, value = name.strip(), value.strip()
+        if not equals or not name:
+            raise UsageError(f"--steer {text!r}: expected NAME=STRENGTH, e.g. --steer employment=+0.5.")
+        if name in steer:
+            raise UsageError(f"--steer names {name!r} twice: give it one strength.")
+        operation, colon, amount = value.casefold().partition(":")
+        try:
+            if operation == "suppress" and not colon:
+                steer[name] = Suppress()
+            elif operation in ("clamp", "scale") and colon:
+                steer[name] = Clamp(float(amount)) if operation == "clamp" else Scale(float(amount))
+            else:
+                steer[name] = float(value)
+        except ValueError:
+            raise UsageError(
+                f"--steer {text!r}: {value!r} is no strength; expected a number such as +0.5 or -1, suppress, "
+                "clamp:1.0 or scale:2."
+            ) from None
+    try:
+        parse(steer)
+    except SteeringError as error:
+        raise UsageError(f"--steer: {error}") from error
+    return steer
+
+
+def _filter(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from error
+    if not isinstance(found, dict) or not found:
+        raise argparse.ArgumentTypeError(f"""{text!r}: expected a JSON object, e.g. '{{"source": "a.md"}}'""")
+    return found
+
+
+def _steering_lines(steering: Steering, catalog: FeatureCatalog) -> list[str]:
+    lines = []
+    for edit in steering.edits:
+        asked = edit.op if edit.op == "suppress" else f"{edit.strength:+g}" if edit.op == "add" else _operation(edit)
+        features = "; ".join(f"#{latent} {catalog.name(latent)}" for latent in edit.features)
+        lines.append(f"steering {edit.name} {asked} ({edit.side}): {features}")
+    return lines
+
+
+def _operation(edit: Edit) -> str:
+    return f"{edit.op}:{edit.strength:g}"
+
+
+def _hit_lines(rank: int, hit: Hit, *, steered: bool) -> list[str]:
+    moved = f"  {_movement(rank, hit)}" if steered else ""
+    lines = [f"{rank:>3}  {hit.score:.3f}{moved}  {hit.id}"]
+    text = " ".join(hit.text.split())
+    if len(text) > _SHOWN_CHARACTERS:
+        text = text[: _SHOWN_CHARACTERS - 1].rstrip() + "…"
+    if text:
+        lines.append(f"     {text}")
+    if hit.attribution is not None:
+        lines += [f"     {line}" for line in _why(hit.attribution)]
+    return lines
+
+
+def _movement(rank: int, hit: Hit) -> str:
+    """The rank before, in words too: not every console has arrows."""
+    if hit.base_rank is None:
+        return "new"
+    steps = hit.base_rank - rank
+    arrow = f"↑{steps}" if steps > 0 else f"↓{-steps}" if steps < 0 else "="
+    return f"{arrow} (was {hit.base_rank})"
+
+
+def _why(attribution: Attribution) -> list[str]:
+    lines = [f"{term.value:+.3f}  steering: {term.name} ({term.side})" for term in attribution.steering]
+    top = attribution.top(_SHOWN_FEATURES)
+    lines += [f"{part.value:+.3f}  {part.label} #{part.feature}" for part in top]
+    if rest := attribution.features[len(top) :]:
+        others = sum(part.value for part in attribution.features) - sum(part.value for part in top)
+        lines.append(f"{others:+.3f}  {len(rest)} other feature{'s' if len(rest) > 1 else ''}")
+    lines.append(f"{attribution.bias:+.3f}  bias: what every query has in common")
+    lines.append(f"{attribution.residual:+.3f}  unexplained ({attribution.unexplained:.0%} of all parts by size)")
+    return lines
+
+
+def _edit_data(edit: Edit, catalog: FeatureCatalog) -> dict[str, Any]:
+    features = [
+        {"id": latent, "label": catalog.name(latent), "weight": weight}
+        for latent, weight in zip(edit.features, edit.weights, strict=True)
+    ]
+    return {
+        "name": edit.name,
+        "operation": edit.op,
+        "strength": edit.strength,
+        "side": edit.side,
+        "features": features,
+    }
+
+
+def _hit_data(rank: int, hit: Hit) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "rank": rank,
+        "id": hit.id,
+        "score": hit.score,
+        "base_rank": hit.base_rank,
+        "base_score": hit.base_score,
+        "text": hit.text,
+        "metadata": hit.metadata,
+    }
+    if hit.attribution is not None:
+        data["attribution"] = {
+            "features": [part._asdict() for part in hit.attribution.features],
+            "steering": [term._asdict() for term in hit.attribution.steering],
+            "bias": hit.attribution.bias,
+            "residual": hit.attribution.residual,
+            "unexplained": hit.attribution.unexplained,
+        }
+    return data

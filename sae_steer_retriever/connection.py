@@ -1,0 +1,65 @@
+"""The way to Chroma: a client with telemetry off, and its failures as one clear line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae_steer_retriever.errors import SAESteerError, StoreError
+
+if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
+
+
+def connect(*, path: str | Path | None = None, host: str | None = None, port: int = 8000) -> ClientAPI:
+    """A Chroma client with telemetry off.
+
+    Args:
+        path: Folder of an embedded Chroma; "./chroma" if no host is given either.
+        host: A Chroma server's host.
+        port: Its port.
+
+    Raises:
+        StoreError: The server does not answer, or the folder cannot be used.
+    """
+    import chromadb
+    from chromadb.config import Settings
+
+    # Made anew for every client: Chroma writes the host into the settings it is given.
+    settings = Settings(anonymized_telemetry=False)
+    where = f"Chroma server at {host}:{port}" if host is not None else f"folder {path or './chroma'}"
+    with translated(f"opening the {where}"):
+        if host is not None:
+            return chromadb.HttpClient(host=host, port=port, settings=settings)
+        return chromadb.PersistentClient(path=str(path or "./chroma"), settings=settings)
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn what Chroma and its transport raise into one clear line.
+
+    Args:
+        doing: What is being done, for the message ("searching").
+
+    Raises:
+        StoreError: In place of Chroma's and httpx' errors.
+    """
+    import httpx
+    from chromadb.errors import ChromaError
+
+    try:
+        yield
+    except SAESteerError:
+        raise
+    except ChromaError as error:
+        raise StoreError(f"Chroma failed while {doing}: {error}") from error
+    except httpx.HTTPError as error:
+        raise StoreError(f"the Chroma server does not answer ({doing}: {error}); is it running?") from error
+    except ValueError as error:
+        if "connect to" in str(error):
+            raise StoreError(f"{error} ({doing}) Start it with `chroma run`, or use a folder.") from error
+        if "with different settings" in str(error):
+            raise StoreError(f"{error} ({doing}): this process has a client of it already; pass that one.") from error
+        raise

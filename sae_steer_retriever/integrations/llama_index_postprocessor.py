@@ -1,0 +1,148 @@
+"""The re-ranker as a LlamaIndex node postprocessor: steers what any retriever found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+from llama_index.core.bridge.pydantic import ConfigDict, Field
+from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined] # their re-export
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+
+from sae_steer_retriever.integrations.explanation import explanation
+from sae_steer_retriever.integrations.llama_index_nodes import explained
+from sae_steer_retriever.integrations.llama_index_query import embedding_of, steer_of
+from sae_steer_retriever.integrations.sources import SAESource, load_parts
+from sae_steer_retriever.rerank import Reranker
+from sae_steer_retriever.steering import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
+
+dispatcher = get_dispatcher(__name__)
+
+
+class SAESteerPostprocessor(BaseNodePostprocessor):
+    """Re-ranks nodes by similarity to the query plus what the steering adds, whatever retriever found them.
+
+    It needs no store. It can only reorder what it is given: let the retriever fetch generously. The steering comes
+    from a `SteeredQuery`, else from `steer`; without one, nodes keep their order and their scores. Steered nodes are
+    copies with a new score and, as from `SAESteeredRetriever`, `metadata["sae"]`, where `unsteered_rank` is the place
+    the node came in.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    reranker: Reranker = Field(exclude=True, repr=False, description="SAE, encoder and catalog.")
+    top_n: int | None = Field(default=None, ge=1, description="How many nodes to return; all of them if None.")
+    steer: dict[Any, Any] | Steering | None = Field(
+        default=None, description="Feature id, label, keyword or text -> strength or operation."
+    )
+    side: Side | None = Field(default=None, description="For strengths that do not say: query, document or both.")
+    drift_cap: float = Field(
+        default=DEFAULT_DRIFT_CAP, description="Smallest cosine between the query and the tilted query."
+    )
+    reuse_embeddings: bool = Field(
+        default=True,
+        description="Whether to use the embeddings that query and nodes bring where their size fits. Turn it off if "
+        "the retriever's embedding model is another one of the same size.",
+    )
+    attach_explanation: bool = Field(
+        default=True, description="Whether to put the steering and the reasons into the nodes' metadata."
+    )
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name in LlamaIndex' serialization."""
+        return "SAESteerPostprocessor"
+
+    @classmethod
+    def from_defaults(
+        cls,
+        *,
+        sae: SAESource | None = None,
+        embed_model: Any = None,
+        steer: SteerLike | Steering | None = None,
+        top_n: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load what is needed.
+
+        Args:
+            sae: Folder or hub id of the SAE, or the loaded SAE and its catalog.
+            embed_model: A LlamaIndex `BaseEmbedding`, or anything `as_embedder` takes; the SAE's own encoder if None.
+            steer: The default steering; names are resolved now.
+            top_n: How many nodes to return.
+            options: Further fields of this class.
+
+        Raises:
+            ArtifactError: No SAE, or a damaged one.
+            MismatchError: The encoder is not the SAE's.
+            ValidationError: A field is unusable, a strength among them.
+            UnknownFeatureError: A name means no feature.
+            AmbiguousFeatureError: A name means unrelated features.
+        """
+        parts = load_parts(sae, embed_model)
+        reranker = Reranker(parts.sae, parts.embedder, parts.catalog)
+        own = dict(steer) if isinstance(steer, Mapping) else steer
+        return cls(reranker=reranker, steer=own, top_n=top_n, **options)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse an unusable steering at once."""
+        super().model_post_init(context)
+        self.reranker.resolve(self.steer, side=self.side, drift_cap=self.drift_cap)
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        if query_bundle is None:
+            raise ValueError("SAESteerPostprocessor re-ranks by the query: expected query_bundle or query_str.")
+        if not nodes:
+            return []
+        top_n = len(nodes) if self.top_n is None else self.top_n
+        model = self.reranker.embedder.spec.name
+        dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=model))
+        payload: dict[str, Any] = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: model,
+            EventPayload.QUERY_STR: query_bundle.query_str,
+            EventPayload.TOP_K: top_n,
+        }
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+            reranked = self._rerank(nodes, query_bundle)[:top_n]
+            event.on_end(payload={EventPayload.NODES: reranked})
+        dispatcher.event(ReRankEndEvent(nodes=reranked))
+        return reranked
+
+    def _rerank(self, nodes: list[NodeWithScore], query: QueryBundle) -> list[NodeWithScore]:
+        reranker = self.reranker
+        steering = reranker.resolve(steer_of(query, self.steer), side=self.side, drift_cap=self.drift_cap)
+        ranking = None
+        if steering.edits:
+            own = dataclasses.replace(query, embedding=self._usable(query.embedding))
+            ranking = reranker.rerank(
+                query.query_str,
+                [hit.node.get_content(MetadataMode.EMBED) for hit in nodes],
+                steering,
+                explain=self.attach_explanation,
+                embedding=embedding_of(own, reranker.embedder),
+                vectors=[self._usable(hit.node.embedding) for hit in nodes],
+            )
+        if ranking is None:
+            return [NodeWithScore(node=hit.node, score=hit.score) for hit in nodes]
+        reranked = []
+        for place in ranking:
+            node = nodes[place.position].node
+            if self.attach_explanation:
+                details = explanation(steering, place.position + 1, place.base_score, place.attribution)
+                node = explained(node, details)
+            reranked.append(NodeWithScore(node=node, score=place.score))
+        return reranked
+
+    def _usable(self, embedding: list[float] | None) -> list[float] | None:
+        fits = embedding is not None and len(embedding) == self.reranker.sae.config.d
+        return embedding if fits and self.reuse_embeddings else None
+
+
+__all__ = ["SAESteerPostprocessor"]

@@ -1,0 +1,105 @@
+"""The local copy of a companion's codes that follows the companion."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sae_steer_retriever.code_index import CodeIndex
+from sae_steer_retriever.companion import Companion
+from sae_steer_retriever.connection import translated
+from sae_steer_retriever.embedding_cache import cache_root
+from sae_steer_retriever.sae import SAEConfig
+
+logger = logging.getLogger(__name__)
+
+# How often the companion may be asked whether another process has written, in seconds.
+_INTERVAL = 1.0
+# Reading all codes again takes at most this share of the time while others keep writing.
+_LARGEST_SHARE = 0.1
+
+
+class LiveIndex:
+    """A `CodeIndex` that is made again when the companion's stamp says so; safe to share between threads.
+
+    This process' own writes are seen at once (`forget`), those of others within a second: later only while
+    they go on writing and reading all codes takes long.
+    """
+
+    def __init__(self, companion: Companion, config: SAEConfig) -> None:
+        """Follow `companion`.
+
+        Args:
+            companion: Where the codes come from.
+            config: The sizes of its SAE.
+        """
+        self._companion = companion
+        self._config = config
+        self._lock = threading.Lock()
+        self._index: CodeIndex | None = None
+        self._stamp: str | None = None
+        self._next_look = float("-inf")
+
+    @property
+    def folder(self) -> Path:
+        """Where copies are kept; they can be made again."""
+        return cache_root() / "codes" / self._companion.id
+
+    def forget(self) -> None:
+        """Look at the stamp before the next use."""
+        with self._lock:
+            self._next_look = float("-inf")
+
+    def remove(self) -> None:
+        """Delete the copy on disk."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def current(self, passages: Callable[[], int]) -> CodeIndex:
+        """The codes as they are stored now.
+
+        Args:
+            passages: Counts the documents collection, to warn if some of it has no codes.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        with self._lock:
+            if self._index is not None and time.monotonic() < self._next_look:
+                return self._index
+            # Before looking, so that a write in the meantime is not overlooked.
+            self._next_look = time.monotonic() + _INTERVAL
+            with translated("reading codes"):
+                stamp = self._companion.stamp()
+                if self._index is None or stamp is None or stamp != self._stamp:
+                    began = time.monotonic()
+                    self._index, self._stamp = self._load(stamp), stamp
+                    took = time.monotonic() - began
+                    self._next_look = max(self._next_look, time.monotonic() + took / _LARGEST_SHARE)
+                    self._warn_if_behind(self._index, passages())
+            return self._index
+
+    def _warn_if_behind(self, index: CodeIndex, passages: int) -> None:
+        if len(index) != passages:
+            logger.warning(
+                "%d of %d passages of %r have codes: run `sae-steer index --attach` or ChromaStore.attach()",
+                len(index),
+                passages,
+                self._companion.source,
+            )
+
+    def _load(self, stamp: str | None) -> CodeIndex:
+        found = CodeIndex.load(self.folder, stamp) if stamp is not None else None
+        if found is not None:
+            return found
+        config = self._config
+        made = CodeIndex.build(self._companion.pages(), config.n, config.k, config.k_names)
+        if stamp is not None and stamp == self._companion.stamp():
+            with contextlib.suppress(OSError):  # a full or read-only cache costs time, not results
+                made.save(self.folder, stamp)
+                return CodeIndex.load(self.folder, stamp) or made  # memory-mapped from now on
+        return made

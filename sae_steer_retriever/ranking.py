@@ -1,0 +1,148 @@
+"""Ranking candidates: what a steering adds to their scores, and their order. Arrays only, no store."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_steer_retriever.attribution import SteeringTerm
+from sae_steer_retriever.plan import SUPPRESSED_FROM, Gate, Plan, gate_presence
+from sae_steer_retriever.sae import Array, Codes, TopKSAE
+
+
+class Ranking(NamedTuple):
+    """Candidates in their final order.
+
+    Attributes:
+        ids: Passage ids.
+        scores: (N,) what they are ranked by.
+        base_scores: (N,) their scores without steering.
+        base_ranks: Their ranks without steering, from 1, where known.
+        terms: What each edit added to each score.
+    """
+
+    ids: list[str]
+    scores: NDArray[np.float64]
+    base_scores: NDArray[np.float64]
+    base_ranks: list[int | None]
+    terms: list[tuple[SteeringTerm, ...]]
+
+    def top(self, k: int) -> Ranking:
+        """The first `k`."""
+        return Ranking(self.ids[:k], self.scores[:k], self.base_scores[:k], self.base_ranks[:k], self.terms[:k])
+
+    @classmethod
+    def plain(cls, ids: list[str], scores: NDArray[np.float64]) -> Ranking:
+        """A ranking that nothing steers."""
+        return cls(ids, scores, scores, list(range(1, len(ids) + 1)), [()] * len(ids))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranker:
+    """Scores and orders candidates of one query under one plan.
+
+    Original space: `base + v . x_hat + gates`. Reconstructed: `cos(q_hat + v, x_hat) + gates`.
+
+    Attributes:
+        sae: The dictionary.
+        unit: (n,) the features' units.
+        plan: What the steering does to the query.
+        vector: (d,) the query in the space that is searched, before the tilt.
+        reconstructed: Whether that is the reconstructed space.
+    """
+
+    sae: TopKSAE
+    unit: Array
+    plan: Plan
+    vector: Array
+    reconstructed: bool
+
+    def rank(
+        self,
+        ids: Sequence[str],
+        base_scores: NDArray[np.float64],
+        codes: Codes[NDArray[Any]],
+        base_order: Sequence[str],
+    ) -> Ranking:
+        """Candidates in the order the steering gives them, without those it leaves out.
+
+        Args:
+            ids: The candidates.
+            base_scores: (N,) their plain scores.
+            codes: (N, K) their codes.
+            base_order: The plain search's hits, best first, for the ranks before steering.
+        """
+        columns, scores = self._score(codes, base_scores)
+        kept = np.ones(len(ids), dtype=bool)
+        for gate in self.plan.excluded:
+            kept &= self._presence(gate, codes) < SUPPRESSED_FROM
+        # Ties keep the plain order, then the id's, so that a ranking is the same on every machine.
+        order = sorted(np.nonzero(kept)[0].tolist(), key=lambda row: (-scores[row], -base_scores[row], ids[row]))
+        rank_of = {name: rank for rank, name in enumerate(base_order, start=1)}
+        return Ranking(
+            [ids[row] for row in order],
+            scores[order],
+            base_scores[order],
+            [rank_of.get(ids[row]) for row in order],
+            [tuple(SteeringTerm(name, side, float(values[row])) for name, side, values in columns) for row in order],
+        )
+
+    def estimate(self, codes: Codes[NDArray[Any]]) -> Array:
+        """(N,) steered scores from codes alone, without the part of a passage that the SAE does not reconstruct."""
+        tilted = self.vector + self.plan.shift(len(self.vector))
+        scores = self._projections(codes, tilted)
+        if self.reconstructed:
+            lengths = np.linalg.norm(self.sae.decode(codes), axis=1) * np.linalg.norm(tilted)
+            scores = scores / np.maximum(lengths, 1e-12).astype(np.float32)
+        for gate in self.plan.gates:
+            scores = scores + gate.amount * self._presence(gate, codes)
+        return scores
+
+    def may_miss(self, ranking: Ranking, base_scores: NDArray[np.float64], k: int) -> bool:
+        """Whether a passage beyond the plain candidates could outrank the last hit.
+
+        Only for steerings that take away: what none of the candidates' sources has seen scores at most as much as the
+        last plain candidate, unless something rewards it.
+
+        Args:
+            ranking: The ranked candidates.
+            base_scores: Of the plain search's hits, best first.
+            k: How many hits are wanted.
+        """
+        takes_away = bool(self.plan.excluded) or any(gate.amount < 0 for gate in self.plan.gates)
+        if not takes_away or not len(base_scores):
+            return False
+        return len(ranking.ids) < k or bool(ranking.scores[k - 1] < base_scores[-1])
+
+    def _score(
+        self, codes: Codes[NDArray[Any]], base_scores: NDArray[np.float64]
+    ) -> tuple[list[tuple[str, str, NDArray[np.float64]]], NDArray[np.float64]]:
+        """The terms' names, sides and values, and the scores with them."""
+        scale: NDArray[np.float64] = np.ones(len(base_scores))
+        scores = base_scores.copy()
+        if self.reconstructed:
+            before = np.linalg.norm(self.vector)
+            after = np.linalg.norm(self.vector + self.plan.shift(len(self.vector)))
+            scale = 1.0 / (np.linalg.norm(self.sae.decode(codes), axis=1) * float(after))
+            scores = scores * float(before / after)
+        columns: list[tuple[str, str, NDArray[np.float64]]] = []
+        for tilt in self.plan.tilts:
+            if tilt.vector.any():
+                columns.append((tilt.name, "query", self._projections(codes, tilt.vector) * scale))
+        for gate in self.plan.gates:
+            columns.append((gate.name, "document", gate.amount * self._presence(gate, codes).astype(np.float64)))
+        for _, _, values in columns:
+            scores = scores + values
+        return columns, scores
+
+    def _presence(self, gate: Gate, codes: Codes[NDArray[Any]]) -> Array:
+        return gate_presence(gate, codes.leading(self.sae.config.k_names), self.unit)
+
+    def _projections(self, codes: Codes[NDArray[Any]], vector: Array) -> Array:
+        """(N,) `x_hat . vector` from codes, without decoding: one dot product per latent, then K per passage."""
+        along = self.sae.decoder @ vector
+        return np.asarray((codes.values * along[codes.indices]).sum(axis=1) + self.sae.bias @ vector, dtype=np.float32)

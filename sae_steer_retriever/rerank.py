@@ -1,0 +1,188 @@
+"""Steering without a store: texts that any retriever found, put in a new order by the steering alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_steer_retriever.attribution import Attribution, SteeringTerm, attribute
+from sae_steer_retriever.embedders import Embedder, unit_rows
+from sae_steer_retriever.errors import MismatchError
+from sae_steer_retriever.features import Concept, FeatureCatalog
+from sae_steer_retriever.sae import Array, Codes, TopKSAE
+from sae_steer_retriever.steering import (
+    DEFAULT_DRIFT_CAP,
+    SUPPRESSED_FROM,
+    Plan,
+    Resolution,
+    Side,
+    Steering,
+    SteerLike,
+    check_drift_cap,
+    check_side,
+    gate_presence,
+    parse,
+    plan,
+    resolve,
+)
+
+
+class Reranked(NamedTuple):
+    """A text in its new place.
+
+    Attributes:
+        position: Where it was among the texts given, from 0.
+        score: `q . x` plus what the steering adds; larger is better.
+        base_score: `q . x`, the cosine of query and text.
+        attribution: Why it has this score; None if `explain=False`.
+    """
+
+    position: int
+    score: float
+    base_score: float
+    attribution: Attribution | None
+
+
+class Reranker:
+    """Orders texts by `q . x + v . x_hat + gates`: the score `SteeredRetriever` gives them in its original space."""
+
+    def __init__(self, sae: TopKSAE, embedder: Embedder, catalog: FeatureCatalog) -> None:
+        """Put the parts together.
+
+        Raises:
+            MismatchError: The embedder is not the SAE's encoder, or the catalog is another SAE's.
+        """
+        sae.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
+        if catalog.fingerprint != sae.fingerprint:
+            raise MismatchError(
+                f"the catalog names the features of SAE {catalog.fingerprint}, the SAE given is {sae.fingerprint}."
+            )
+        self.sae = sae
+        self.embedder = embedder
+        self.catalog = catalog
+        self._resolved: dict[str | int, Resolution] = {}
+
+    def resolve(
+        self, steer: SteerLike | Steering | None, *, side: Side | None = None, drift_cap: float = DEFAULT_DRIFT_CAP
+    ) -> Steering:
+        """Check a steering and find its features.
+
+        Raises:
+            SteeringError: A strength or side is unusable.
+            UnknownFeatureError: A name means no feature.
+            AmbiguousFeatureError: A name means unrelated features.
+        """
+        side, drift_cap = check_side(side), check_drift_cap(drift_cap)
+        if isinstance(steer, Steering):
+            steer.require(self.sae.fingerprint)
+            return steer
+        fingerprint = self.sae.fingerprint
+        return resolve(parse(steer), self._resolve_name, fingerprint=fingerprint, side=side, drift_cap=drift_cap)
+
+    def rerank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        steer: SteerLike | Steering | None,
+        *,
+        side: Side | None = None,
+        drift_cap: float = DEFAULT_DRIFT_CAP,
+        explain: bool = True,
+        embedding: Sequence[float] | Array | None = None,
+        vectors: Sequence[Sequence[float] | Array | None] | None = None,
+    ) -> list[Reranked] | None:
+        """Put texts in the order the steering asks for.
+
+        Args:
+            query: The question.
+            texts: The texts, as they are to be embedded.
+            steer: Feature -> strength or operation, or a resolved `Steering`.
+            side: For strengths that do not say; see `SteeredRetriever.search`.
+            drift_cap: Smallest cosine between the query and the tilted query.
+            explain: Whether to attribute the scores.
+            embedding: (d,) the query's embedding, if it was made already.
+            vectors: For each text its embedding (d,) if it was made already, else None.
+
+        Returns:
+            Best first, without the texts that a `Suppress` leaves out; ties stay in the order given. None if the
+            steering changes nothing for this query: then the order given stands.
+
+        Raises:
+            TypeError: `query` is not a text.
+            MismatchError: An embedding is of another encoder.
+            SteeringError: A strength is unusable.
+            UnknownFeatureError: A name means no feature; no text was embedded.
+            AmbiguousFeatureError: A name means unrelated features.
+        """
+        if not isinstance(query, str):
+            raise TypeError(f"query must be a text, got {type(query).__name__}.")
+        steering = self.resolve(steer, side=side, drift_cap=drift_cap)
+        if not steering.edits or not texts:
+            return None
+        q: Array
+        if embedding is None:
+            q = self.embedder.embed_queries([query])[0]
+        else:
+            q = unit_rows([embedding], self.sae.config.d)[0]
+        h_q = self.sae.encode(q[None])
+        plan_ = plan(steering, q, h_q, self.sae, self.catalog.calibration)
+        if plan_.is_empty:
+            return None
+        x = self._vectors(texts, vectors)
+        base_scores = (x @ q).astype(np.float64)
+        terms, kept = self._steer(plan_, self.sae.encode(x))
+        scores = base_scores + np.array([sum(term.value for term in row) for row in terms])
+        order = sorted(np.nonzero(kept)[0].tolist(), key=lambda row: (-scores[row], row))
+        return [
+            Reranked(
+                row,
+                float(scores[row]),
+                float(base_scores[row]),
+                attribute(q, h_q, x[row], terms[row], self.sae, self.catalog.name) if explain else None,
+            )
+            for row in order
+        ]
+
+    def _resolve_name(self, name: str | int) -> Resolution:
+        if name not in self._resolved:
+            self._resolved[name] = self.catalog.resolve(name, self._concept)
+        return self._resolved[name]
+
+    def _concept(self, text: str) -> Concept:
+        embedding = self.embedder.embed_queries([text])
+        return Concept(embedding[0], self.sae.encode(embedding))
+
+    def _vectors(self, texts: Sequence[str], vectors: Sequence[Sequence[float] | Array | None] | None) -> Array:
+        known = dict(enumerate(vectors)) if vectors is not None else {}
+        x = np.empty((len(texts), self.sae.config.d), dtype=np.float32)
+        missing = [row for row in range(len(texts)) if known.get(row) is None]
+        if missing:
+            x[missing] = self.embedder.embed_documents([texts[row] for row in missing])
+        given = [row for row in range(len(texts)) if known.get(row) is not None]
+        if given:
+            x[given] = unit_rows([known[row] for row in given], self.sae.config.d)
+        return x
+
+    def _steer(
+        self, plan_: Plan, codes: Codes[NDArray[Any]]
+    ) -> tuple[list[tuple[SteeringTerm, ...]], NDArray[np.bool_]]:
+        """The steering's terms for each text, and which texts stay."""
+        x_hat = self.sae.decode(codes)
+        names = codes.leading(self.sae.config.k_names)
+        unit = self.catalog.calibration.unit
+        columns = [(tilt.name, "query", x_hat @ tilt.vector) for tilt in plan_.tilts if tilt.vector.any()]
+        columns += [(gate.name, "document", gate.amount * gate_presence(gate, names, unit)) for gate in plan_.gates]
+        kept = np.ones(len(x_hat), dtype=bool)
+        for gate in plan_.excluded:
+            kept &= gate_presence(gate, names, unit) < SUPPRESSED_FROM
+        terms = [
+            tuple(SteeringTerm(name, side, float(values[row])) for name, side, values in columns)
+            for row in range(len(x_hat))
+        ]
+        return terms, kept
+
+
+__all__ = ["Reranked", "Reranker"]

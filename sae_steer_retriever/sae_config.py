@@ -1,0 +1,98 @@
+"""What an SAE says of itself: its sizes, its two readings, and the encoder it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sae_steer_retriever.errors import MismatchError
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSpec:
+    """Which encoder an SAE reads; two embeddings are comparable only if these agree.
+
+    Attributes:
+        name: The encoder's name, e.g. "sentence-transformers/all-MiniLM-L6-v2".
+        dimension: Size of its embeddings, `d`.
+        query_prefix: Text put before every query.
+        document_prefix: Text put before every document.
+        pooling: How token vectors become one ("mean", "cls", ...), where known.
+        revision: The encoder's revision, where known.
+    """
+
+    name: str
+    dimension: int
+    query_prefix: str = ""
+    document_prefix: str = ""
+    pooling: str | None = None
+    revision: str | None = None
+
+    @property
+    def base_name(self) -> str:
+        """The name without what frameworks leave out: "all-MiniLM-L6-v2" is the same model with and without owner."""
+        return encoder_base_name(self.name)
+
+    def require_same(self, other: EncoderSpec, mine: str, theirs: str) -> None:
+        """Refuse two encoders that do not make comparable embeddings.
+
+        Args:
+            other: The encoder to compare with.
+            mine: What this one belongs to, for the message ("the SAE").
+            theirs: What the other belongs to ("the embedder").
+
+        Raises:
+            MismatchError: The names, dimensions or prefixes differ; both are named.
+        """
+        if self.base_name != other.base_name or self.dimension != other.dimension:
+            raise MismatchError(
+                f"{mine} was made for encoder {self.name!r} ({self.dimension} dimensions), but {theirs} is "
+                f"{other.name!r} ({other.dimension} dimensions): use the same encoder, or train an SAE for this one."
+            )
+        if (self.query_prefix, self.document_prefix) != (other.query_prefix, other.document_prefix):
+            raise MismatchError(
+                f"{mine} expects the prefixes {self.query_prefix!r} (query) and {self.document_prefix!r} (document) "
+                f"for {self.name!r}, but {theirs} has {other.query_prefix!r} and {other.document_prefix!r}."
+            )
+
+
+def encoder_base_name(name: str) -> str:
+    """An encoder's name for comparison: "sentence-transformers/" and case make no other model."""
+    return name.removeprefix("sentence-transformers/").lower()
+
+
+@dataclasses.dataclass(frozen=True)
+class SAEConfig:
+    """What `config.json` says of an SAE.
+
+    Attributes:
+        d: Embedding size.
+        n: Number of latents.
+        k: Active latents per embedding, the reading for reconstruction.
+        k_names: How many of a code's strongest latents are its *names*: labels, explanations, steering by name.
+        encoder: The encoder whose embeddings it reads.
+        training: Settings of the fit, for the record.
+        metrics: Measurements taken at the end of the fit, for the record.
+    """
+
+    d: int
+    n: int
+    k: int
+    encoder: EncoderSpec
+    k_names: int = 8
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("d", "n", "k", "k_names"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} = {value!r}: expected a whole number of at least 1.")
+        if self.k > self.n:
+            raise ValueError(f"k = {self.k}: expected 1 <= k <= n = {self.n}.")
+        if self.encoder.dimension != self.d:
+            raise MismatchError(
+                f"the SAE reads {self.d} dimensions, but its encoder {self.encoder.name!r} gives "
+                f"{self.encoder.dimension}."
+            )
+        object.__setattr__(self, "k_names", min(self.k_names, self.k))

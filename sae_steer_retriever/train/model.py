@@ -1,0 +1,68 @@
+"""The SAE while it is being fitted: centred and scaled inputs, unit decoder rows, and the fold into a TopKSAE."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sae_steer_retriever.sae import SAEConfig, TopKSAE
+from sae_steer_retriever.train.sparse import sparse_decode, sparse_encode
+
+
+class FittingSAE(torch.nn.Module):
+    """a = W_e ((x - mu)/s) + c;  z = relu(TopK(a));  x_hat = mu + s (sum_i z_i d_i + b),  |d_i| = 1.
+
+    mu and s are the corpus' mean and spread, constants. In the paper's mode mu = 0, s = 1 and the decoder's rows have
+    any length.
+    """
+
+    mu: Tensor
+    s: Tensor
+
+    def __init__(self, mu: Tensor, s: float, W_e: Tensor, D: Tensor, *, unit_rows: bool = True) -> None:
+        """Take the constants and the starting weights.
+
+        Args:
+            mu: (d,) mean of the corpus.
+            s: sqrt(E|x - mu|^2).
+            W_e: (n, d) encoder.
+            D: (n, d) decoder.
+            unit_rows: Whether decoder rows keep unit norm.
+        """
+        super().__init__()
+        self.register_buffer("mu", mu.clone())
+        self.register_buffer("s", torch.tensor(float(s)))
+        self.W_e = torch.nn.Parameter(W_e.clone())
+        self.c = torch.nn.Parameter(torch.zeros(len(W_e)))
+        self.D = torch.nn.Parameter(D.clone())
+        self.b = torch.nn.Parameter(torch.zeros(len(mu)))
+        self.unit_rows = unit_rows
+
+    def encode(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Values (in units of s) and indices, (B, k) each, sorted by value."""
+        return sparse_encode((x - self.mu) / self.s, self.W_e, self.c, k)
+
+    def decode(self, values: Tensor, indices: Tensor) -> Tensor:
+        """(B, d) reconstructions."""
+        return self.mu + self.s * (sparse_decode(values, indices, self.D) + self.b)
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Drop the part of the decoder's gradient that would only change a row's length."""
+        if self.unit_rows and self.D.grad is not None:
+            self.D.grad -= (self.D.grad * self.D).sum(dim=1, keepdim=True) * self.D
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Bring the decoder's rows back to unit norm."""
+        if self.unit_rows:
+            self.D.div_(self.D.norm(dim=1, keepdim=True).clamp_min(1e-8))
+
+    @torch.no_grad()
+    def fold(self, config: SAEConfig) -> TopKSAE:
+        """The same function in embedding units, without centring and scaling: z' = s z."""
+        b_dec = self.mu + self.s * self.b
+        b_enc = self.s * self.c + self.W_e @ (self.s * self.b)
+        parts = (self.W_e, b_enc, self.D, b_dec)
+        W_enc, b_enc, W_dec, b_dec = (part.detach().cpu().clone() for part in parts)
+        return TopKSAE(W_enc, b_enc, W_dec, b_dec, config)

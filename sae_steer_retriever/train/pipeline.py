@@ -1,0 +1,167 @@
+"""The whole of `sae-steer train`: read, embed, fit, label, measure, save."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import sae_steer_retriever
+from sae_steer_retriever.artifact import write_files
+from sae_steer_retriever.calibration import Calibration, calibrate
+from sae_steer_retriever.embedders import Embedder, as_embedder
+from sae_steer_retriever.embedding_cache import CachedEmbedder
+from sae_steer_retriever.errors import ArtifactError
+from sae_steer_retriever.features import FeatureCatalog
+from sae_steer_retriever.interpret.baselines import random_dictionary
+from sae_steer_retriever.interpret.labels import LabelReport, label_features
+from sae_steer_retriever.sae import Array, SAEConfig, TopKSAE
+from sae_steer_retriever.train.checkpoint import CHECKPOINT_FOLDER, Checkpoint
+from sae_steer_retriever.train.config import TrainConfig
+from sae_steer_retriever.train.corpus import Corpus, read_corpus
+from sae_steer_retriever.train.data import EmbeddedCorpus, embed_corpus, require_enough
+from sae_steer_retriever.train.report import TrainReport, model_card
+from sae_steer_retriever.train.sizing import choose_epochs, choose_latents
+from sae_steer_retriever.train.trainer import Fit, Trainer
+
+logger = logging.getLogger(__name__)
+
+_CARD_EXAMPLES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class _Timer:
+    """Seconds since it was made."""
+
+    start: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+
+def train(
+    corpus: Path,
+    output: Path,
+    config: TrainConfig,
+    *,
+    queries: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    embedder: Embedder | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> TrainReport:
+    """Fit, label and save an SAE for a corpus.
+
+    Args:
+        corpus: File or folder.
+        output: Folder of the SAE; written only once the fit has ended, but for the checkpoint.
+        config: Settings.
+        queries: File of real queries.
+        resume: Whether to take up a checkpoint in `output`.
+        progress: Whether to show progress bars on stderr.
+        embedder: The encoder; loaded by `config.model` if not given.
+        on_step: Called after each step of the fit.
+
+    Raises:
+        CorpusError: The corpus cannot be read or is too small.
+        ArtifactError: `output` cannot be written, or its checkpoint is of another fit.
+    """
+    read = read_corpus(corpus, passage_characters=config.passage_characters, queries=queries)
+    require_enough(read)
+    if output.exists() and not output.is_dir():
+        raise ArtifactError(f"{output} is a file; --output names a folder.")
+    timer = _Timer()
+    embed = CachedEmbedder(embedder or as_embedder(config.model), progress=progress)
+    embedded = embed_corpus(read, config, embed)
+    seconds_embedding = timer.seconds
+
+    timer = _Timer()
+    trainer, checkpoint, settings = _trainer(read, embedded, config, embed, output, resume)
+    fit = trainer.fit(checkpoint=checkpoint, progress=progress, on_step=on_step)
+    seconds_fitting = timer.seconds
+
+    timer = _Timer()
+    labels = _label(fit.sae, read, embedded, embed, config.seed)
+    control = _label(random_dictionary(fit.sae, config.seed), read, embedded, embed, config.seed)
+    report = TrainReport(
+        output=str(output),
+        corpus=str(corpus),
+        passages=len(read.passages),
+        rows=len(embedded.data.everything.rows),
+        latents=fit.sae.config.n,
+        k=fit.sae.config.k,
+        k_names=fit.sae.config.k_names,
+        fvu=fit.train_fvu,
+        fvu_held_out=fit.measurement.fvu,
+        overlap=fit.measurement.overlap,
+        dead=fit.measurement.dead,
+        l0=fit.measurement.l0,
+        labelled=labels.labelled,
+        auroc_random=labels.auroc_random,
+        auroc_hard=labels.auroc_hard,
+        random_auroc_random=control.auroc_random,
+        random_auroc_hard=control.auroc_hard,
+        seconds_embedding=seconds_embedding,
+        seconds_fitting=seconds_fitting,
+        seconds_labelling=timer.seconds,
+        skipped=tuple(read.skipped),
+    )
+    _save(output, fit, labels.catalog, report, settings)
+    checkpoint.remove()
+    return report
+
+
+def _trainer(
+    corpus: Corpus, embedded: EmbeddedCorpus, config: TrainConfig, embedder: Embedder, output: Path, resume: bool
+) -> tuple[Trainer, Checkpoint, dict[str, object]]:
+    spec = embedder.spec
+    n = config.latents or choose_latents(len(corpus.passages), spec.dimension)
+    k = min(config.k, max(1, n // 4))
+    if k < config.k:
+        logger.warning("k = %d instead of %d: %d passages bear only %d latents", k, config.k, len(corpus.passages), n)
+    epochs = config.epochs or choose_epochs(len(embedded.data.everything.rows), config.batch_size)
+    settings: dict[str, object] = {**dataclasses.asdict(config), "latents": n, "k": k, "epochs": round(epochs, 2)}
+    sae_config = SAEConfig(d=spec.dimension, n=n, k=k, k_names=min(config.k_names, k), encoder=spec, training=settings)
+    digest = hashlib.blake2b(embedded.data.everything.rows.tobytes(), digest_size=16).hexdigest()
+    checkpoint = Checkpoint(
+        output / CHECKPOINT_FOLDER, {**settings, "encoder": spec.name, "rows": digest}, resume=resume
+    )
+    return Trainer(embedded.data, config, sae_config, epochs), checkpoint, settings
+
+
+def calibrate_on(sae: TopKSAE, vectors: Array, score_spread: float) -> Calibration:
+    """Statistics of an SAE's naming reading over passages, in batches."""
+    starts = range(0, len(vectors), 4096)
+    batches = (sae.encode(vectors[start : start + 4096], k=sae.config.k_names) for start in starts)
+    return calibrate(batches, sae.config.n, score_spread)
+
+
+def _label(sae: TopKSAE, corpus: Corpus, embedded: EmbeddedCorpus, embedder: Embedder, seed: int) -> LabelReport:
+    calibration = calibrate_on(sae, embedded.passages, embedded.score_spread)
+    ids = [passage.id for passage in corpus.passages]
+    texts = [passage.text for passage in corpus.passages]
+    return label_features(sae, calibration, ids, texts, embedded.passages, embedder, seed=seed)
+
+
+def _save(output: Path, fit: Fit, catalog: FeatureCatalog, report: TrainReport, settings: dict[str, object]) -> None:
+    fitted = {"variance": fit.variance, "temperature": fit.temperature, "steps": fit.steps}
+    config = dataclasses.replace(
+        fit.sae.config,
+        training={**settings, **{name: round(value, 6) for name, value in fitted.items()}},
+        metrics=report.metrics(),
+    )
+    sae = TopKSAE(fit.sae.W_enc, fit.sae.b_enc, fit.sae.W_dec, fit.sae.b_dec, config)
+    # Frequent features first: their labels say what the corpus is about.
+    order = np.argsort(-catalog.calibration.frequency, kind="stable")
+    examples = [catalog[int(latent)].name for latent in order if catalog[int(latent)].label][:_CARD_EXAMPLES]
+    command = f"sae-steer train --latents {sae.config.n} -k {sae.config.k} --seed {settings['seed']}"
+    card = model_card(report, sae, examples, sae_steer_retriever.__version__, command)
+    sae.save_pretrained(output)
+    catalog.save(output)
+    write_files(output, {"README.md": card.encode()})

@@ -1,0 +1,156 @@
+"""What a fit was worth: the numbers that matter, the next command, and the model card."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sae_steer_retriever.sae import TopKSAE
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainReport:
+    """The outcome of `train`.
+
+    Attributes:
+        output: The SAE's folder, as given.
+        corpus: The corpus, as given.
+        passages: Number of passages.
+        rows: Number of rows fitted.
+        latents: n.
+        k: Active latents.
+        k_names: Naming latents.
+        fvu: Fraction of variance unexplained on fitted rows.
+        fvu_held_out: The same on held-out rows.
+        overlap: overlap@10 of held-out queries, reconstructions on both sides: the retention.
+        dead: Share of latents that no passage activates.
+        l0: Mean active latents per passage.
+        labelled: Features with a label.
+        auroc_random: Median label AUROC on unseen passages, against random ones.
+        auroc_hard: The same against hard negatives.
+        random_auroc_random: What a frozen random dictionary's labels reach, against random passages.
+        random_auroc_hard: The same against hard negatives.
+        seconds_embedding: Time spent embedding.
+        seconds_fitting: Time spent fitting.
+        seconds_labelling: Time spent labelling and scoring labels.
+        skipped: Files and rows that were left out, with the reasons.
+    """
+
+    output: str
+    corpus: str
+    passages: int
+    rows: int
+    latents: int
+    k: int
+    k_names: int
+    fvu: float
+    fvu_held_out: float
+    overlap: float
+    dead: float
+    l0: float
+    labelled: int
+    auroc_random: float
+    auroc_hard: float
+    random_auroc_random: float
+    random_auroc_hard: float
+    seconds_embedding: float
+    seconds_fitting: float
+    seconds_labelling: float
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as one JSON object; a figure that could not be measured is null."""
+        return {
+            name: None if isinstance(value, float) and value != value else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """The measurements, for `config.json`."""
+        names = ("fvu", "fvu_held_out", "overlap", "dead", "l0", "labelled", "auroc_random", "auroc_hard")
+        return {name: round(value, 4) for name in names if (value := getattr(self, name)) == value}
+
+    def summary(self) -> str:
+        """Several lines for a person; the last says what matters and the one before it what to type next."""
+        total = self.seconds_embedding + self.seconds_fitting + self.seconds_labelling
+        lines = [
+            f"{self.passages:,} passages, {self.rows:,} rows fitted; "
+            f"{self.latents:,} latents, k = {self.k}, {self.k_names} names a passage",
+            f"labels   {self.labelled:,} of {self.latents:,} features; AUROC on unseen passages "
+            f"{_figure(self.auroc_random)} random / {_figure(self.auroc_hard)} hard "
+            f"(a random dictionary: {_figure(self.random_auroc_random)} / {_figure(self.random_auroc_hard)})",
+            f"time     embedding {self.seconds_embedding:.0f} s, fitting {self.seconds_fitting:.0f} s, "
+            f"labelling {self.seconds_labelling:.0f} s",
+        ]
+        if self.skipped:
+            lines.append(
+                f"skipped  {len(self.skipped)}: " + "; ".join(f"{path} ({why})" for path, why in self.skipped[:3])
+            )
+        lines.append(f"next     sae-steer index --corpus {self.corpus} --sae {self.output} --store ./chroma")
+        lines.append(
+            f"FVU {self.fvu:.3f} (held out {self.fvu_held_out:.3f}) · retention {self.overlap:.3f} overlap@10 · "
+            f"dead {100 * self.dead:.1f} % · L0 {self.l0:.0f} · {total:.0f} s -> {self.output}"
+        )
+        return "\n".join(lines)
+
+
+def _figure(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}"
+
+
+def model_card(report: TrainReport, sae: TopKSAE, examples: list[str], version: str, command: str) -> str:
+    """The folder's README.md.
+
+    Args:
+        report: The measurements.
+        sae: The SAE.
+        examples: Labels of some features.
+        version: Of this library.
+        command: That made it.
+    """
+    encoder = sae.config.encoder
+    auroc = f"{_figure(report.auroc_random)} / {_figure(report.auroc_hard)}"
+    control = f"{_figure(report.random_auroc_random)} / {_figure(report.random_auroc_hard)}"
+    features = "\n".join(f"- {label}" for label in examples) or "- (the corpus was too small to label any)"
+    return f"""---
+library_name: sae_steer_retriever
+tags: [sparse-autoencoder, retrieval, interpretability]
+base_model: {encoder.name}
+---
+
+# A TopK sparse autoencoder for {encoder.name}
+
+{sae.config.d} dimensions -> {sae.config.n} latents, {sae.config.k} of them active in an embedding; the strongest
+{sae.config.k_names} are its names.
+
+```python
+from sae_steer_retriever import SteeredRetriever
+
+retriever = SteeredRetriever.open("path/of/this/folder", path="./chroma")
+hits = retriever.search("a question", steer={{"{examples[0].split(",")[0] if examples else "#0"}": 0.5}})
+```
+
+## Measured
+
+| | |
+|---|---|
+| passages / rows fitted | {report.passages:,} / {report.rows:,} |
+| FVU, fitted / held out | {report.fvu:.3f} / {report.fvu_held_out:.3f} |
+| overlap@10 of held-out queries, reconstructed on both sides | {report.overlap:.3f} |
+| dead latents | {100 * report.dead:.1f} % |
+| labelled features | {report.labelled:,} |
+| label AUROC on unseen passages, random / hard negatives | {auroc} |
+| the same for a frozen random dictionary | {control} |
+
+## Some features
+
+{features}
+
+## Limits
+
+Features describe the corpus that was fitted and the encoder that embedded it; on other text they may mean something
+else or nothing. A label is a few words for what a feature's strongest passages share, not a definition: read its
+score. Features that concern people say what the text says, not what is so: do not use them to judge anyone.
+
+Made by sae_steer_retriever {version} with `{command}`.
+"""

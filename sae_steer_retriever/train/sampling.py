@@ -1,0 +1,72 @@
+"""What the steps of a fit draw from, and in which order."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_steer_retriever.sae import Array
+from sae_steer_retriever.train.measure import HeldOut
+
+
+class Rows(NamedTuple):
+    """What a step draws from.
+
+    Attributes:
+        rows: (N, d) every embedding that is to be reconstructed: passages, titles and sentences, queries.
+        documents: (M, d) passages, the candidates of the lists.
+        queries: (Q, d) the list queries.
+        lists: (Q, L) rows of `documents` nearest to each.
+    """
+
+    rows: Array
+    documents: Array
+    queries: Array
+    lists: NDArray[np.int64]
+
+
+class TrainingData(NamedTuple):
+    """What is fitted.
+
+    Attributes:
+        fitted: For the first and longest part, which ends with the measurement.
+        everything: For the rest: the held-out rows join, because the corpus that is searched holds them too.
+        held_out: What the fit is measured on, before that.
+    """
+
+    fitted: Rows
+    everything: Rows
+    held_out: HeldOut
+
+
+class Sampler:
+    """Draws the rows and list queries of each step: a function of seed and step alone, so that a fit can resume."""
+
+    def __init__(self, source: Rows, seed: int) -> None:
+        """Take the arrays, without copying them."""
+        self.rows, self.documents, self.queries, self.lists = (torch.from_numpy(part) for part in source)
+        self._seed = seed
+        self._orders: dict[str, tuple[int, Tensor]] = {}
+
+    def draw_rows(self, step: int, size: int) -> Tensor:
+        """(size,) positions in `rows`: the step's share of a fresh permutation per pass."""
+        return self._draw("rows", len(self.rows), step, size)
+
+    def draw_queries(self, step: int, size: int) -> Tensor:
+        """(size,) positions in `queries`, likewise."""
+        return self._draw("queries", len(self.queries), step, size)
+
+    def _draw(self, name: str, count: int, step: int, size: int) -> Tensor:
+        size = min(size, count)
+        number, position = divmod(step, max(1, count // size))
+        known = self._orders.get(name)
+        if known is None or known[0] != number:
+            salt = 1 if name == "rows" else 2
+            generator = torch.Generator().manual_seed((self._seed * 1_000_003 + number) * 7 + salt)
+            known = (number, torch.randperm(count, generator=generator))
+            self._orders[name] = known
+        return known[1][position * size : (position + 1) * size]
