@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sae_steer_retriever.attribution import Attribution, SteeringTerm, attribute
+from sae_steer_retriever.attribution import Attribution, attribute
 from sae_steer_retriever.embedders import Embedder, unit_rows
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.features import Concept, FeatureCatalog
-from sae_steer_retriever.sae import Array, Codes, TopKSAE
+from sae_steer_retriever.plan import plan
+from sae_steer_retriever.ranking import Ranker
+from sae_steer_retriever.sae import Array, TopKSAE
 from sae_steer_retriever.steering import (
     DEFAULT_DRIFT_CAP,
-    SUPPRESSED_FROM,
-    Plan,
     Resolution,
     Side,
     Steering,
     SteerLike,
     check_drift_cap,
     check_side,
-    gate_presence,
     parse,
-    plan,
     resolve,
 )
 
@@ -132,19 +129,18 @@ class Reranker:
         if plan_.is_empty:
             return None
         x = self._vectors(texts, vectors)
-        base_scores = (x @ q).astype(np.float64)
-        terms, kept = self._steer(plan_, self.sae.encode(x))
-        scores = base_scores + np.array([sum(term.value for term in row) for row in terms])
-        order = sorted(np.nonzero(kept)[0].tolist(), key=lambda row: (-scores[row], row))
-        return [
-            Reranked(
-                row,
-                float(scores[row]),
-                float(base_scores[row]),
-                attribute(q, h_q, x[row], terms[row], self.sae, self.catalog.name) if explain else None,
-            )
-            for row in order
-        ]
+        # Names in the order given, so that ties keep it.
+        names = [f"{position:09d}" for position in range(len(texts))]
+        ranker = Ranker(self.sae, self.catalog.calibration.unit, plan_, q, reconstructed=False)
+        ranking = ranker.rank(names, (x @ q).astype(np.float64), self.sae.encode(x), names)
+        reranked = []
+        for name, score, base_score, terms in zip(
+            ranking.ids, ranking.scores.tolist(), ranking.base_scores.tolist(), ranking.terms, strict=True
+        ):
+            position = int(name)
+            why = attribute(q, h_q, x[position], terms, self.sae, self.catalog.name) if explain else None
+            reranked.append(Reranked(position, score, base_score, why))
+        return reranked
 
     def _resolve_name(self, name: str | int) -> Resolution:
         if name not in self._resolved:
@@ -165,24 +161,6 @@ class Reranker:
         if given:
             x[given] = unit_rows([known[row] for row in given], self.sae.config.d)
         return x
-
-    def _steer(
-        self, plan_: Plan, codes: Codes[NDArray[Any]]
-    ) -> tuple[list[tuple[SteeringTerm, ...]], NDArray[np.bool_]]:
-        """The steering's terms for each text, and which texts stay."""
-        x_hat = self.sae.decode(codes)
-        names = codes.leading(self.sae.config.k_names)
-        unit = self.catalog.calibration.unit
-        columns = [(tilt.name, "query", x_hat @ tilt.vector) for tilt in plan_.tilts if tilt.vector.any()]
-        columns += [(gate.name, "document", gate.amount * gate_presence(gate, names, unit)) for gate in plan_.gates]
-        kept = np.ones(len(x_hat), dtype=bool)
-        for gate in plan_.excluded:
-            kept &= gate_presence(gate, names, unit) < SUPPRESSED_FROM
-        terms = [
-            tuple(SteeringTerm(name, side, float(values[row])) for name, side, values in columns)
-            for row in range(len(x_hat))
-        ]
-        return terms, kept
 
 
 __all__ = ["Reranked", "Reranker"]

@@ -15,6 +15,7 @@ from sklearn.cluster import KMeans
 
 from sae_steer_retriever.calibration import calibrate
 from sae_steer_retriever.embedders import SentenceTransformerEmbedder
+from sae_steer_retriever.embedding_cache import CachedEmbedder
 from sae_steer_retriever.features import FeatureCatalog
 from sae_steer_retriever.interpret.labels import label_features
 from sae_steer_retriever.retriever import SteeredRetriever
@@ -62,10 +63,15 @@ def embedder() -> SentenceTransformerEmbedder:
 
 
 @pytest.fixture(scope="session")
-def world(embedder: SentenceTransformerEmbedder) -> World:
-    """About 250 docstrings, and k-means directions of their embeddings as an SAE (n = 64, k = 16, k_names = 4)."""
+def world(
+    embedder: SentenceTransformerEmbedder, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> World:
+    """About 300 docstrings, and k-means directions of their embeddings as an SAE (n = 64, k = 16, k_names = 4)."""
     ids, texts, metadatas = collect()
-    vectors = embedder.embed_documents(texts)
+    # Embedding them is most of what this costs: kept between runs where pytest keeps anything.
+    kept = getattr(request.config, "cache", None)
+    cached = CachedEmbedder(embedder, kept.mkdir("embeddings") if kept else tmp_path_factory.mktemp("embeddings"))
+    vectors = cached.embed_documents(texts)
     mean = vectors.mean(axis=0)
     centred = vectors - mean
     centres = KMeans(64, n_init=1, random_state=0).fit(centred).cluster_centers_
@@ -74,7 +80,7 @@ def world(embedder: SentenceTransformerEmbedder) -> World:
     # Half the projection: overlapping directions would otherwise reconstruct the same part several times.
     sae = TopKSAE(0.3 * directions, torch.zeros(64), directions, torch.tensor(mean), config)
     calibration = calibrate([sae.encode(vectors, k=4)], n=64, score_spread=0.2)
-    catalog = label_features(sae, calibration, ids, texts, vectors, embedder).catalog
+    catalog = label_features(sae, calibration, ids, texts, vectors, cached).catalog
     return World(ids, texts, metadatas, vectors, sae, catalog, embedder)
 
 

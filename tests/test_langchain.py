@@ -115,10 +115,13 @@ class Question(TypedDict, total=False):
     documents: list[Document]
 
 
-@pytest.fixture
-def core(world: World, filled_folder: Path) -> SteeredRetriever:
-    """Like `retriever` of the small world, whose name LangChain's own suite takes."""
-    return SteeredRetriever(ChromaStore.open(world.sae, path=filled_folder / "chroma"), world.embedder, world.catalog)
+@pytest.fixture(scope="module")
+def core(world: World, filled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SteeredRetriever]:
+    """Like `retriever` of the small world, whose name LangChain's own suite takes. Nothing here writes to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAE_STEER_CACHE", str(tmp_path_factory.mktemp("langchain")))
+        store = ChromaStore.open(world.sae, path=filled_folder / "chroma")
+        yield SteeredRetriever(store, world.embedder, world.catalog)
 
 
 @pytest.fixture
@@ -127,7 +130,7 @@ def plain(core: SteeredRetriever) -> SAESteeredRetriever:
     return SAESteeredRetriever(retriever=core)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def expected(core: SteeredRetriever) -> dict[str, list[str]]:
     """The ids the core finds: not steered, steered, and steered away."""
     found = {
@@ -659,6 +662,8 @@ def test_from_texts_takes_ids_and_metadatas(pair: Any, embedder: SentenceTransfo
     assert found["a"].metadata.keys() - {"relevance_score", "sae"} == {"page"}
     assert found["b"].page_content == "zip archives"
     assert metadatas == [{"page": 1, "title": None, "authors": []}, None]
+    with pytest.raises(TypeError, match="texts is one text"):
+        SAESteeredRetriever.from_texts("threads", sae=pair, embedding=embedder)
     with pytest.raises(ValueError, match="2 texts and 1 metadatas"):
         SAESteeredRetriever.from_texts(["a", "b"], metadatas=[{}], sae=pair, embedding=embedder)
 
@@ -666,7 +671,7 @@ def test_from_texts_takes_ids_and_metadatas(pair: Any, embedder: SentenceTransfo
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        (Document("text", metadata={"source": {"file": "a"}}), "metadata 'source' of the document 'text' is a dict"),
+        (Document("text", metadata={"source": {"file": "a"}}), "metadata 'source' of passage .* is a dict"),
         (Document("  ", id="blank"), "passage 'blank' is empty"),
     ],
 )

@@ -69,8 +69,7 @@ class SAESteeredRetriever(BaseRetriever):
     drift_cap: float = Field(default=DEFAULT_DRIFT_CAP, gt=0, le=1)
     """Smallest cosine allowed between the query and the tilted query."""
     attach_scores: bool = True
-    """Whether to add `relevance_score` and `sae` to the metadata. Turn it off inside `MultiQueryRetriever`, which
-    takes documents for duplicates only if their metadata are equal."""
+    """Whether to add `relevance_score` and `sae`. Off for `MultiQueryRetriever`, which drops equal documents only."""
 
     @classmethod
     def from_documents(
@@ -129,13 +128,15 @@ class SAESteeredRetriever(BaseRetriever):
             texts: The passages.
             metadatas: One mapping (or None) per text.
             ids: See `add_documents`.
-            embedding: See `from_documents`.
-            sae: See `from_documents`.
+            embedding: See `from_documents`, as for `sae`.
+            sae: The SAE.
             options: Further arguments of `from_documents`.
 
         Raises:
             ValueError: There are not as many metadatas as texts; otherwise see `from_documents`.
         """
+        if isinstance(texts, str):
+            raise TypeError("texts is one text: expected a list of texts.")
         contents = list(texts)
         rows: Sequence[Mapping[str, Any] | None] = [None] * len(contents) if metadatas is None else metadatas
         if len(rows) != len(contents):
@@ -157,8 +158,7 @@ class SAESteeredRetriever(BaseRetriever):
 
         Args:
             store_or_collection: A `langchain_chroma.Chroma` or a chromadb `Collection`, of any distance.
-            embedding: What the collection was embedded with; if None, the `langchain_chroma.Chroma`'s own embedding
-                function, else the SAE's encoder.
+            embedding: What it was embedded with; if None, the Chroma's own embedding function, else the SAE's encoder.
             sae: See `from_documents`.
             attach: Whether to bring the companion in step first, from the stored vectors: no text is embedded.
             options: Fields of this class: `k`, `steer`, ...
@@ -217,7 +217,7 @@ class SAESteeredRetriever(BaseRetriever):
         """Add or replace documents; what is stored already and unchanged costs no embedding.
 
         Args:
-            documents: None with an empty text. Of their metadata, None and empty lists are left out: Chroma has none.
+            documents: None with an empty text. Of their metadata, None and empty lists are left out: Chroma keeps none.
             ids: One each; if None, the documents' own, else a digest of the text.
 
         Returns:
@@ -286,8 +286,8 @@ class SAESteeredRetriever(BaseRetriever):
         return cast(LangSmithRetrieverParams, params)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        defaults = {name: field.default for name, field in type(self).model_fields.items()}
-        return [(name, value) for name, value in super().__repr_args__() if value != defaults.get(name or "")]
+        fields = type(self).model_fields
+        return [(name, value) for name, value in super().__repr_args__() if name and value != fields[name].default]
 
     @classmethod
     def _over(cls, core: SteeredRetriever, **fields: Any) -> Self:

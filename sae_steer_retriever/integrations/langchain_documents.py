@@ -48,19 +48,8 @@ def ids_of(documents: Sequence[Document]) -> list[str]:
 
 
 def metadata_of(document: Document) -> dict[str, Any]:
-    """A document's metadata as Chroma can store them: without None and empty lists.
-
-    Raises:
-        ValueError: A value is of another kind.
-    """
-    kept = {key: value for key, value in document.metadata.items() if value is not None and value != []}
-    for key, value in kept.items():
-        if not isinstance(value, str | bool | int | float | list):
-            raise ValueError(
-                f"metadata {key!r} of the document {document.page_content[:40]!r} is a {type(value).__name__}: Chroma "
-                "stores texts, numbers, booleans and lists of one of them; convert it or leave it out."
-            )
-    return kept
+    """A document's metadata without empty lists, which Chroma refuses and document loaders like to leave."""
+    return {key: value for key, value in document.metadata.items() if not (isinstance(value, list) and not value)}
 
 
 def requested(steer: Any) -> Any:  # noqa: ANN401 - user input, checked later

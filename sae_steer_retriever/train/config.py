@@ -40,6 +40,8 @@ class TrainConfig:
         choices=LOSSES,
     )
     rkl_weight: float = _option(0.2, "weight of the relative KL")
+    names_weight: float = _option(1.0, "weight of the FVU of the naming reading")
+    mixing: float = _option(0.0, "share of a step's rows that are mixed with another row, against over-fitting")
     init: InitName = _option("random", "how the decoder starts: random, data (points), kmeans", choices=INITS)
     sentences: int = _option(4, "sentences of each passage that join the rows as query-like texts")
     passage_characters: int = _option(1200, "longest passage, in characters")

@@ -30,8 +30,7 @@ def ranking_objective(
     own, which is what makes them nameable, and all of them to reconstruct. Each list query's candidates are the
     documents of all lists of the step, each encoded once.
     """
-    x = sampler.rows[sampler.draw_rows(step, config.batch_size)]
-    parts = [x]
+    parts = [_mixed(sampler.rows[sampler.draw_rows(step, config.batch_size)], step, config)]
     if config.loss == "rkl":
         chosen = sampler.draw_queries(step, config.list_queries)
         parts += [sampler.queries[chosen], sampler.documents[torch.unique(sampler.lists[chosen])]]
@@ -41,7 +40,7 @@ def ranking_objective(
     loss = fraction_unexplained(batch, x_hat, constants.variance)
     if sizes.k_names < sizes.k:
         named = model.decode(values[:, : sizes.k_names].contiguous(), indices[:, : sizes.k_names].contiguous())
-        loss = loss + fraction_unexplained(batch, named, constants.variance)
+        loss = loss + config.names_weight * fraction_unexplained(batch, named, constants.variance)
     if config.loss == "rkl":
         lengths = [len(part) for part in parts]
         (_, q, documents), (_, q_hat, documents_hat) = torch.split(batch, lengths), torch.split(x_hat, lengths)
@@ -59,3 +58,20 @@ def paper_objective(model: FittingSAE, sampler: Sampler, step: int, config: Trai
     reconstructed = model.decode(*model.encode(torch.cat([q, documents]), sizes.k))
     q_hat, documents_hat = torch.split(reconstructed, [len(q), len(unique)])
     return paper_loss(q, q_hat, documents[place], documents_hat[place])
+
+
+def _mixed(x: Tensor, step: int, config: TrainConfig) -> Tensor:
+    """Replace the first rows by unit sums of two: a text about two things.
+
+    A few thousand rows are soon learnt by heart; there are millions of pairs of them, and a dictionary whose latents
+    stand for one thing each codes a pair as well as its parts.
+    """
+    count = round(config.mixing * len(x))
+    if not count:
+        return x
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    share = 0.5 + 0.5 * torch.rand((count, 1), generator=generator)
+    partner = torch.randint(len(x), (count,), generator=generator)
+    pairs = share * x[:count] + (1 - share) * x[partner]
+    lengths: Tensor = pairs.norm(dim=1, keepdim=True)
+    return torch.cat([pairs / lengths, x[count:]])
