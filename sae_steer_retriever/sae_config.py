@@ -7,6 +7,8 @@ from typing import Any
 
 from sae_steer_retriever.errors import MismatchError
 
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
-from sklearn.cluster import KMeans
 
 from sae_steer_retriever.calibration import calibrate
 from sae_steer_retriever.embedders import SentenceTransformerEmbedder
@@ -21,6 +18,7 @@ from sae_steer_retriever.interpret.labels import label_features
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae import Array, SAEConfig, TopKSAE
 from sae_steer_retriever.store import ChromaStore
+from sae_steer_retriever.train.init import initial_directions
 
 MODULES = (
     "asyncio", "threading", "subprocess", "concurrent.futures", "json", "csv", "datetime", "calendar", "pathlib",
@@ -63,24 +61,28 @@ def embedder() -> SentenceTransformerEmbedder:
 
 
 @pytest.fixture(scope="session")
-def world(
+def cached_embedder(
     embedder: SentenceTransformerEmbedder, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> World:
+) -> CachedEmbedder:
+    """The same, with a memory: embedding is most of what these tests cost, so it is kept where pytest keeps things."""
+    kept = getattr(request.config, "cache", None)
+    return CachedEmbedder(embedder, kept.mkdir("embeddings") if kept else tmp_path_factory.mktemp("embeddings"))
+
+
+@pytest.fixture(scope="session")
+def world(embedder: SentenceTransformerEmbedder, cached_embedder: CachedEmbedder) -> World:
     """About 300 docstrings, and k-means directions of their embeddings as an SAE (n = 64, k = 16, k_names = 4)."""
     ids, texts, metadatas = collect()
-    # Embedding them is most of what this costs: kept between runs where pytest keeps anything.
-    kept = getattr(request.config, "cache", None)
-    cached = CachedEmbedder(embedder, kept.mkdir("embeddings") if kept else tmp_path_factory.mktemp("embeddings"))
-    vectors = cached.embed_documents(texts)
+    vectors = cached_embedder.embed_documents(texts)
     mean = vectors.mean(axis=0)
     centred = vectors - mean
-    centres = KMeans(64, n_init=1, random_state=0).fit(centred).cluster_centers_
-    directions = torch.tensor(centres / np.linalg.norm(centres, axis=1, keepdims=True), dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    directions = initial_directions("kmeans", torch.from_numpy(centred), 64, generator)
     config = SAEConfig(d=vectors.shape[1], n=64, k=16, k_names=4, encoder=embedder.spec)
     # Half the projection: overlapping directions would otherwise reconstruct the same part several times.
     sae = TopKSAE(0.3 * directions, torch.zeros(64), directions, torch.tensor(mean), config)
     calibration = calibrate([sae.encode(vectors, k=4)], n=64, score_spread=0.2)
-    catalog = label_features(sae, calibration, ids, texts, vectors, cached).catalog
+    catalog = label_features(sae, calibration, ids, texts, vectors, cached_embedder).catalog
     return World(ids, texts, metadatas, vectors, sae, catalog, embedder)
 
 
@@ -91,17 +93,17 @@ def _private_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="session")
-def filled_folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def filled_folder(world: World, cached_embedder: CachedEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Chroma folder with the world's passages and their companion, and the saved SAE in `sae/`."""
     folder = tmp_path_factory.mktemp("world")
     world.sae.save_pretrained(folder / "sae")
     world.catalog.save(folder / "sae")
     store = ChromaStore.open(world.sae, path=folder / "chroma", sae_location=str(folder / "sae"))
-    store.add(world.ids, world.texts, world.metadatas, embedder=world.embedder)
+    store.add(world.ids, world.texts, world.metadatas, embedder=cached_embedder)
     return folder
 
 
 @pytest.fixture
-def retriever(world: World, filled_folder: Path) -> Iterator[SteeredRetriever]:
+def retriever(world: World, filled_folder: Path) -> SteeredRetriever:
     """A retriever over the filled folder; tests that write make a store of their own."""
-    yield SteeredRetriever(ChromaStore.open(world.sae, path=filled_folder / "chroma"), world.embedder, world.catalog)
+    return SteeredRetriever(ChromaStore.open(world.sae, path=filled_folder / "chroma"), world.embedder, world.catalog)

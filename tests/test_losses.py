@@ -68,10 +68,10 @@ def test_fraction_unexplained_is_one_for_the_mean() -> None:
 @given(seed=st.integers(0, 10**6), spread=st.floats(0.01, 0.2))
 @settings(max_examples=20, deadline=None)
 def test_temperature_reaches_the_target_perplexity(seed: int, spread: float) -> None:
-    """Half of sixteen documents count, whatever the spread of the scores."""
+    """Four of sixteen documents count, whatever the spread of the scores."""
     s = spread * torch.randn((64, 16), generator=torch.Generator().manual_seed(seed))
     log_p = torch.log_softmax(s / choose_temperature(s), dim=1)
-    assert float((-(log_p.exp() * log_p).sum(dim=1)).exp().median()) == pytest.approx(8, rel=0.02)
+    assert float((-(log_p.exp() * log_p).sum(dim=1)).exp().median()) == pytest.approx(4, rel=0.02)
 
 
 def test_paper_loss_by_hand() -> None:

@@ -100,8 +100,11 @@ def test_held_out_rows_are_not_fitted(corpus: Path, embedder: SentenceTransforme
     assert {row.tobytes() for row in data.everything.rows} >= set(held)
 
 
-def test_kill_and_resume_end_as_an_undisturbed_run(corpus: Path, trained: tuple[Path, TrainReport], tmp_path: Path) -> None:
-    """kill -9 in the middle of the fit; the same command with --resume, and without, ends with the same SAE."""
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_killed_run_ends_as_an_undisturbed_one(
+    corpus: Path, trained: tuple[Path, TrainReport], tmp_path: Path, resume: bool
+) -> None:
+    """kill -9 in the middle of the fit; the same command, with or without --resume, ends with the same SAE."""
     expected = TopKSAE.from_pretrained(trained[0]).fingerprint
     script = tmp_path / "run.py"
     script.write_text(
@@ -111,16 +114,17 @@ def test_kill_and_resume_end_as_an_undisturbed_run(corpus: Path, trained: tuple[
         "from sae_steer_retriever.train.config import TrainConfig\n"
         "from sae_steer_retriever.train.pipeline import train\n"
         "checkpoint._INTERVAL = 0.0\n"
-        "slow = sys.argv[3] == 'slow'\n"
+        "resume, slow = sys.argv[3] == 'True', sys.argv[4] == 'slow'\n"
         "def on_step(step):\n"
         "    if slow and step == 20:\n"
         "        print('half way', flush=True)\n"
         "        time.sleep(60)\n"
         f"config = TrainConfig(**{dataclasses.asdict(SETTINGS)!r})\n"
-        "train(Path(sys.argv[1]), Path(sys.argv[2]), config, resume=not slow, progress=False, on_step=on_step)\n"
+        "corpus, output = Path(sys.argv[1]), Path(sys.argv[2])\n"
+        "train(corpus, output, config, resume=resume and not slow, progress=False, on_step=on_step)\n"
     )
     output = tmp_path / "killed"
-    command = [sys.executable, str(script), str(corpus), str(output)]
+    command = [sys.executable, str(script), str(corpus), str(output), str(resume)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     with subprocess.Popen([*command, "slow"], stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
@@ -128,13 +132,17 @@ def test_kill_and_resume_end_as_an_undisturbed_run(corpus: Path, trained: tuple[
         process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
     assert not (output / "model.safetensors").exists()
     started = time.monotonic()
-    subprocess.run([*command, "resume"], check=True, env=environment, timeout=120)
+    subprocess.run([*command, "again"], check=True, env=environment, timeout=120)
     assert TopKSAE.from_pretrained(output).fingerprint == expected, f"after {time.monotonic() - started:.0f} s"
 
 
 @pytest.mark.parametrize(
     ("texts", "message"),
-    [([], "empty|no "), (["one passage only, and nothing else to learn from"], "1 passage"), (["the same"] * 40, "same embedding")],
+    [
+        ([], "empty|no "),
+        (["one passage only, and nothing else to learn from"], "1 passage"),
+        (["the same"] * 40, "same embedding"),
+    ],
 )
 def test_too_little_to_learn_from(
     texts: list[str], message: str, tmp_path: Path, embedder: SentenceTransformerEmbedder

@@ -135,14 +135,14 @@ def _plan(arguments: argparse.Namespace, config: TrainConfig) -> Outcome:
     from sae_steer_retriever.train.corpus import read_corpus
     from sae_steer_retriever.train.data import require_enough
     from sae_steer_retriever.train.queries import query_texts
-    from sae_steer_retriever.train.sizing import choose_epochs, choose_latents
+    from sae_steer_retriever.train.sizing import choose_sizes
 
     corpus = read_corpus(arguments.corpus, passage_characters=config.passage_characters, queries=arguments.queries)
     require_enough(corpus)
     made = query_texts(corpus.passages, seed=config.seed, per_passage=config.sentences) if config.sentences else []
-    rows = round((1 - config.holdout) * (len(corpus.passages) + len(made) + len(corpus.queries)))
+    rows = len(corpus.passages) + len(made) + len(corpus.queries)
     dimension = as_embedder(config.model).spec.dimension
-    latents = config.latents or choose_latents(len(corpus.passages), dimension)
+    sizes = choose_sizes(config, len(corpus.passages), rows, dimension)
     plan = {
         "corpus": str(arguments.corpus),
         "passages": len(corpus.passages),
@@ -150,10 +150,9 @@ def _plan(arguments: argparse.Namespace, config: TrainConfig) -> Outcome:
         "queries": len(corpus.queries),
         "encoder": config.model,
         "dimension": dimension,
-        "latents": latents,
-        # A small corpus bears fewer active latents than the setting asks for, see `pipeline.train`.
-        "k": min(config.k, max(1, latents // 4)),
-        "epochs": round(config.epochs or choose_epochs(rows, config.batch_size), 2),
+        "latents": sizes.latents,
+        "k": sizes.k,
+        "epochs": round(sizes.epochs, 2),
         "output": str(arguments.output),
     }
     data = {

@@ -8,8 +8,8 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_steer_retriever.embedders import DEFAULT_MODEL
 from sae_steer_retriever.errors import CorpusError
+from sae_steer_retriever.sae_config import DEFAULT_MODEL
 
 LossName = Literal["rkl", "mse", "paper"]
 InitName = Literal["random", "data", "kmeans"]
@@ -40,8 +40,7 @@ class TrainConfig:
         choices=LOSSES,
     )
     rkl_weight: float = _option(0.2, "weight of the relative KL")
-    names_weight: float = _option(1.0, "weight of the FVU of the naming reading")
-    mixing: float = _option(0.0, "share of a step's rows that are mixed with another row, against over-fitting")
+    names_weight: float = _option(0.3, "weight of the FVU of the naming reading")
     init: InitName = _option("random", "how the decoder starts: random, data (points), kmeans", choices=INITS)
     sentences: int = _option(4, "sentences of each passage that join the rows as query-like texts")
     passage_characters: int = _option(1200, "longest passage, in characters")

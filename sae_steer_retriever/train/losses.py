@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-_TARGET_PERPLEXITY = 8.0
+# Of a list of sixteen, the four or so nearest documents decide what is retrieved.
+_TARGET_PERPLEXITY = 4.0
 
 
 def fraction_unexplained(x: Tensor, x_hat: Tensor, variance: float) -> Tensor:
@@ -59,7 +60,7 @@ def paper_loss(q: Tensor, q_hat: Tensor, documents: Tensor, documents_hat: Tenso
 
 
 def choose_temperature(scores: Tensor) -> float:
-    """The temperature at which the median perplexity of the lists is half their length, at most 8.
+    """The temperature at which the median perplexity of the lists is 4, or half their length if that is less.
 
     Args:
         scores: (Q, L) dot products of queries with their own lists.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sae_steer_retriever.sae import SAEConfig
 from sae_steer_retriever.train.config import TrainConfig
@@ -30,7 +31,7 @@ def ranking_objective(
     own, which is what makes them nameable, and all of them to reconstruct. Each list query's candidates are the
     documents of all lists of the step, each encoded once.
     """
-    parts = [_mixed(sampler.rows[sampler.draw_rows(step, config.batch_size)], step, config)]
+    parts = [sampler.rows[sampler.draw_rows(step, config.batch_size)]]
     if config.loss == "rkl":
         chosen = sampler.draw_queries(step, config.list_queries)
         parts += [sampler.queries[chosen], sampler.documents[torch.unique(sampler.lists[chosen])]]
@@ -44,7 +45,9 @@ def ranking_objective(
     if config.loss == "rkl":
         lengths = [len(part) for part in parts]
         (_, q, documents), (_, q_hat, documents_hat) = torch.split(batch, lengths), torch.split(x_hat, lengths)
-        kl = relative_kl(q @ documents.T, q_hat @ documents_hat.T, constants.temperature)
+        # Reconstructions are searched by cosine, so their lengths are no part of what is compared.
+        reconstructed = functional.normalize(q_hat, dim=1) @ functional.normalize(documents_hat, dim=1).T
+        kl = relative_kl(q @ documents.T, reconstructed, constants.temperature)
         loss = loss + config.rkl_weight * kl
     return loss
 
@@ -58,20 +61,3 @@ def paper_objective(model: FittingSAE, sampler: Sampler, step: int, config: Trai
     reconstructed = model.decode(*model.encode(torch.cat([q, documents]), sizes.k))
     q_hat, documents_hat = torch.split(reconstructed, [len(q), len(unique)])
     return paper_loss(q, q_hat, documents[place], documents_hat[place])
-
-
-def _mixed(x: Tensor, step: int, config: TrainConfig) -> Tensor:
-    """Replace the first rows by unit sums of two: a text about two things.
-
-    A few thousand rows are soon learnt by heart; there are millions of pairs of them, and a dictionary whose latents
-    stand for one thing each codes a pair as well as its parts.
-    """
-    count = round(config.mixing * len(x))
-    if not count:
-        return x
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    share = 0.5 + 0.5 * torch.rand((count, 1), generator=generator)
-    partner = torch.randint(len(x), (count,), generator=generator)
-    pairs = share * x[:count] + (1 - share) * x[partner]
-    lengths: Tensor = pairs.norm(dim=1, keepdim=True)
-    return torch.cat([pairs / lengths, x[count:]])

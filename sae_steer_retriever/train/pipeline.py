@@ -26,7 +26,7 @@ from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.corpus import Corpus, read_corpus
 from sae_steer_retriever.train.data import EmbeddedCorpus, embed_corpus, require_enough
 from sae_steer_retriever.train.report import TrainReport, model_card
-from sae_steer_retriever.train.sizing import choose_epochs, choose_latents
+from sae_steer_retriever.train.sizing import choose_sizes
 from sae_steer_retriever.train.trainer import Fit, Trainer
 
 logger = logging.getLogger(__name__)
@@ -121,14 +121,13 @@ def _trainer(
     corpus: Corpus, embedded: EmbeddedCorpus, config: TrainConfig, embedder: Embedder, output: Path, resume: bool
 ) -> tuple[Trainer, Checkpoint, dict[str, object]]:
     spec = embedder.spec
-    n = config.latents or choose_latents(len(corpus.passages), spec.dimension)
-    k = min(config.k, max(1, n // 4))
+    passages, rows = len(corpus.passages), embedded.data.everything.rows
+    n, k, epochs = choose_sizes(config, passages, len(rows), spec.dimension)
     if k < config.k:
-        logger.warning("k = %d instead of %d: %d passages bear only %d latents", k, config.k, len(corpus.passages), n)
-    epochs = config.epochs or choose_epochs(len(embedded.data.everything.rows), config.batch_size)
+        logger.warning("k = %d instead of %d: %d passages bear only %d latents", k, config.k, passages, n)
     settings: dict[str, object] = {**dataclasses.asdict(config), "latents": n, "k": k, "epochs": round(epochs, 2)}
     sae_config = SAEConfig(d=spec.dimension, n=n, k=k, k_names=min(config.k_names, k), encoder=spec, training=settings)
-    digest = hashlib.blake2b(embedded.data.everything.rows.tobytes(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()
     checkpoint = Checkpoint(
         output / CHECKPOINT_FOLDER, {**settings, "encoder": spec.name, "rows": digest}, resume=resume
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
+
+from sae_steer_retriever.train.config import TrainConfig
 
 _FIRINGS = 0.4
 _SMALLEST = 64
@@ -10,19 +13,32 @@ _WIDEST_EXPANSION = 32
 _STEPS = 1900
 
 
-def choose_latents(passages: int, d: int) -> int:
-    """Number of latents for a corpus: the power of two nearest to 0.4 per passage.
+class Sizes(NamedTuple):
+    """Latents, active latents per embedding, and passes over the rows."""
 
-    With eight names a passage a latent then fires about twenty times, enough to be labelled and to be tested.
+    latents: int
+    k: int
+    epochs: float
+
+
+def choose_sizes(config: TrainConfig, passages: int, rows: int, d: int) -> Sizes:
+    """What the settings leave open, by the size of the corpus.
+
+    Latents: the power of two nearest to 0.4 per passage; with eight names a passage a latent then fires about twenty
+    times, enough to be labelled and to be tested. `k` is at most a quarter of them, unless both were given. Epochs: as
+    many as make about 1,900 steps; what counts is steps, not epochs.
 
     Args:
+        config: Settings.
         passages: Number of passages.
+        rows: Number of rows fitted.
         d: Embedding size; more than 32 d latents are never useful.
     """
-    wanted = max(_SMALLEST, min(_FIRINGS * passages, _WIDEST_EXPANSION * d))
-    return int(2 ** round(math.log2(wanted)))
-
-
-def choose_epochs(rows: int, batch_size: int) -> float:
-    """Passes over the rows that make about 1,900 steps: what counts is steps, not epochs."""
-    return min(400.0, max(2.0, _STEPS * batch_size / rows))
+    if config.latents is not None:
+        latents, k = config.latents, config.k
+    else:
+        wanted = max(_SMALLEST, min(_FIRINGS * passages, _WIDEST_EXPANSION * d))
+        latents = int(2 ** round(math.log2(wanted)))
+        k = min(config.k, latents // 4)
+    epochs = config.epochs or min(400.0, max(2.0, _STEPS * config.batch_size / rows))
+    return Sizes(latents, k, epochs)
