@@ -187,8 +187,8 @@ class CompanionWriter:
         self._collection.delete(ids=list(ids))
 
     def finish(self) -> None:
-        """Declare what is stored now complete."""
-        if self._began:
+        """Declare what is stored now complete, after these writes or after those that a kill cut short."""
+        if self._began or not (self._collection.metadata or {}).get("complete"):
             self._stamp(complete=True)
 
     def _begin(self) -> None:

@@ -60,7 +60,9 @@ def test_in_the_original_space_every_part_is_what_it_is_called(retriever: Steere
         assert {part.feature: pytest.approx(part.value, abs=1e-5) for part in hit.attribution.features} == {
             f: v for f, v in expected.items() if h_q.values[0][list(h_q.indices[0]).index(f)] > 0
         }
-        assert sum(term.value for term in hit.attribution.steering) == pytest.approx(hit.score - hit.base_score, abs=1e-5)
+        assert sum(term.value for term in hit.attribution.steering) == pytest.approx(
+            hit.score - hit.base_score, abs=1e-5
+        )
         values = [part.value for part in hit.attribution.features]
         assert values == sorted(values, reverse=True)
 

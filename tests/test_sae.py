@@ -189,7 +189,7 @@ def test_tensors_that_do_not_fit_the_config_are_refused(change: dict[str, torch.
         TopKSAE(**tensors, config=sae.config)
 
 
-# -- the folder -----------------------------------------------------------------------------------------------------------
+# -- the folder --------------------------------------------------------------------------------------------------------
 
 
 def test_saved_and_loaded_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
@@ -256,7 +256,9 @@ def damage(folder: Path, how: str) -> None:
     elif how in ("float64", "int32"):
         save_file({name: tensor.to(getattr(torch, how)) for name, tensor in load_file(weights).items()}, weights)
     elif how == "transposed":
-        transposed = {name: tensor.mT.contiguous() if tensor.ndim == 2 else tensor for name, tensor in load_file(weights).items()}
+        transposed = {
+            name: tensor.mT.contiguous() if tensor.ndim == 2 else tensor for name, tensor in load_file(weights).items()
+        }
         save_file(transposed, weights)
     elif how == "not finite":
         tensors = load_file(weights)
@@ -411,7 +413,7 @@ def test_saving_where_nothing_can_be_saved_is_one_clear_error(tmp_path: Path) ->
         TopKSAE.from_pretrained(tmp_path / "file")
 
 
-# -- the hub --------------------------------------------------------------------------------------------------------------
+# -- the hub -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -490,7 +492,7 @@ def test_pushing_without_a_hub_is_one_clear_error() -> None:
         random_sae().push_to_hub("owner/name", token="t")
 
 
-# -- encoders -------------------------------------------------------------------------------------------------------------
+# -- encoders ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_encoder_by_its_short_and_long_name_is_the_same() -> None:

@@ -74,7 +74,7 @@ NAMES = st.sampled_from([*FAMILIES, 0, 5, 31])
 SIDES = st.sampled_from(["query", "document", "both"])
 
 
-# -- what may be asked for ------------------------------------------------------------------------------------------------
+# -- what may be asked for ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nothing", [None, {}, {"one": 0}, {"one": 0.0, "two": -0.0}, {"one": Add(0)}])
@@ -135,7 +135,7 @@ def test_an_edits_own_side_beats_the_calls_and_that_the_default() -> None:
     assert [edit.side for edit in steering({"one": Add(1, side="query")}, side="document").edits] == ["query"]
 
 
-# -- policies -------------------------------------------------------------------------------------------------------------
+# -- policies ----------------------------------------------------------------------------------------------------------
 
 OPERATIONS = st.one_of(
     STRENGTHS.map(Add),
@@ -206,7 +206,7 @@ def test_a_damaged_policy_is_refused_in_one_line(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-# -- what it does to a query ----------------------------------------------------------------------------------------------
+# -- what it does to a query -------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -254,7 +254,9 @@ def test_suppress_takes_the_feature_from_the_query_and_its_passages_from_the_hit
     own = activations(q)
     strongest = int(own.argmax())
     suppressed = planned({strongest: Suppress()}, q)
-    np.testing.assert_allclose(asked_shift({strongest: Suppress()}, q), -own[strongest] * SAE.decoder[strongest], atol=1e-5)
+    np.testing.assert_allclose(
+        asked_shift({strongest: Suppress()}, q), -own[strongest] * SAE.decoder[strongest], atol=1e-5
+    )
     assert suppressed.excluded[0].features == (strongest,)
     absent = int(np.nonzero(own == 0)[0][0])
     assert not planned({absent: Suppress()}, q).is_empty, "passages are left out even if the query lacks the feature"
@@ -278,7 +280,7 @@ def test_the_order_of_edits_does_not_matter(steer: dict[Any, Any], row: int, cap
     assert set(one.excluded) == set(other.excluded)
 
 
-# -- the drift cap --------------------------------------------------------------------------------------------------------
+# -- the drift cap -----------------------------------------------------------------------------------------------------
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -334,7 +336,7 @@ def test_a_cap_that_binds_is_said_and_gates_are_not_cut(caplog: pytest.LogCaptur
     assert capped.gates[0].amount == pytest.approx(10 * CATALOG.calibration.score_spread)
 
 
-# -- gates on passages ----------------------------------------------------------------------------------------------------
+# -- gates on passages -------------------------------------------------------------------------------------------------
 
 CODES = SAE.encode(PASSAGES, k=K_NAMES)
 
@@ -344,7 +346,9 @@ def test_presence_is_the_weighted_sum_of_saturated_activations() -> None:
     units = np.full(N, 0.4, dtype=np.float32)
     codes = Codes(
         np.array([[7, 9, 1], [9, 1, 2], [7, 1, 2], [1, 2, 3], [9, 7, 0]]),
-        np.array([[0.2, 0.1, 0.1], [4.0, 3.0, 0.0], [0.4, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], dtype=np.float32),
+        np.array(
+            [[0.2, 0.1, 0.1], [4.0, 3.0, 0.0], [0.4, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], dtype=np.float32
+        ),
     )
     expected = [0.5 + 0.5 * 0.25, 0.5, 1.0, 0.0, 0.0]
     np.testing.assert_allclose(gate_presence(gate, codes, units), expected, atol=1e-6)
