@@ -36,7 +36,7 @@ def prepare(folder: Path) -> SteeredRetriever:
     if not corpus.exists():
         print(f"{write_corpus(corpus):,} passages of the standard library's documentation -> {corpus}")
     if not (sae / "features.json").exists():
-        report = train(corpus, sae, TrainConfig(sentences=1))
+        report = train(corpus, sae, TrainConfig(sentences=1, epochs=60))
         print(report.summary())
     retriever = SteeredRetriever.open(sae, path=folder / "chroma")
     passages = read_corpus(corpus).passages

@@ -33,7 +33,7 @@ class Calibration:
             positive activations, shrunk towards the median feature where there are few. 1.0 in `steer=` is one unit.
         maximum: (n,) the largest activation seen.
         score_spread: What a document gate of strength 1 adds to a passage that has the feature in full, in score
-            units: a typical distance between a query's first and hundredth neighbour.
+            units: a typical distance between a query's second and hundredth neighbour.
     """
 
     rows: int

@@ -49,6 +49,7 @@ class CodeIndex:
         self._rows = rows
         self._k_names = k_names
         self._row_of = {name: row for row, name in enumerate(ids)}
+        self._sparse: Any = None
 
     def __len__(self) -> int:
         """Number of passages."""
@@ -69,6 +70,35 @@ class CodeIndex:
     def posting(self, feature: int) -> NDArray[np.int32]:
         """Rows of the passages that have a feature among their names."""
         return np.asarray(self._rows[self._offsets[feature] : self._offsets[feature + 1]])
+
+    def having(self, feature: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Rows of the passages that have a feature among their names, and its activation in each."""
+        rows = self.posting(feature)
+        names = self.names(rows)
+        return rows, np.where(names.indices == feature, names.values, np.float32(0)).max(axis=1, initial=0)
+
+    def project(self, along: NDArray[np.float32]) -> NDArray[np.float32]:
+        """For every passage the sum of its activations times `along` their latents.
+
+        Args:
+            along: (n, m) weights of the latents, m at a time.
+
+        Returns:
+            (N, m).
+        """
+        return np.asarray(self._matrix(len(along)) @ along)
+
+    def _matrix(self, n: int) -> Any:  # noqa: ANN401 - scipy has no types
+        if self._sparse is None:
+            from scipy.sparse import csr_array
+
+            count, k = self.codes.indices.shape
+            starts = np.arange(0, count * k + 1, k, dtype=np.int32 if count * k < 2**31 else np.int64)
+            # A view of the mapped arrays, not a copy of them.
+            self._sparse = csr_array(
+                (self.codes.values.reshape(-1), self.codes.indices.reshape(-1), starts), shape=(count, n), copy=False
+            )
+        return self._sparse
 
     @classmethod
     def build(cls, pages: Iterable[tuple[list[str], Codes[NDArray[Any]]]], n: int, k: int, k_names: int) -> CodeIndex:

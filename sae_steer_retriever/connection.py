@@ -54,6 +54,11 @@ def translated(doing: str) -> Iterator[None]:
     except SAESteerError:
         raise
     except ChromaError as error:
+        if "Error finding id" in str(error):  # its vectors, which it keeps in memory, are not those on disk
+            raise StoreError(
+                f"Chroma failed while {doing}: another process has changed its folder, which an embedded Chroma does "
+                "not notice. Start this program again, or run a Chroma server (`chroma run`) for several processes."
+            ) from error
         raise StoreError(f"Chroma failed while {doing}: {error}") from error
     except httpx.HTTPError as error:
         raise StoreError(f"the Chroma server does not answer ({doing}: {error}); is it running?") from error

@@ -114,7 +114,8 @@ class DocumentCollection:
         if not len(ids):
             return [], np.empty((0, self._d), dtype=np.float32)
         found = self._collection.get(ids=list(ids), include=["embeddings"])
-        return found["ids"], self._unit(found["ids"], found["embeddings"])
+        rows = np.asarray(found["embeddings"]).reshape(-1, self._d)  # none at all has another shape
+        return found["ids"], self._unit(found["ids"], rows)
 
     def pages(self, size: int) -> Iterator[tuple[list[str], Array]]:
         """All ids and their vectors at unit length, in pages.

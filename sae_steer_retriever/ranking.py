@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.attribution import SteeringTerm
+from sae_steer_retriever.code_index import CodeIndex
 from sae_steer_retriever.plan import SUPPRESSED_FROM, Gate, Plan, gate_presence
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
 
@@ -39,6 +40,20 @@ class Ranking(NamedTuple):
     def plain(cls, ids: list[str], scores: NDArray[np.float64]) -> Ranking:
         """A ranking that nothing steers."""
         return cls(ids, scores, scores, list(range(1, len(ids) + 1)), [()] * len(ids))
+
+
+class Survey(NamedTuple):
+    """What a plan does to every passage of an index in the original space, from codes alone.
+
+    Attributes:
+        gains: (N,) what it adds to each plain score; exact.
+        estimates: (N,) the steered scores without what the SAE does not reconstruct of a passage.
+        kept: (N,) which passages it does not leave out.
+    """
+
+    gains: Array
+    estimates: Array
+    kept: NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +106,20 @@ class Ranker:
             [tuple(SteeringTerm(name, side, float(values[row])) for name, side, values in columns) for row in order],
         )
 
+    def survey(self, index: CodeIndex) -> Survey:
+        """What the plan does to every passage of `index`."""
+        shift = self.plan.shift(len(self.vector))
+        both = np.stack([shift, self.vector + shift], axis=1)
+        along = index.project(self.sae.decoder @ both) + self.sae.bias @ both
+        gains, estimates = along[:, 0], along[:, 1]
+        for gate in self.plan.gates:
+            gained = gate.amount * self._presence_everywhere(gate, index)
+            gains, estimates = gains + gained, estimates + gained
+        kept = np.ones(len(index), dtype=bool)
+        for gate in self.plan.excluded:
+            kept &= self._presence_everywhere(gate, index) < SUPPRESSED_FROM
+        return Survey(gains, estimates, kept)
+
     def estimate(self, codes: Codes[NDArray[Any]]) -> Array:
         """(N,) steered scores from codes alone, without the part of a passage that the SAE does not reconstruct."""
         tilted = self.vector + self.plan.shift(len(self.vector))
@@ -141,6 +170,13 @@ class Ranker:
 
     def _presence(self, gate: Gate, codes: Codes[NDArray[Any]]) -> Array:
         return gate_presence(gate, codes.leading(self.sae.config.k_names), self.unit)
+
+    def _presence_everywhere(self, gate: Gate, index: CodeIndex) -> Array:
+        presence = np.zeros(len(index), dtype=np.float32)
+        for feature, weight in zip(gate.features, gate.weights, strict=True):
+            rows, activations = index.having(feature)
+            presence[rows] += weight * np.minimum(1.0, activations / self.unit[feature])
+        return np.minimum(presence, 1.0)
 
     def _projections(self, codes: Codes[NDArray[Any]], vector: Array) -> Array:
         """(N,) `x_hat . vector` from codes, without decoding: one dot product per latent, then K per passage."""

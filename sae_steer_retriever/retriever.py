@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.attribution import Attribution, attribute
+from sae_steer_retriever.candidates import CandidateSearch
 from sae_steer_retriever.embedders import Embedder, as_embedder
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.features import Concept, FeatureCatalog
@@ -28,7 +29,7 @@ from sae_steer_retriever.steering import (
     parse,
     resolve,
 )
-from sae_steer_retriever.store import ChromaStore, Metadata, Neighbours
+from sae_steer_retriever.store import ChromaStore, Metadata
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -38,8 +39,6 @@ SPACES: tuple[Space, ...] = ("original", "reconstructed")
 DEFAULT_FETCH_K = 100
 # How many names' meanings are remembered.
 _REMEMBERED = 4096
-# How far the candidates of a negative gate or a suppression may be widened, in times the first pool.
-_WIDEST = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +156,7 @@ class SteeredRetriever:
             where: Chroma's metadata filter.
             fetch_k: Candidates from each source before re-ranking; max(100, 4 k) if not given.
             side: For strengths that do not say: "query" tilts the query, "document" rewards passages that have the
-                feature, "both" does both.
+                feature, "both" does both. If None: "document", but "query" in the reconstructed space.
             drift_cap: Smallest cosine between the query and the tilted query.
             explain: Whether hits carry their attribution.
             embedding: (d,) the query's embedding, if it was made already; scaled to unit norm if it is not.
@@ -179,7 +178,7 @@ class SteeredRetriever:
         fetch_k = max(DEFAULT_FETCH_K, 4 * k) if fetch_k is None else _check_count("fetch_k", fetch_k)
         if space not in SPACES:
             raise ValueError(f"space is {space!r}, expected one of {', '.join(SPACES)}.")
-        steering = self.resolve(steer, side=side, drift_cap=drift_cap)
+        steering = self.resolve(steer, side=side, drift_cap=drift_cap, space=space)
         q = self.embedder.embed_queries([query])[0] if embedding is None else self._given_embedding(embedding)
         h_q = self.sae.encode(q[None]) if explain or steering.edits or space == "reconstructed" else None
         reconstructed = space == "reconstructed"
@@ -188,10 +187,11 @@ class SteeredRetriever:
         if steering.edits and h_q is not None:
             plan_ = plan(steering, vector, h_q, self.sae, self.catalog.calibration)
         if plan_ is None or plan_.is_empty:
-            ranking = Ranking.plain(*self._nearest(vector, k, where, reconstructed))
+            search = self.store.nearest_reconstructed if reconstructed else self.store.nearest
+            ranking = Ranking.plain(*search(vector, k, where))
         else:
             ranker = Ranker(self.sae, self.catalog.calibration.unit, plan_, vector, reconstructed)
-            ranking = self._steered(ranker, k, max(fetch_k, k), where)
+            ranking = CandidateSearch(self.store, ranker, where).ranking(k, max(fetch_k, k))
         shift = plan_.shift(len(q)) if plan_ is not None else np.zeros_like(q)
         return self._hits(ranking, vector, h_q if explain else None, shift, reconstructed)
 
@@ -201,8 +201,16 @@ class SteeredRetriever:
         *,
         side: Side | None = None,
         drift_cap: float = DEFAULT_DRIFT_CAP,
+        space: Space = "original",
     ) -> Steering:
         """Check a steering and find its features, without searching.
+
+        Args:
+            steer: Feature -> strength or operation, or a resolved `Steering`.
+            side: For strengths that do not say. If None: "document", but "query" in the reconstructed space, where
+                editing the query's code is what the paper does.
+            drift_cap: Smallest cosine between the query and the tilted query.
+            space: Where it will be used.
 
         Raises:
             SteeringError: A strength or side is unusable.
@@ -210,6 +218,8 @@ class SteeredRetriever:
             AmbiguousFeatureError: A name means unrelated features.
         """
         side, drift_cap = check_side(side), check_drift_cap(drift_cap)
+        if side is None and space == "reconstructed":
+            side = "query"
         if isinstance(steer, Steering):
             steer.require(self.sae.fingerprint)
             return steer
@@ -233,61 +243,15 @@ class SteeredRetriever:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _given_embedding(self, embedding: Sequence[float] | Array) -> Array:
-        q = np.asarray(embedding, dtype=np.float32)
+        try:
+            q = np.asarray(embedding, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"embedding is no list of {self.sae.config.d} numbers: {error}.") from error
         if q.shape != (self.sae.config.d,) or not np.isfinite(q).all() or not q.any():
             raise ValueError(f"embedding has shape {q.shape}, expected ({self.sae.config.d},), finite and not zero.")
         norm = float(np.linalg.norm(q))
         # Scores and their decomposition assume unit queries; rounding alone is no reason to touch what was given.
         return q if abs(norm - 1.0) < 1e-5 else np.asarray(q / norm, dtype=np.float32)
-
-    def _nearest(self, vector: Array, k: int, where: Metadata | None, reconstructed: bool) -> Neighbours:
-        search = self.store.nearest_reconstructed if reconstructed else self.store.nearest
-        return search(vector, k, where)
-
-    def _steered(self, ranker: Ranker, k: int, fetch_k: int, where: Metadata | None) -> Ranking:
-        widest = min(fetch_k * _WIDEST, max(len(self.store), 1))
-        while True:
-            base = self._nearest(ranker.vector, fetch_k, where, ranker.reconstructed)
-            ranking = self._rank(ranker, base, fetch_k, where)
-            exhausted = len(base.ids) < fetch_k or fetch_k >= widest
-            if exhausted or not ranker.may_miss(ranking, base.scores, k):
-                return ranking.top(k)
-            fetch_k = min(2 * fetch_k, widest)
-
-    def _rank(self, ranker: Ranker, base: Neighbours, fetch_k: int, where: Metadata | None) -> Ranking:
-        found = dict(zip(base.ids, base.scores.tolist(), strict=True))
-        shift = ranker.plan.shift(len(ranker.vector))
-        if shift.any():
-            tilted = self._nearest(ranker.vector + shift, fetch_k, where, ranker.reconstructed)
-            found |= self._base_scores(ranker, [name for name in tilted.ids if name not in found], where)
-        found |= self._having(ranker, fetch_k, where, found)
-        ids = list(found)
-        return ranker.rank(ids, np.array([found[name] for name in ids]), self.store.codes(ids), base.ids)
-
-    def _base_scores(self, ranker: Ranker, ids: list[str], where: Metadata | None) -> dict[str, float]:
-        search = self.store.scores_reconstructed if ranker.reconstructed else self.store.scores
-        scored = search(ranker.vector, ids, where)
-        return dict(zip(scored.ids, scored.scores.tolist(), strict=True))
-
-    def _having(
-        self, ranker: Ranker, limit: int, where: Metadata | None, known: Mapping[str, float]
-    ) -> dict[str, float]:
-        """The passages that have a rewarded feature and score best by their codes, with their plain scores."""
-        rewarded = sorted({feature for gate in ranker.plan.gates if gate.amount > 0 for feature in gate.features})
-        if not rewarded:
-            return {}
-        index = self.store.index
-        rows = np.unique(np.concatenate([index.posting(feature) for feature in rewarded]))
-        best = rows[np.argsort(-ranker.estimate(index.take(rows)), kind="stable")]
-        found: dict[str, float] = {}
-        begin, end, reached = 0, limit, 0
-        # A filter may leave out any share of them: look further until enough have passed it.
-        while begin < len(best) and reached < limit:
-            names = [index.ids[row] for row in best[begin:end]]
-            found |= self._base_scores(ranker, [name for name in names if name not in known], where)
-            reached = sum(name in known or name in found for name in (index.ids[row] for row in best[:end]))
-            begin, end = end, 4 * end
-        return found
 
     def _hits(
         self, ranking: Ranking, vector: Array, h_q: Codes[NDArray[Any]] | None, shift: Array, reconstructed: bool

@@ -528,7 +528,8 @@ def test_ranks_and_scores_before_steering_are_those_of_the_plain_search(plain: S
         why = document.metadata["sae"]
         assert why["unsteered_rank"] == before[document.id]
         assert why["unsteered_score"] == pytest.approx(scores[document.id], abs=1e-6)
-        assert document.metadata["relevance_score"] > why["unsteered_score"]
+        gained = sum(term["contribution"] for term in why["steering"])
+        assert document.metadata["relevance_score"] == pytest.approx(why["unsteered_score"] + gained, abs=1e-6)
         moved += why["unsteered_rank"] != place
     assert moved
 

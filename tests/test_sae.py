@@ -189,7 +189,7 @@ def test_tensors_that_do_not_fit_the_config_are_refused(change: dict[str, torch.
         TopKSAE(**tensors, config=sae.config)
 
 
-# -- the folder --------------------------------------------------------------------------------------------------------
+# -- the folder -------------------------------------------------------------------------------------------------------
 
 
 def test_saved_and_loaded_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
@@ -413,7 +413,7 @@ def test_saving_where_nothing_can_be_saved_is_one_clear_error(tmp_path: Path) ->
         TopKSAE.from_pretrained(tmp_path / "file")
 
 
-# -- the hub -----------------------------------------------------------------------------------------------------------
+# -- the hub ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -492,7 +492,7 @@ def test_pushing_without_a_hub_is_one_clear_error() -> None:
         random_sae().push_to_hub("owner/name", token="t")
 
 
-# -- encoders ----------------------------------------------------------------------------------------------------------
+# -- encoders ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_encoder_by_its_short_and_long_name_is_the_same() -> None:

@@ -74,7 +74,7 @@ NAMES = st.sampled_from([*FAMILIES, 0, 5, 31])
 SIDES = st.sampled_from(["query", "document", "both"])
 
 
-# -- what may be asked for ---------------------------------------------------------------------------------------------
+# -- what may be asked for --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nothing", [None, {}, {"one": 0}, {"one": 0.0, "two": -0.0}, {"one": Add(0)}])
@@ -130,12 +130,12 @@ def test_the_caller_keeps_the_mapping_as_it_was() -> None:
 
 
 def test_an_edits_own_side_beats_the_calls_and_that_the_default() -> None:
-    assert [edit.side for edit in steering({"one": 1}).edits] == ["both"]
+    assert [edit.side for edit in steering({"one": 1}).edits] == ["document"]
     assert [edit.side for edit in steering({"one": 1}, side="document").edits] == ["document"]
     assert [edit.side for edit in steering({"one": Add(1, side="query")}, side="document").edits] == ["query"]
 
 
-# -- policies ----------------------------------------------------------------------------------------------------------
+# -- policies ---------------------------------------------------------------------------------------------------------
 
 OPERATIONS = st.one_of(
     STRENGTHS.map(Add),
@@ -206,7 +206,7 @@ def test_a_damaged_policy_is_refused_in_one_line(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-# -- what it does to a query -------------------------------------------------------------------------------------------
+# -- what it does to a query ------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -280,7 +280,7 @@ def test_the_order_of_edits_does_not_matter(steer: dict[Any, Any], row: int, cap
     assert set(one.excluded) == set(other.excluded)
 
 
-# -- the drift cap -----------------------------------------------------------------------------------------------------
+# -- the drift cap ----------------------------------------------------------------------------------------------------
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -330,13 +330,13 @@ def test_no_steering_drifts_beyond_the_cap(steer: dict[Any, Any], row: int, cap:
 
 
 def test_a_cap_that_binds_is_said_and_gates_are_not_cut(caplog: pytest.LogCaptureFixture) -> None:
-    capped = planned({5: 10.0}, QUERIES[0], drift_cap=DEFAULT_DRIFT_CAP)
+    capped = planned({5: Add(10.0, side="both")}, QUERIES[0], drift_cap=DEFAULT_DRIFT_CAP)
     assert capped.capped < 1
     assert "capped" in caplog.text
     assert capped.gates[0].amount == pytest.approx(10 * CATALOG.calibration.score_spread)
 
 
-# -- gates on passages -------------------------------------------------------------------------------------------------
+# -- gates on passages ------------------------------------------------------------------------------------------------
 
 CODES = SAE.encode(PASSAGES, k=K_NAMES)
 

@@ -30,26 +30,9 @@ from sae_steer_retriever.sae import Codes
 from sae_steer_retriever.store import ChromaStore, connect, rebuild, recorded_sae
 
 SAE = random_sae(3)
-WORDS = [
-    "alpha",
-    "beta",
-    "gamma",
-    "delta",
-    "epsilon",
-    "zeta",
-    "eta",
-    "theta",
-    "iota",
-    "kappa",
-    "lambda",
-    "mu",
-    "nu",
-    "xi",
-    "pi",
-    "rho",
-    "sigma",
-    "tau",
-]
+WORDS = """
+alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau
+""".split()  # noqa: SIM905 - words are easier to read
 
 
 def texts(count: int, seed: int = 0) -> list[str]:
@@ -101,7 +84,7 @@ def assert_in_step(store: ChromaStore) -> None:
         assert metadata.get("names", []) == names
 
 
-# -- add, update, delete -----------------------------------------------------------------------------------------------
+# -- add, update, delete ----------------------------------------------------------------------------------------------
 
 
 def test_what_is_added_is_found_and_has_a_companion(store: ChromaStore, embedder: ToyEmbedder) -> None:
@@ -244,7 +227,7 @@ def test_a_failure_in_the_middle_leaves_a_store_that_still_serves(
     assert_in_step(store)
 
 
-# -- codes -------------------------------------------------------------------------------------------------------------
+# -- codes ------------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -311,7 +294,7 @@ def test_an_unwritable_cache_costs_no_result(
     assert len(store.index) == 5
 
 
-# -- other tools -------------------------------------------------------------------------------------------------------
+# -- other tools ------------------------------------------------------------------------------------------------------
 
 
 def foreign(client: Any, space: str, count: int = 40, scale: float = 1.0, name: str = "theirs") -> Any:
@@ -415,7 +398,7 @@ def test_a_missing_companion_row_is_searched_and_steered_like_the_others(
     assert "40 of 60 passages of 'docs' have codes" in caplog.text
 
 
-# -- what does not belong together -------------------------------------------------------------------------------------
+# -- what does not belong together ------------------------------------------------------------------------------------
 
 
 def test_another_saes_companion_is_refused_with_both_fingerprints(store: ChromaStore, embedder: ToyEmbedder) -> None:
@@ -497,7 +480,7 @@ def test_the_saes_location_is_recorded_and_updated(tmp_path: Path, embedder: Toy
     assert recorded_sae(client, "docs") == "elsewhere"
 
 
-# -- searching ---------------------------------------------------------------------------------------------------------
+# -- searching --------------------------------------------------------------------------------------------------------
 
 
 def test_where_filters_both_searches(store: ChromaStore, embedder: ToyEmbedder) -> None:
@@ -549,34 +532,33 @@ def test_passages_another_tool_deleted_are_neither_found_nor_an_error(
     assert not ChromaStore.open(SAE, client=store._client).codes(ids(10)).values.any()
 
 
-WRITER = """
-import sys
-from toy import ToyEmbedder, random_sae
-from sae_steer_retriever.store import ChromaStore
-store = ChromaStore.open(random_sae(3), path=sys.argv[1])
-store.add(["p000", "other"], ["tau tau sigma", "rho rho rho"], embedder=ToyEmbedder())
-store.delete(["p001"])
-"""
-
-
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.getcwd()])}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_what_another_process_wrote_is_seen(store: ChromaStore, embedder: ToyEmbedder, tmp_path: Path) -> None:
+OTHER_TOOL = """
+import sys, chromadb
+from chromadb.config import Settings
+client = chromadb.PersistentClient(sys.argv[1], settings=Settings(anonymized_telemetry=False))
+docs = client.get_collection("docs", embedding_function=None)
+docs.add(ids=["other"], embeddings=[[1.0] + [0.0] * 15], documents=["written elsewhere"])
+"""
+
+
+def test_a_folder_another_process_writes_to_is_explained_or_served(
+    store: ChromaStore, embedder: ToyEmbedder, tmp_path: Path
+) -> None:
     store.add(ids(20), texts(20), embedder=embedder)
-    before = store.codes(["p000"])
-    done = run(WRITER, str(tmp_path / "chroma"))
+    assert len(store.nearest(unit_rows(0, 1)[0], 30).ids) == 20
+    done = run(OTHER_TOOL, str(tmp_path / "chroma"))
     assert done.returncode == 0, done.stderr
-    time.sleep(1.1)
-    after = store.codes(["p000", "other"])
-    expected = SAE.encode(embedder.embed_queries(["tau tau sigma", "rho rho rho"]))
-    np.testing.assert_array_equal(after.indices, expected.indices)
-    assert not np.array_equal(before.indices, after.indices[:1])
-    assert store.index.rows_of(["p001"]).tolist() == [-1]
-    assert_in_step(store)
+    try:  # an embedded Chroma is for one process: what others write it sees in part
+        assert store.records(["other"])[0].text == "written elsewhere"
+    except StoreError as error:
+        assert "another process has changed its folder" in str(error)  # noqa: PT017 - either is right
+    assert len(store.nearest(unit_rows(0, 1)[0], 30).ids) in (20, 21)
 
 
 def test_own_writes_are_seen_at_once(store: ChromaStore, embedder: ToyEmbedder) -> None:
@@ -589,9 +571,9 @@ def test_own_writes_are_seen_at_once(store: ChromaStore, embedder: ToyEmbedder) 
     assert store.index.rows_of(["p000"]).tolist() == [-1]
 
 
-# -- kills -------------------------------------------------------------------------------------------------------------
+# -- kills ------------------------------------------------------------------------------------------------------------
 
-# One warm process forks for every kill point: the child opens the store and dies at its n-th write.
+# One warm process forks for every kill point: the child opens the store and dies before its n-th write.
 CRASHER = """
 import os, signal, shutil, sys
 from pathlib import Path
@@ -601,9 +583,8 @@ import sae_steer_retriever.store as module
 from test_store import after, before
 
 folder = Path(sys.argv[1])
-moments = [(n, when) for n in range(1, 40) for when in ("before", "after")]
-for n, when in moments:
-    target = folder / f"{n}-{when}"
+for n in range(1, 40):
+    target = folder / str(n)
     shutil.copytree(folder / "start", target)
     child = os.fork()
     if child == 0:
@@ -614,12 +595,9 @@ for n, when in moments:
             def dying(self, *args, original=getattr(Collection, method), **kwargs):
                 global count
                 count += 1
-                if count == n and when == "before":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                result = original(self, *args, **kwargs)
                 if count == n:
                     os.kill(os.getpid(), signal.SIGKILL)
-                return result
+                return original(self, *args, **kwargs)
             setattr(Collection, method, dying)
         store.add(*after(), embedder=ToyEmbedder())
         os._exit(0)
@@ -628,7 +606,7 @@ for n, when in moments:
         assert os.WEXITSTATUS(status) == 0
         shutil.rmtree(target)
         break
-    print(n, when, flush=True)
+    print(n, flush=True)
 """
 
 
@@ -657,10 +635,10 @@ def test_a_kill_at_any_write_loses_no_passage_and_the_same_call_completes_it(
     done = run(CRASHER, str(tmp_path))
     assert done.returncode == 0, done.stderr
     moments = done.stdout.splitlines()
-    assert len(moments) >= 10, "has the child died at all?"
+    assert len(moments) >= 8, "has the child died at all?"
     for moment in moments:
         # In this process a killed store must serve: everything that was there is there, old or new.
-        killed = ChromaStore.open(SAE, path=tmp_path / moment.replace(" ", "-"))
+        killed = ChromaStore.open(SAE, path=tmp_path / moment)
         assert set(ids(10)) <= set(killed.documents.get()["ids"]), moment
         assert killed.codes(ids(10)).values.any(axis=1).all()
         killed.add(*after(), embedder=embedder)
@@ -687,7 +665,7 @@ def test_an_interrupt_in_the_middle_leaves_a_store_that_the_same_call_completes(
     assert_in_step(store)
 
 
-# -- a server ----------------------------------------------------------------------------------------------------------
+# -- a server ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -748,6 +726,15 @@ def test_a_server_is_the_same_code(server: tuple[int, subprocess.Popen[bytes]], 
     assert answers[0] == answers[1]
     other = ChromaStore.from_collection(remote.documents, SAE)
     assert len(other) == 59
+    # What another client writes is seen within a second.
+    other.add(["p001", "new"], ["tau tau sigma", "rho rho rho"], embedder=embedder)
+    other.delete(["p003"])
+    time.sleep(1.1)
+    expected = SAE.encode(embedder.embed_queries(["tau tau sigma", "rho rho rho"]))
+    np.testing.assert_array_equal(remote.codes(["p001", "new"]).indices, expected.indices)
+    assert remote.index.rows_of(["p003"]).tolist() == [-1]
+    hits = SteeredRetriever(remote, embedder, catalog).search("rho", k=60, steer={frequent: 0.5})
+    assert {"new"} <= {hit.id for hit in hits} <= set(remote.documents.get()["ids"])
     process.kill()
     process.wait()
     retriever = SteeredRetriever(remote, embedder, catalog)
@@ -762,5 +749,4 @@ def test_a_server_is_the_same_code(server: tuple[int, subprocess.Popen[bytes]], 
             action()
         assert "\n" not in str(caught.value)
         assert time.monotonic() - began < 10
-    remote_url = f"127.0.0.1:{port}"
-    assert remote_url in str(caught.value), "the line says which server"
+    assert f"127.0.0.1:{port}" in str(caught.value), "the line says which server"

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     require_collection(client, arguments.store, arguments.collection)
     sae = sae_of(arguments.sae, client, arguments.collection)
     retriever = SteeredRetriever.open(sae, client=client, collection=arguments.collection, create=False)
-    steering = retriever.resolve(steer, side=arguments.side)
+    steering = retriever.resolve(steer, side=arguments.side, space=arguments.space)
     options: dict[str, Any] = {
         "k": arguments.k,
         "space": arguments.space,

@@ -65,7 +65,8 @@ class SAESteeredRetriever(BaseRetriever):
     fetch_k: int | None = Field(default=None, ge=1)
     """Candidates from each source before re-ranking; max(100, 4 k) if None."""
     side: Side | None = None
-    """For strengths that do not say: tilt the "query", reward the "document" that has the feature, or "both"."""
+    """For strengths that do not say: tilt the "query", reward the "document" that has the feature, or "both"; if None,
+    "document", but "query" in the reconstructed space."""
     drift_cap: float = Field(default=DEFAULT_DRIFT_CAP, gt=0, le=1)
     """Smallest cosine allowed between the query and the tilted query."""
     attach_scores: bool = True
@@ -262,7 +263,7 @@ class SAESteeredRetriever(BaseRetriever):
                 f'query must be str, got {type(query).__name__}: put (lambda x: x["input"]) | retriever in the chain'
             )
         steer = self.steer if steer is None else steer
-        steering = self.retriever.resolve(steer, side=self.side, drift_cap=self.drift_cap)
+        steering = self.retriever.resolve(steer, side=self.side, drift_cap=self.drift_cap, space=self.space)
         hits = self.retriever.search(
             query,
             k=self.k if k is None else k,

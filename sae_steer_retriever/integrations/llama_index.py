@@ -257,7 +257,8 @@ class SAESteeredRetriever(BaseRetriever):
     # LlamaIndex passes the argument by position in sync and by keyword in async calls: its name must stay.
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         core = self.retriever
-        steering = core.resolve(steer_of(query_bundle, self.steer), side=self._side, drift_cap=self._drift_cap)
+        asked = steer_of(query_bundle, self.steer)
+        steering = core.resolve(asked, side=self._side, drift_cap=self._drift_cap, space=self._space)
         hits = core.search(
             query_bundle.query_str,
             k=self.similarity_top_k,

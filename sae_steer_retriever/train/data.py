@@ -30,7 +30,7 @@ class EmbeddedCorpus(NamedTuple):
     Attributes:
         passages: (M, d) unit vectors, in the order of the corpus.
         data: What is fitted and held out.
-        score_spread: Median distance between a list query's first and hundredth score, for the calibration.
+        score_spread: Median distance between a list query's second and hundredth score, for the calibration.
     """
 
     passages: Array
@@ -101,9 +101,9 @@ def require_enough(corpus: Corpus) -> None:
 
 
 def score_spread(queries: Array, documents: Array) -> float:
-    """Median over queries of the first score less the hundredth."""
+    """Median over queries of the second score less the hundredth; the first may be the passage a query was taken from."""
     rank = min(_SPREAD_RANK, len(documents))
     rows = nearest_documents(queries, documents, rank)
-    first = np.einsum("qd,qd->q", queries, documents[rows[:, 0]])
+    second = np.einsum("qd,qd->q", queries, documents[rows[:, min(1, rank - 1)]])
     last = np.einsum("qd,qd->q", queries, documents[rows[:, -1]])
-    return float(np.median(first - last))
+    return float(np.median(second - last))

@@ -1,0 +1,128 @@
+"""Which passages are worth ranking: the plain neighbours, and those that a steering could lift among the hits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sae_steer_retriever.code_index import CodeIndex
+from sae_steer_retriever.ranking import Ranker, Ranking, Survey
+from sae_steer_retriever.sae import Array
+from sae_steer_retriever.store import ChromaStore, Metadata, Neighbours
+
+# How far the plain search may be widened, in times its first breadth.
+_WIDEST = 16
+# Up to this many activations (passages times K) every passage is surveyed; more would cost more than a search.
+_SURVEYED = 4_000_000
+
+
+class CandidateSearch:
+    """Searches a store for one query under one plan.
+
+    A passage that the plain search has not found scores at most as much as the last it has found, plus its gain.
+    In the original space the gains of all passages follow from their codes, so the ranking of what was found and of
+    every other passage whose gain could suffice is the ranking of all. Larger stores and the reconstructed space
+    make do with the neighbours of the tilted query and the passages that have a rewarded feature.
+    """
+
+    def __init__(self, store: ChromaStore, ranker: Ranker, where: Metadata | None) -> None:
+        """Take the parts.
+
+        Args:
+            store: The passages.
+            ranker: Scores and orders them.
+            where: Chroma's metadata filter.
+        """
+        self._store = store
+        self._ranker = ranker
+        self._where = where
+
+    def ranking(self, k: int, fetch_k: int) -> Ranking:
+        """The best `k`.
+
+        Args:
+            k: How many.
+            fetch_k: How many candidates each source gives at first.
+        """
+        index, size = self._store.index, len(self._store)
+        survey = None
+        if not self._ranker.reconstructed and len(index) * self._store.sae.config.k <= _SURVEYED:
+            survey = self._ranker.survey(index)
+        widest = min(fetch_k * _WIDEST, max(size, 1))
+        while True:
+            base = self._nearest(self._ranker.vector, fetch_k)
+            found = dict(zip(base.ids, base.scores.tolist(), strict=True))
+            if survey is None or len(index) < size:  # what has no codes cannot be surveyed
+                self._add_neighbours(found, index, fetch_k)
+            ranking = self._rank(found, base)
+            if len(base.ids) < fetch_k:
+                return ranking.top(k)
+            if survey is None:
+                complete = not self._ranker.may_miss(ranking, base.scores, k)
+            else:
+                ranking, complete = self._add_lifted(found, ranking, base, index, survey, k, fetch_k)
+            if complete or fetch_k >= widest:
+                return ranking.top(k)
+            fetch_k = min(2 * fetch_k, widest)
+
+    def _rank(self, found: dict[str, float], base: Neighbours) -> Ranking:
+        ids = list(found)
+        return self._ranker.rank(ids, np.array([found[name] for name in ids]), self._store.codes(ids), base.ids)
+
+    def _nearest(self, vector: Array, k: int) -> Neighbours:
+        search = self._store.nearest_reconstructed if self._ranker.reconstructed else self._store.nearest
+        return search(vector, k, self._where)
+
+    def _add(self, found: dict[str, float], ids: Sequence[str]) -> None:
+        """Passages with their plain scores, without those that the filter leaves out or that are gone."""
+        new = [name for name in ids if name not in found]
+        search = self._store.scores_reconstructed if self._ranker.reconstructed else self._store.scores
+        scored = search(self._ranker.vector, new, self._where)
+        found |= dict(zip(scored.ids, scored.scores.tolist(), strict=True))
+
+    def _add_lifted(
+        self,
+        found: dict[str, float],
+        ranking: Ranking,
+        base: Neighbours,
+        index: CodeIndex,
+        survey: Survey,
+        k: int,
+        limit: int,
+    ) -> tuple[Ranking, bool]:
+        """Passages whose gain could lift them among the best `k`; whether these are now all."""
+        seen = np.zeros(len(index), dtype=bool)
+        # The first look raises the bar for the second.
+        for _ in range(2):
+            rows = index.rows_of(list(found))
+            seen[rows[rows >= 0]] = True
+            bar = ranking.scores[k - 1] - base.scores[-1] if len(ranking.ids) >= k else -np.inf
+            unseen = np.nonzero(survey.kept & ~seen & (survey.gains > bar))[0]
+            if not len(unseen):
+                return ranking, True
+            best = unseen[np.argsort(-survey.estimates[unseen], kind="stable")[:limit]]
+            seen[best] = True
+            self._add(found, [index.ids[row] for row in best])
+            ranking = self._rank(found, base)
+            if len(unseen) <= limit:
+                return ranking, True
+        return ranking, False
+
+    def _add_neighbours(self, found: dict[str, float], index: CodeIndex, limit: int) -> None:
+        """The neighbours of the tilted query, and the best of the passages that have a rewarded feature."""
+        shift = self._ranker.plan.shift(len(self._ranker.vector))
+        if shift.any():
+            self._add(found, self._nearest(self._ranker.vector + shift, limit).ids)
+        rewarded = sorted({latent for gate in self._ranker.plan.gates if gate.amount > 0 for latent in gate.features})
+        if not rewarded:
+            return
+        rows = np.unique(np.concatenate([index.posting(latent) for latent in rewarded]))
+        best = [index.ids[row] for row in rows[np.argsort(-self._ranker.estimate(index.take(rows)), kind="stable")]]
+        begin, end = 0, limit
+        # A filter may leave out any share of them: look further until enough have passed it.
+        while begin < len(best):
+            self._add(found, best[begin:end])
+            if sum(name in found for name in best[:end]) >= limit:
+                return
+            begin, end = end, 4 * end

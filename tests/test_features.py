@@ -1,0 +1,339 @@
+"""The catalog: from what a person types to the features it means, and its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_world import World
+from toy import D, random_sae, unit_rows
+
+from sae_steer_retriever.calibration import Calibration, calibrate
+from sae_steer_retriever.errors import AmbiguousFeatureError, ArtifactError, UnknownFeatureError
+from sae_steer_retriever.features import Concept, Feature, FeatureCatalog
+from sae_steer_retriever.sae import Codes
+
+# id: keywords; the label is their list. 5 never fires, 6 is not labelled, 7 is not to be trusted.
+KEYWORDS = {
+    0: ("employment", "salary", "wages"),
+    1: ("tax", "income", "revenue"),
+    2: ("court", "tennis", "wimbledon"),
+    3: ("court", "judge", "lawsuit"),
+    4: ("family", "children", "salary"),
+    5: ("dodo", "extinct"),
+    6: (),
+    7: ("misc", "other"),
+    8: ("tax", "income", "revenue"),
+}
+# Labels about work and money lie near 0, sport near 1, law near 2.
+DIRECTIONS = {0: 0, 1: 0, 2: 1, 3: 2, 4: 0, 5: 3, 7: 4, 8: 0}
+
+
+def embedding(*weights: float) -> np.ndarray:
+    vector = np.zeros(D, dtype=np.float32)
+    vector[: len(weights)] = weights
+    return vector / np.linalg.norm(vector)
+
+
+@pytest.fixture
+def catalog() -> FeatureCatalog:
+    count = np.array([9, 9, 9, 9, 9, 0, 9, 9, 9])
+    calibration = Calibration(100, count, np.full(9, 0.5, np.float32), np.ones(9, np.float32), 0.2)
+    labels = np.zeros((9, D), dtype=np.float32)
+    for latent, direction in DIRECTIONS.items():
+        labels[latent, direction] = 1.0
+    features = [
+        Feature(latent, ", ".join(words), words, 0.5 if latent == 7 else 0.9, 0.09, 0.5, ("p1",))
+        for latent, words in KEYWORDS.items()
+    ]
+    return FeatureCatalog(features, calibration, "f" * 16, labels)
+
+
+def concept(vector: np.ndarray, **activations: float) -> Any:
+    """A text's embedding and code: `_3=0.5` is feature 3 at 0.5."""
+    latents = sorted(activations, key=lambda name: -activations[name])
+    codes: Codes[np.ndarray] = Codes(
+        np.array([[int(name[1:]) for name in latents]]),
+        np.array([[activations[name] for name in latents]], dtype=np.float32),
+    )
+    return lambda text: Concept(vector, codes)
+
+
+def nothing(text: str) -> Concept:
+    """A text that activates nothing and is near no label."""
+    return concept(embedding(0, 0, 0, 0, 0, 0, 1))(text)
+
+
+@pytest.mark.parametrize("name", [3, "3", "#3", " #3 ", np.int64(3)])
+def test_an_id_is_the_feature_itself(catalog: FeatureCatalog, name: Any) -> None:
+    assert catalog.resolve(name, nothing) == ((3,), (1.0,), "id")
+
+
+@pytest.mark.parametrize("name", [9, "#9", -1, "99999999999999999999", 10**30])
+def test_an_id_that_is_not_there_is_unknown(catalog: FeatureCatalog, name: Any) -> None:
+    with pytest.raises(UnknownFeatureError):
+        catalog.resolve(name, nothing)
+    with pytest.raises(UnknownFeatureError):
+        catalog.resolve(name)
+
+
+def test_a_dead_feature_is_refused_by_id_and_not_found_by_name(catalog: FeatureCatalog) -> None:
+    with pytest.raises(UnknownFeatureError, match="#5 is dead"):
+        catalog.resolve("#5", nothing)
+
+
+@pytest.mark.parametrize("name", ["court, judge, lawsuit", "Court, Judge, LAWSUIT", "  court, judge, lawsuit "])
+def test_a_whole_label_is_its_feature_whatever_its_words_may_mean(catalog: FeatureCatalog, name: str) -> None:
+    assert catalog.resolve(name, concept(embedding(0, 1), _2=1.0)) == ((3,), (1.0,), "label")
+
+
+def test_two_features_of_one_label_are_both_meant(catalog: FeatureCatalog) -> None:
+    assert catalog.resolve("tax, income, revenue", nothing) == ((1, 8), (1.0, 1.0), "label")
+
+
+def test_what_is_shown_can_be_asked_for(catalog: FeatureCatalog, world: World) -> None:
+    assert catalog.name(7) == "unclear #7 (misc, other)"
+    assert catalog.name(6) == "#6"
+    for shown in (catalog, world.catalog):
+        for feature in shown.features:
+            if shown.calibration.count[feature.id]:
+                assert feature.id in shown.resolve(feature.name, nothing).features
+
+
+def test_a_keyword_is_the_family_its_embedding_activates(catalog: FeatureCatalog) -> None:
+    resolution = catalog.resolve("salary", concept(embedding(1), _0=0.8, _4=0.4, _1=0.2, _3=0.7))
+    # 3 is active too, but its label has nothing to do with the word; 1 has, though it lacks the word.
+    assert resolution.features == (0, 4, 1)
+    assert resolution.weights == pytest.approx((1.0, 0.5, 0.25))
+    assert resolution.how == "keyword"
+
+
+def test_weak_members_do_not_join_the_family(catalog: FeatureCatalog) -> None:
+    assert catalog.resolve("salary", concept(embedding(1), _0=1.0, _4=0.1)).features == (0,)
+
+
+def test_a_keyword_no_code_activates_is_found_by_its_word(catalog: FeatureCatalog) -> None:
+    assert catalog.resolve("wimbledon", nothing) == ((2,), (1.0,), "keyword")
+    resolution = catalog.resolve("salary")
+    assert resolution.features == (0, 4)
+    assert resolution.weights[0] == 1.0 > resolution.weights[1]
+
+
+@pytest.mark.parametrize(
+    ("written", "feature"),
+    [
+        ("Wages", 0),
+        ("wage", 0),
+        ("taxes", 1),
+        ("families", 4),
+        ("lawsuits", 3),
+        ("judges", 3),
+        ("  COURTS\t", None),
+    ],
+)
+def test_case_spaces_and_plurals_make_no_other_name(catalog: FeatureCatalog, written: str, feature: int | None) -> None:
+    if feature is None:
+        with pytest.raises(AmbiguousFeatureError):
+            catalog.resolve(written)
+    else:
+        assert feature in catalog.resolve(written).features
+
+
+@pytest.mark.parametrize(("one", "other"), [("rats", "rates"), ("bus", "bu"), ("glass", "glas"), ("plans", "planes")])
+def test_words_that_only_look_like_plurals_stay_apart(one: str, other: str) -> None:
+    calibration = calibrate([Codes(np.array([[0]]), np.ones((1, 1), np.float32))], n=1, score_spread=0.2)
+    catalog = FeatureCatalog([Feature(0, one, (one,), None, 1.0, 1.0, ())], calibration, "f" * 16)
+    assert catalog.resolve(one).features == (0,)
+    with pytest.raises(UnknownFeatureError):
+        catalog.resolve(other)
+
+
+def test_free_text_is_resolved_by_its_meaning(catalog: FeatureCatalog) -> None:
+    resolution = catalog.resolve("what people earn", concept(embedding(0.9, 0, 0, 0, 0.3), _0=0.6, _7=0.5, _2=0.4))
+    assert resolution == ((0,), (1.0,), "meaning")
+
+
+def test_a_word_of_two_unrelated_features_is_ambiguous_unless_its_code_decides(catalog: FeatureCatalog) -> None:
+    for ask in (None, concept(embedding(0, 1, 1), _2=0.5, _3=0.5)):
+        with pytest.raises(AmbiguousFeatureError, match=r"'court' is ambiguous.*#[23] court.*#[23] court"):
+            catalog.resolve("court", ask)
+    assert catalog.resolve("court", concept(embedding(0, 1), _2=0.9, _3=0.1)).features == (2,)
+
+
+@pytest.mark.parametrize(
+    ("name", "suggested"), [("employmnt", "'employment'"), ("wimbeldon", "'wimbledon'"), ("famly", "'family'")]
+)
+def test_a_misspelt_name_is_answered_with_words_that_exist(catalog: FeatureCatalog, name: str, suggested: str) -> None:
+    for ask in (None, nothing, concept(embedding(0.5, 0, 0, 0, 0, 0, 0.8), _0=0.9)):
+        with pytest.raises(UnknownFeatureError, match=f"Did you mean .*{suggested}") as caught:
+            catalog.resolve(name, ask)
+        assert "\n" not in str(caught.value)
+    words = {word for keywords in KEYWORDS.values() for word in keywords}
+    suggestion = str(caught.value).partition("Did you mean ")[2].partition("?")[0]
+    assert {word.strip("' ") for word in suggestion.split(",")} <= words
+
+
+def test_a_name_that_means_nothing_lists_the_nearest_features(catalog: FeatureCatalog) -> None:
+    with pytest.raises(UnknownFeatureError, match="Nearest features: #"):
+        catalog.resolve("xylophone", nothing)
+    with pytest.raises(UnknownFeatureError, match="8 features have names"):
+        catalog.resolve("xylophone")
+
+
+@settings(max_examples=100, deadline=None)
+@given(name=st.one_of(st.text(max_size=20), st.integers()))
+def test_any_name_is_resolved_or_refused_never_a_crash(name: Any) -> None:
+    calibration = Calibration(10, np.array([1, 0]), np.ones(2, np.float32), np.ones(2, np.float32), 0.2)
+    features = [Feature(0, "tax", ("tax",), 0.9, 0.1, 1.0, ()), Feature(1, "", (), None, 0.0, 1.0, ())]
+    labels = np.stack([embedding(1), np.zeros(D, np.float32)])
+    catalog = FeatureCatalog(features, calibration, "f" * 16, labels)
+    for ask in (None, nothing):
+        try:
+            resolution = catalog.resolve(name, ask)
+        except (UnknownFeatureError, AmbiguousFeatureError):
+            continue
+        assert resolution.features == (0,)
+
+
+def test_every_label_of_a_real_catalog_resolves_to_its_feature(world: World) -> None:
+    def ask(text: str) -> Concept:
+        vector = world.embedder.embed_queries([text])
+        return Concept(vector[0], world.sae.encode(vector))
+
+    for feature in world.catalog.labelled[:15]:
+        assert feature.id in world.catalog.resolve(feature.label, ask).features
+    resolution = world.catalog.resolve("thread", ask)
+    assert any("thread" in world.catalog[latent].label for latent in resolution.features)
+
+
+def test_search_finds_words_first_and_then_meanings(catalog: FeatureCatalog) -> None:
+    assert [feature.id for feature in catalog.search("salary")] == [0, 4]
+    assert [feature.id for feature in catalog.search("tennis court")] == [2, 3]
+    assert [feature.id for feature in catalog.search("salary", limit=1)] == [0]
+    assert catalog.search("nothing at all") == []
+    meant = catalog.search(
+        "earning",
+        concept=concept(embedding(1))("earning")
+        if False
+        else Concept(embedding(1), Codes(np.zeros((1, 0), np.int32), np.zeros((1, 0), np.float32))),
+    )
+    assert {feature.id for feature in meant} == {0, 1, 4, 8}
+
+
+# -- files --------------------------------------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded_is_the_same(catalog: FeatureCatalog, tmp_path: Path) -> None:
+    catalog.save(tmp_path)
+    again = FeatureCatalog.load(tmp_path, "f" * 16)
+    assert again.features == catalog.features
+    for name in ("count", "unit", "maximum"):
+        np.testing.assert_array_equal(getattr(again.calibration, name), getattr(catalog.calibration, name))
+    assert (again.calibration.rows, again.calibration.score_spread) == (100, pytest.approx(0.2))
+    np.testing.assert_allclose(again.label_embeddings, catalog.label_embeddings, atol=1e-3)  # type: ignore[arg-type]
+    assert "9 features, 8 labelled" in repr(again)
+
+
+def spoil(folder: Path, how: str) -> None:
+    features, calibration = folder / "features.json", folder / "calibration.safetensors"
+    body = json.loads(features.read_text(encoding="utf-8"))
+    if how == "no features":
+        features.unlink()
+    elif how == "no calibration":
+        calibration.unlink()
+    elif how == "cut":
+        features.write_text(features.read_text(encoding="utf-8")[:-40], encoding="utf-8")
+    elif how == "cut calibration":
+        calibration.write_bytes(calibration.read_bytes()[:-4])
+    elif how == "foreign":
+        features.write_text('["tax"]', encoding="utf-8")
+    else:
+        if how == "newer":
+            body["format_version"] = 7
+        elif how == "missing row":
+            del body["features"][4]
+        elif how == "shuffled":
+            body["features"].reverse()
+        elif how == "unknown field":
+            body["features"][0]["future"] = 1
+        elif how == "one row less":
+            del body["features"][-1]
+        features.write_text(json.dumps(body), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no features", "holds no features.json"),
+        ("no calibration", "holds no calibration.safetensors"),
+        ("cut", "is not a feature catalog"),
+        ("cut calibration", "truncated"),
+        ("foreign", "is not a feature catalog"),
+        ("newer", "format version 7"),
+        ("missing row", "not numbered"),
+        ("shuffled", "not numbered"),
+        ("unknown field", "is not a feature catalog"),
+        ("one row less", "9 latents, the SAE has 8"),
+    ],
+)
+def test_a_damaged_catalog_is_refused_in_one_line(
+    how: str, message: str, catalog: FeatureCatalog, tmp_path: Path
+) -> None:
+    catalog.save(tmp_path)
+    spoil(tmp_path, how)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        FeatureCatalog.load(tmp_path, "f" * 16)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_saes_catalog_or_calibration_is_refused(catalog: FeatureCatalog, tmp_path: Path) -> None:
+    catalog.save(tmp_path / "one")
+    with pytest.raises(ArtifactError, match="ffff.*0000"):
+        FeatureCatalog.load(tmp_path / "one", "0" * 16)
+    other = Calibration(100, catalog.calibration.count, np.full(9, 2.0, np.float32), np.ones(9, np.float32), 0.2)
+    FeatureCatalog(catalog.features, other, "0" * 16).save(tmp_path / "two")
+    (tmp_path / "two" / "calibration.safetensors").replace(tmp_path / "one" / "calibration.safetensors")
+    with pytest.raises(ArtifactError, match="is not the one that features.json was written with"):
+        FeatureCatalog.load(tmp_path / "one", "f" * 16)
+
+
+# -- units --------------------------------------------------------------------------------------------------------------
+
+
+def test_units_are_shrunken_percentiles_of_positive_activations() -> None:
+    random = np.random.default_rng(0)
+    values = random.exponential(size=(1000, 1)).astype(np.float32)
+    indices = random.choice([0, 0, 0, 0, 1], size=(1000, 1)).astype(np.int32)
+    values[:100] = 0.0  # empty places do not count
+    batches: list[Codes[np.ndarray]] = [
+        Codes(indices[start : start + 300], values[start : start + 300]) for start in range(0, 1000, 300)
+    ]
+    calibration = calibrate(batches, n=3, score_spread=0.1)
+    assert calibration.rows == 1000
+    for latent in (0, 1):
+        own = values[(indices == latent) & (values > 0)]
+        assert calibration.count[latent] == len(own)
+        assert calibration.maximum[latent] == own.max()
+        typical = np.median([np.percentile(values[(indices == i) & (values > 0)], 95) for i in (0, 1)])
+        expected = (len(own) * np.percentile(own, 95) + 20 * typical) / (len(own) + 20)
+        assert calibration.unit[latent] == pytest.approx(expected, rel=1e-4)
+    assert calibration.count[2] == 0
+    assert calibration.unit[2] == pytest.approx(typical, rel=1e-4)
+    assert calibration.frequency.tolist() == pytest.approx((calibration.count / 1000).tolist())
+    nothing_fired = calibrate([Codes(indices, np.zeros_like(values))], n=3, score_spread=0.1)
+    assert (nothing_fired.unit > 0).all()
+
+
+def test_batches_do_not_change_the_statistics() -> None:
+    sae = random_sae(1)
+    codes = sae.encode(unit_rows(2, 500), k=3)
+    whole = calibrate([codes], n=32, score_spread=0.1)
+    parts = [Codes(codes.indices[start : start + 7], codes.values[start : start + 7]) for start in range(0, 500, 7)]
+    again = calibrate(parts, n=32, score_spread=0.1)
+    np.testing.assert_array_equal(whole.count, again.count)
+    np.testing.assert_allclose(whole.unit, again.unit, rtol=1e-6)
