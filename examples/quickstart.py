@@ -16,7 +16,7 @@ from pathlib import Path
 
 from standard_library import write_corpus
 
-from sae_steer_retriever import Hit, SteeredRetriever
+from sae_steer_retriever import Hit, SentenceTransformerEmbedder, SteeredRetriever
 from sae_steer_retriever.embedding_cache import CachedEmbedder
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.corpus import read_corpus
@@ -33,18 +33,20 @@ WIDTH = 58
 def prepare(folder: Path) -> SteeredRetriever:
     """Collect the corpus, fit an SAE on it and index it, or open what an earlier run made."""
     corpus, sae = folder / "standard_library.jsonl", folder / "sae"
+    embedder = SentenceTransformerEmbedder()
     if not corpus.exists():
         print(f"{write_corpus(corpus):,} passages of the standard library's documentation -> {corpus}")
     if not (sae / "features.json").exists():
-        report = train(corpus, sae, TrainConfig(sentences=1, epochs=60))
+        # Half the default number of steps and of sentences: an example should not take longer than it must.
+        report = train(corpus, sae, TrainConfig(sentences=1, epochs=60), embedder=embedder)
         print(report.summary())
-    retriever = SteeredRetriever.open(sae, path=folder / "chroma")
+    retriever = SteeredRetriever.open(sae, path=folder / "chroma", embedding=embedder)
     passages = read_corpus(corpus).passages
     done = retriever.store.add(
         [passage.id for passage in passages],
         [passage.text for passage in passages],
         [passage.metadata for passage in passages],
-        embedder=CachedEmbedder(retriever.embedder, progress=True),
+        embedder=CachedEmbedder(embedder, progress=True),
         progress=True,
     )
     print(f"indexed: {done.added} added, {done.updated} updated, {done.unchanged} unchanged")
@@ -77,13 +79,13 @@ def show(question: str, before: list[Hit], after: list[Hit], word: str, strength
     print(f"{'unsteered':<{WIDTH}} | steered: {{{word!r}: {strength:+}}}")
     for old, new in zip(before, after, strict=True):
         rank = f"was {new.base_rank}" if new.base_rank else "new"
-        left = f"{old.score:.3f}  {old.id}"
-        right = f"{new.score:.3f}  {new.id}  ({rank})"
-        print(f"{textwrap.shorten(left, WIDTH):<{WIDTH}} | {textwrap.shorten(right, WIDTH)}")
+        left = f"{old.score:.3f}  {old.id}"[:WIDTH]
+        print(f"{left:<{WIDTH}} | {new.score:.3f}  {new.id}  ({rank})")
     print("why:")
     for hit in after[:3]:
         assert hit.attribution is not None
-        parts = [f"{term.value:+.3f} steering {term.name!r} ({term.side})" for term in hit.attribution.steering]
+        terms = [term for term in hit.attribution.steering if term.value]
+        parts = [f"{term.value:+.3f} steering {term.name!r} ({term.side})" for term in terms]
         parts += [f"{part.value:+.3f} {part.label}" for part in hit.attribution.top(3)]
         parts.append(f"{hit.attribution.bias:+.3f} common to all, {hit.attribution.residual:+.3f} unexplained")
         print(textwrap.fill(f"{hit.id}: " + "; ".join(parts), 2 * WIDTH, initial_indent="  ", subsequent_indent="    "))

@@ -77,6 +77,8 @@ def calibrate(codes: Iterable[Codes[NDArray[Any]]], n: int, score_spread: float)
         latents, values = batch.indices[active], batch.values[active]
         order = np.argsort(latents, kind="stable")
         latents, values = latents[order], values[order]
+        if not len(latents):
+            continue
         found, starts = np.unique(latents, return_index=True)
         for latent, part in zip(found, np.split(values, starts[1:]), strict=True):
             count[latent] += len(part)

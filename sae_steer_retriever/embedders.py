@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -235,15 +236,36 @@ def _load_sentence_transformer(name: str, device: str | None) -> SentenceTransfo
     from sentence_transformers import SentenceTransformer
 
     packaged = _packaged_model(name)
+    folder = packaged or (Path(name) if Path(name).is_dir() else None)
     try:
-        return SentenceTransformer(str(packaged or name), device=device)
+        # What is on this machine is not asked for again: an encoder must not change under a store either.
+        return SentenceTransformer(str(folder or name), device=device, local_files_only=True)
     except (OSError, ValueError) as error:
+        if folder is not None:
+            raise ArtifactError(f"cannot load the encoder from {folder}: {_first_line(error)}") from error
+    try:
+        _require_on_hub(name)
+        return SentenceTransformer(name, device=device)
+    except Exception as error:  # the hub's client changed its transport, and with that its errors, several times
         hint = ""
         if name.removeprefix("sentence-transformers/") == "all-MiniLM-L6-v2":
             hint = " Without a network: pip install 'sae-steer-retriever[offline]'."
         raise ArtifactError(
-            f"cannot load the encoder {name!r}: no such folder, and the hub gave none.{hint}"
+            f"cannot load the encoder {name!r}: no such folder, and the hub gave none ({_first_line(error)}).{hint}"
         ) from error
+
+
+def _require_on_hub(name: str) -> None:
+    """Ask the hub once; sentence-transformers would ask, and wait, several times for each of several files."""
+    from huggingface_hub import snapshot_download
+
+    if not re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", name):
+        raise FileNotFoundError("it is no name of a repository either")
+    snapshot_download(name if "/" in name else f"sentence-transformers/{name}", allow_patterns=["config.json"])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 @cache

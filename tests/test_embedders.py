@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,34 @@ def test_a_ready_model_is_known_by_its_name(embedder: SentenceTransformerEmbedde
     assert as_embedder(embedder) is embedder
 
 
-def test_an_encoder_that_cannot_be_had_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ArtifactError, match=r"cannot load the encoder './nowhere/model'") as caught:
-        as_embedder("./nowhere/model")
+@pytest.mark.parametrize("name", ["./nowhere/model", "/nowhere/model", "owner/name", "a/b/c", "..", "no such name"])
+def test_an_encoder_that_cannot_be_had_is_one_clear_error_and_soon(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_hub(*arguments: Any, **options: Any) -> None:
+        raise ConnectionError("no route to the hub\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_hub)
+    began = time.monotonic()
+    with pytest.raises(ArtifactError, match=f"cannot load the encoder '{name}'") as caught:
+        as_embedder(name)
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr(embedders, "_packaged_model", lambda name: Path("./nowhere"))
+    assert time.monotonic() - began < 10
+    assert ("no route to the hub" in str(caught.value)) == (name == "owner/name")
+
+
+def test_without_a_hub_the_default_encoder_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_hub(*arguments: Any, **options: Any) -> None:
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_hub)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(embedders, "_packaged_model", lambda name: None)
     with pytest.raises(ArtifactError, match=r"pip install 'sae-steer-retriever\[offline\]'"):
         as_embedder(DEFAULT_MODEL)
+
+
+def test_a_folder_that_holds_no_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="cannot load the encoder from"):
+        as_embedder(str(tmp_path))
 
 
 def test_altered_packaged_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

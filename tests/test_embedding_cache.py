@@ -147,7 +147,7 @@ def test_what_was_embedded_before_an_interrupt_is_kept(tmp_path: Path, monkeypat
 def test_a_text_of_any_characters_has_its_own_place(tmp_path: Path) -> None:
     embedder = ToyEmbedder()
     cached = CachedEmbedder(embedder, tmp_path)
-    texts = ["a\0b", "a", "ä", "a\u0308", "\ud800 x", "x" * 100_000]
+    texts = ["a\0b", "a", "ä", "a\u0308", "\ud800", "x" * 100_000]
     first = cached.embed_documents(texts)
     assert len({row.tobytes() for row in first}) == len(texts)
     np.testing.assert_array_equal(cached.embed_documents(texts), first)

@@ -218,14 +218,12 @@ def test_search_finds_words_first_and_then_meanings(catalog: FeatureCatalog) -> 
     assert catalog.search("nothing at all") == []
     meant = catalog.search(
         "earning",
-        concept=concept(embedding(1))("earning")
-        if False
-        else Concept(embedding(1), Codes(np.zeros((1, 0), np.int32), np.zeros((1, 0), np.float32))),
+        concept=Concept(embedding(1), Codes(np.zeros((1, 0), np.int32), np.zeros((1, 0), np.float32))),
     )
     assert {feature.id for feature in meant} == {0, 1, 4, 8}
 
 
-# -- files --------------------------------------------------------------------------------------------------------------
+# -- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_saved_and_loaded_is_the_same(catalog: FeatureCatalog, tmp_path: Path) -> None:
@@ -302,7 +300,7 @@ def test_another_saes_catalog_or_calibration_is_refused(catalog: FeatureCatalog,
         FeatureCatalog.load(tmp_path / "one", "f" * 16)
 
 
-# -- units --------------------------------------------------------------------------------------------------------------
+# -- units ------------------------------------------------------------------------------------------------------------
 
 
 def test_units_are_shrunken_percentiles_of_positive_activations() -> None:

@@ -17,7 +17,7 @@ D, N, K, K_NAMES = 16, 32, 6, 3
 
 def word_vector(word: str, d: int = D) -> Array:
     """The same unit vector for the same word, on every machine."""
-    seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+    seed = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
     vector = np.random.default_rng(seed).normal(size=d)
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
