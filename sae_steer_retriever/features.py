@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from sae_steer_retriever.artifact import write_files
 from sae_steer_retriever.calibration import CALIBRATION_FILE, Calibration, load_calibration, save_calibration
 from sae_steer_retriever.errors import AmbiguousFeatureError, ArtifactError, UnknownFeatureError, nearest_names
+from sae_steer_retriever.feature_names import feature_id, stem
 from sae_steer_retriever.sae import Array, Codes, resolve_folder
 from sae_steer_retriever.steering import Resolution
 
@@ -106,9 +106,9 @@ class FeatureCatalog:
         for feature in self.features:
             if feature.label:
                 self._by_label.setdefault(feature.label.casefold(), []).append(feature.id)
-            for stem, keyword in {_stem(keyword): keyword for keyword in reversed(feature.keywords)}.items():
-                self._by_keyword.setdefault(stem, []).append(feature.id)
-                self._written.setdefault(stem, keyword)
+            for key, keyword in {stem(keyword): keyword for keyword in reversed(feature.keywords)}.items():
+                self._by_keyword.setdefault(key, []).append(feature.id)
+                self._written.setdefault(key, keyword)
 
     def __len__(self) -> int:
         """Number of latents, n."""
@@ -141,11 +141,11 @@ class FeatureCatalog:
             concept: The same text, embedded; without it only words are compared.
             limit: How many features at most.
         """
-        words = {_stem(word) for word in text.casefold().split()} | {_stem(text)}
+        words = {stem(word) for word in text.casefold().split()} | {stem(text)}
         scores = np.zeros(len(self))
         for feature in self.labelled:
             for rank, keyword in enumerate(feature.keywords):
-                hits = words & ({_stem(keyword)} | {_stem(word) for word in keyword.split()})
+                hits = words & ({stem(keyword)} | {stem(word) for word in keyword.split()})
                 scores[feature.id] += len(hits) / (1.0 + rank)
         if concept is not None and self.label_embeddings is not None:
             meaning = self.label_embeddings @ concept.embedding
@@ -168,7 +168,7 @@ class FeatureCatalog:
             UnknownFeatureError: No live feature answers to the name; the nearest names are listed.
             AmbiguousFeatureError: Several unrelated features do; they are listed.
         """
-        latent = _as_id(name)
+        latent = feature_id(name)
         if latent is not None:
             if self.calibration.count[self[latent].id] == 0:
                 raise UnknownFeatureError(f"feature #{latent} is dead: it is active in no passage of the corpus.")
@@ -177,7 +177,7 @@ class FeatureCatalog:
         alike = self._by_label.get(text.casefold())
         if alike is not None:
             return Resolution(tuple(alike[:_FAMILY_SIZE]), (1.0,) * len(alike[:_FAMILY_SIZE]), "label")
-        matches = self._by_keyword.get(_stem(text), [])
+        matches = self._by_keyword.get(stem(text), [])
         if concept is None:
             return self._resolve_by_words(text, matches)
         return self._resolve_by_meaning(text, matches, concept(text))
@@ -216,7 +216,7 @@ class FeatureCatalog:
         if self.label_embeddings is None:
             return set()
         near = {latent: float(self.label_embeddings[latent] @ concept.embedding) for latent in activations}
-        misspelt = _stem(text) not in self._by_keyword and bool(self._spelt_like(text, 1))
+        misspelt = stem(text) not in self._by_keyword and bool(self._spelt_like(text, 1))
         threshold = _CERTAIN_FROM if misspelt else _MEANT_FROM
         if max(near.values(), default=0.0) < threshold:
             return set()
@@ -249,11 +249,11 @@ class FeatureCatalog:
         return UnknownFeatureError(f"{message} {len(self.labelled)} features have names: see `sae-steer features`.")
 
     def _spelt_like(self, text: str, limit: int) -> list[str]:
-        return [self._written[stem] for stem in nearest_names(_stem(text), self._by_keyword, limit)]
+        return [self._written[key] for key in nearest_names(stem(text), self._by_keyword, limit)]
 
     def _rank_of(self, text: str, latent: int) -> int:
-        stems = [_stem(keyword) for keyword in self.features[latent].keywords]
-        return stems.index(_stem(text))
+        stems = [stem(keyword) for keyword in self.features[latent].keywords]
+        return stems.index(stem(text))
 
     def save(self, folder: str | Path) -> None:
         """Write `features.json` and `calibration.safetensors` into the SAE's folder, atomically."""
@@ -312,27 +312,5 @@ class FeatureCatalog:
         return cls(features, calibration, fingerprint, label_embeddings)
 
 
-def _as_id(name: str | int) -> int | None:
-    if isinstance(name, int | np.integer):
-        return int(name)
-    text = name.strip()
-    # "unclear #12 (court, tennis)" is how an explanation shows a feature: what is shown can be asked for.
-    shown = re.fullmatch(r"unclear #(\d{1,12})( \(.*\))?", text, flags=re.ASCII | re.DOTALL)
-    digits = shown[1] if shown else text.removeprefix("#")
-    return int(digits) if re.fullmatch(r"\d{1,12}", digits, flags=re.ASCII) else None
-
-
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _stem(word: str) -> str:
-    """Case and a plain English plural do not make another name: a key for comparison, not a word."""
-    folded = " ".join(word.casefold().split())
-    if len(folded) > 3 and folded.endswith("s") and not folded.endswith(("ss", "us", "is")):
-        folded = folded[:-1]
-    if len(folded) > 3 and folded.endswith("ie"):  # families and family, movies and movie
-        return folded[:-2] + "y"
-    if len(folded) > 3 and folded.endswith(("xe", "ze", "che", "she", "sse")):  # taxes and tax, caches and cache
-        return folded[:-1]
-    return folded

@@ -10,7 +10,7 @@ from small_world import World
 
 from sae_steer_retriever.attribution import Attribution, Contribution, SteeringTerm, attribute
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.steering import Clamp, Scale, Suppress
+from sae_steer_retriever.steering import Add, Clamp, Scale, Suppress
 
 QUERY = "wait until a thread has finished"
 
@@ -20,11 +20,11 @@ def steerings(retriever: SteeredRetriever) -> dict[str, dict[Any, Any] | None]:
     own, other = int(q.indices[0, 0]), int(np.argmax(retriever.catalog.calibration.count))
     return {
         "none": None,
-        "tilt and gate": {other: 0.7},
-        "negative": {own: -0.7},
+        "tilt and gate": {other: Add(0.7, side="both")},
+        "negative": {own: Add(-0.7, side="both")},
         "operations": {own: Scale(2.0), other: Clamp(1.0)},
         "suppress": {own: Suppress()},
-        "past the cap": {other: 10.0},
+        "past the cap": {other: Add(10.0, side="both")},
     }
 
 

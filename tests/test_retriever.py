@@ -69,11 +69,11 @@ def steerings(own: int, other: int) -> dict[str, dict[Any, Any]]:
     return {
         "tilt": {other: Add(0.6, side="query")},
         "gate": {other: Add(0.6, side="document")},
-        "both": {other: 0.6},
-        "strong": {other: 5.0},
-        "negative": {own: -0.8},
+        "both": {other: Add(0.6, side="both")},
+        "strong": {other: Add(5.0, side="both")},
+        "negative": {own: Add(-0.8, side="both")},
         "negative gate": {own: Add(-3.0, side="document")},
-        "mixed": {own: -0.5, other: 0.5},
+        "no side said": {own: -0.5, other: 0.5},
         "clamp and scale": {own: Scale(0.0), other: Clamp(1.5)},
         "suppress": {own: Suppress()},
         "suppress what the query lacks": {other: Suppress()},
@@ -140,7 +140,7 @@ def test_steered_hits_are_the_exact_ranking_of_all_passages(
     for query in QUERIES[:2]:
         steer = steerings(*features_of(retriever, query))[name]
         q = retriever.embedder.embed_queries([query])[0]
-        scores, base, kept = brute_force(retriever, q, world.vectors, retriever.resolve(steer), space)
+        scores, base, kept = brute_force(retriever, q, world.vectors, retriever.resolve(steer, space=space), space)
         hits = retriever.search(query, k=25, steer=steer, space=space, fetch_k=len(world.ids))
         rows = [world.ids.index(hit.id) for hit in hits]
         assert kept[rows].all()
@@ -161,7 +161,7 @@ def test_a_filter_holds_under_every_steering(retriever: SteeredRetriever, world:
     q = retriever.embedder.embed_queries([QUERIES[0]])[0]
     allowed = np.array([row["module"] in where["module"]["$in"] for row in world.metadatas])  # type: ignore[index]
     for space in SPACES:
-        scores, _, kept = brute_force(retriever, q, world.vectors, retriever.resolve(steer), space)
+        scores, _, kept = brute_force(retriever, q, world.vectors, retriever.resolve(steer, space=space), space)
         hits = retriever.search(QUERIES[0], k=10, steer=steer, space=space, where=where, explain=False)
         expected = np.sort(scores[kept & allowed])[::-1][:10]
         np.testing.assert_allclose([hit.score for hit in hits], expected, atol=2e-5)
@@ -172,6 +172,19 @@ def test_a_filter_that_leaves_nothing_gives_nothing(retriever: SteeredRetriever)
     for space in SPACES:
         for steer in (None, {0: 0.5}, {0: Suppress()}):
             assert retriever.search("thread", where={"module": "no such"}, steer=steer, space=space) == []
+
+
+def test_a_strength_that_says_no_side_rewards_passages_or_edits_the_code(retriever: SteeredRetriever) -> None:
+    _, other = features_of(retriever, QUERIES[0])
+    sides = {
+        space: {
+            term.side
+            for hit in retriever.search(QUERIES[0], k=30, steer={other: 0.5}, space=space)
+            for term in (hit.attribution.steering if hit.attribution else ())
+        }
+        for space in SPACES
+    }
+    assert sides == {"original": {"document"}, "reconstructed": {"query"}}
 
 
 def test_a_feature_brings_its_passages_up(retriever: SteeredRetriever, world: World) -> None:

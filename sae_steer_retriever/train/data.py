@@ -101,7 +101,7 @@ def require_enough(corpus: Corpus) -> None:
 
 
 def score_spread(queries: Array, documents: Array) -> float:
-    """Median over queries of the second score less the hundredth; the first may be the passage a query was taken from."""
+    """Median over queries of the second score less the hundredth; the first may be the query's own passage."""
     rank = min(_SPREAD_RANK, len(documents))
     rows = nearest_documents(queries, documents, rank)
     second = np.einsum("qd,qd->q", queries, documents[rows[:, min(1, rank - 1)]])

