@@ -74,6 +74,52 @@ class Attribution:
         return tuple(sorted(self.features, key=lambda part: -abs(part.value))[:limit])
 
 
+class Explainer:
+    """Decomposes the scores of one query's hits.
+
+    `q . x = sum_f h_f(q) (d_f . x) + b_dec . x + (q - q_hat) . x`, everything times `scale`. The parts are computed
+    from the vectors, not from the score, so their sum checks it.
+    """
+
+    def __init__(self, q: Array, h_q: Codes[NDArray[Any]], sae: TopKSAE, name: Callable[[int], str]) -> None:
+        """Look at the query, once for all its hits.
+
+        Args:
+            q: (d,) the query's embedding, or its reconstruction in the reconstructed space.
+            h_q: (1, K) the query's codes.
+            sae: The dictionary.
+            name: From a latent id to its display name.
+        """
+        active = h_q.values[0] > 0
+        latents = h_q.indices[0][active]
+        self._latents: list[int] = latents.tolist()
+        self._names = [name(latent) for latent in self._latents]
+        self._directions = sae.decoder[latents] * h_q.values[0][active][:, None]
+        self._bias = sae.bias
+        self._unexplained = q - sae.decode(h_q)[0]
+
+    def explain(
+        self, x: Array, steering: tuple[SteeringTerm, ...] = (), *, scale: float = 1.0, offset: float = 0.0
+    ) -> Attribution:
+        """Decompose one score on the query side.
+
+        Args:
+            x: (d,) the passage's vector in the space that was searched.
+            steering: The steering's terms, already in score units.
+            scale: What turns dot products into scores: 1, or one over norms.
+            offset: What a score has beyond the dot product (squared-distance collections); joins the residual.
+        """
+        projections = (self._directions @ x) * scale
+        values = projections.tolist()
+        features = tuple(
+            Contribution(self._latents[place], self._names[place], values[place])
+            for place in np.argsort(-projections, kind="stable").tolist()
+        )
+        bias = float(self._bias @ x) * scale
+        residual = float(self._unexplained @ x) * scale + offset
+        return Attribution(features, steering, bias, residual)
+
+
 def attribute(
     q: Array,
     h_q: Codes[NDArray[Any]],
@@ -85,29 +131,5 @@ def attribute(
     scale: float = 1.0,
     offset: float = 0.0,
 ) -> Attribution:
-    """Decompose one score on the query side.
-
-    `q . x = sum_f h_f(q) (d_f . x) + b_dec . x + (q - q_hat) . x`, everything times `scale`. The parts are computed
-    from the vectors, not from the score, so their sum checks it.
-
-    Args:
-        q: (d,) the query's embedding, or its reconstruction in the reconstructed space.
-        h_q: (1, K) the query's codes.
-        x: (d,) the passage's vector in the space that was searched.
-        steering: The steering's terms, already in score units.
-        sae: The dictionary.
-        name: From a latent id to its display name.
-        scale: What turns dot products into scores: 1, or one over norms.
-        offset: What a score has beyond the dot product (squared-distance collections); joins the residual.
-    """
-    active = h_q.values[0] > 0
-    latents, values = h_q.indices[0][active], h_q.values[0][active]
-    projections = (sae.decoder[latents] @ x) * values * scale
-    order = np.argsort(-projections, kind="stable")
-    features = tuple(
-        Contribution(int(latents[position]), name(int(latents[position])), float(projections[position]))
-        for position in order
-    )
-    bias = float(sae.bias @ x) * scale
-    residual = float((q - sae.decode(h_q)[0]) @ x) * scale + offset
-    return Attribution(features, steering, bias, residual)
+    """Decompose one score; `Explainer` does it for several of the same query."""
+    return Explainer(q, h_q, sae, name).explain(x, steering, scale=scale, offset=offset)

@@ -45,30 +45,30 @@ class CandidateSearch:
             k: How many.
             fetch_k: How many candidates each source gives at first.
         """
-        index, size = self._store.index, len(self._store)
+        index = self._store.index
         survey = None
         if not self._ranker.reconstructed and len(index) * self._store.sae.config.k <= _SURVEYED:
             survey = self._ranker.survey(index)
-        widest = min(fetch_k * _WIDEST, max(size, 1))
+        widest = fetch_k * _WIDEST
         while True:
             base = self._nearest(self._ranker.vector, fetch_k)
             found = dict(zip(base.ids, base.scores.tolist(), strict=True))
-            if survey is None or len(index) < size:  # what has no codes cannot be surveyed
+            if survey is None or not self._store.has_all_codes:  # what has no codes cannot be surveyed
                 self._add_neighbours(found, index, fetch_k)
-            ranking = self._rank(found, base)
+            ranking = self._rank(found, base, k)
             if len(base.ids) < fetch_k:
-                return ranking.top(k)
+                return ranking
             if survey is None:
                 complete = not self._ranker.may_miss(ranking, base.scores, k)
             else:
                 ranking, complete = self._add_lifted(found, ranking, base, index, survey, k, fetch_k)
             if complete or fetch_k >= widest:
-                return ranking.top(k)
+                return ranking
             fetch_k = min(2 * fetch_k, widest)
 
-    def _rank(self, found: dict[str, float], base: Neighbours) -> Ranking:
+    def _rank(self, found: dict[str, float], base: Neighbours, k: int) -> Ranking:
         ids = list(found)
-        return self._ranker.rank(ids, np.array([found[name] for name in ids]), self._store.codes(ids), base.ids)
+        return self._ranker.rank(ids, np.array([found[name] for name in ids]), self._store.codes(ids), base.ids, k)
 
     def _nearest(self, vector: Array, k: int) -> Neighbours:
         search = self._store.nearest_reconstructed if self._ranker.reconstructed else self._store.nearest
@@ -104,7 +104,7 @@ class CandidateSearch:
             best = unseen[np.argsort(-survey.estimates[unseen], kind="stable")[:limit]]
             seen[best] = True
             self._add(found, [index.ids[row] for row in best])
-            ranking = self._rank(found, base)
+            ranking = self._rank(found, base, k)
             if len(unseen) <= limit:
                 return ranking, True
         return ranking, False

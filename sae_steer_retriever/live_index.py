@@ -44,6 +44,7 @@ class LiveIndex:
         self._index: CodeIndex | None = None
         self._stamp: str | None = None
         self._next_look = float("-inf")
+        self.complete = False
 
     @property
     def folder(self) -> Path:
@@ -80,11 +81,12 @@ class LiveIndex:
                     self._index, self._stamp = self._load(stamp), stamp
                     took = time.monotonic() - began
                     self._next_look = max(self._next_look, time.monotonic() + took / _LARGEST_SHARE)
-                    self._warn_if_behind(self._index, passages())
+                    self._compare(self._index, passages())
             return self._index
 
-    def _warn_if_behind(self, index: CodeIndex, passages: int) -> None:
-        if len(index) != passages:
+    def _compare(self, index: CodeIndex, passages: int) -> None:
+        self.complete = len(index) == passages
+        if not self.complete:
             logger.warning(
                 "%d of %d passages of %r have codes: run `sae-steer index --attach` or ChromaStore.attach()",
                 len(index),

@@ -32,10 +32,6 @@ class Ranking(NamedTuple):
     base_ranks: list[int | None]
     terms: list[tuple[SteeringTerm, ...]]
 
-    def top(self, k: int) -> Ranking:
-        """The first `k`."""
-        return Ranking(self.ids[:k], self.scores[:k], self.base_scores[:k], self.base_ranks[:k], self.terms[:k])
-
     @classmethod
     def plain(cls, ids: list[str], scores: NDArray[np.float64]) -> Ranking:
         """A ranking that nothing steers."""
@@ -82,21 +78,23 @@ class Ranker:
         base_scores: NDArray[np.float64],
         codes: Codes[NDArray[Any]],
         base_order: Sequence[str],
+        k: int | None = None,
     ) -> Ranking:
-        """Candidates in the order the steering gives them, without those it leaves out.
+        """The best `k` candidates in the order the steering gives them, without those it leaves out.
 
         Args:
             ids: The candidates.
             base_scores: (N,) their plain scores.
             codes: (N, K) their codes.
             base_order: The plain search's hits, best first, for the ranks before steering.
+            k: How many; all if not given.
         """
         columns, scores = self._score(codes, base_scores)
         kept = np.ones(len(ids), dtype=bool)
         for gate in self.plan.excluded:
             kept &= self._presence(gate, codes) < SUPPRESSED_FROM
         # Ties keep the plain order, then the id's, so that a ranking is the same on every machine.
-        order = sorted(np.nonzero(kept)[0].tolist(), key=lambda row: (-scores[row], -base_scores[row], ids[row]))
+        order = [row for row in np.lexsort((np.asarray(ids), -base_scores, -scores)).tolist() if kept[row]][:k]
         rank_of = {name: rank for rank, name in enumerate(base_order, start=1)}
         return Ranking(
             [ids[row] for row in order],

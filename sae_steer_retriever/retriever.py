@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.attribution import Attribution, attribute
+from sae_steer_retriever.attribution import Attribution, Explainer
 from sae_steer_retriever.candidates import CandidateSearch
 from sae_steer_retriever.embedders import Embedder, as_embedder
 from sae_steer_retriever.errors import MismatchError
@@ -258,20 +258,19 @@ class SteeredRetriever:
     ) -> list[Hit]:
         records = self.store.find(ranking.ids)
         codes = self.store.codes(ranking.ids) if reconstructed and h_q is not None else None
+        explainer = None if h_q is None else Explainer(vector, h_q, self.sae, self.catalog.name)
         hits = []
         for row, name in enumerate(ranking.ids):
             record = records.get(name)
             if record is None:  # deleted since it was found
                 continue
             attribution = None
-            if h_q is not None:
+            if explainer is not None:
                 x, scale, offset = record.vector, 1.0, record.offset
                 if codes is not None:
                     x = self.sae.decode(Codes(codes.indices[row : row + 1], codes.values[row : row + 1]))[0]
                     scale, offset = 1.0 / float(np.linalg.norm(x) * np.linalg.norm(vector + shift)), 0.0
-                attribution = attribute(
-                    vector, h_q, x, ranking.terms[row], self.sae, self.catalog.name, scale=scale, offset=offset
-                )
+                attribution = explainer.explain(x, ranking.terms[row], scale=scale, offset=offset)
             hits.append(
                 Hit(
                     id=name,

@@ -334,6 +334,11 @@ class ChromaStore:
         """The local copy of the codes, made or refreshed when the companion's stamp says so."""
         return self._live_index.current(self.__len__)
 
+    @property
+    def has_all_codes(self) -> bool:
+        """Whether every passage had codes when the local copy was last read."""
+        return self._live_index.complete
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _batch_size(self) -> int:

@@ -285,8 +285,10 @@ def test_what_makes_no_sense_is_refused_before_the_query_is_embedded(
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest(retriever: SteeredRetriever) -> None:
-    with pytest.raises(UnknownFeatureError, match=r"Did you mean .*'description'"):
-        retriever.search("thread", steer={"descritpion": 0.5})
+    word = max(retriever.catalog.labelled[0].keywords, key=len)
+    swapped = f"{word[:3]}{word[4]}{word[3]}{word[5:]}"
+    with pytest.raises(UnknownFeatureError, match=rf"Did you mean .*'{word}'"):
+        retriever.search("thread", steer={swapped: 0.5})
 
 
 def test_an_ambiguous_name_lists_what_it_may_mean(world: World) -> None:

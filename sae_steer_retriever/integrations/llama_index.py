@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sae_steer_retriever.errors import MissingExtraError, StoreError
 
-# `llama_index` is a namespace of many distributions: that it exists says nothing.
-if importlib.util.find_spec("llama_index") is None or importlib.util.find_spec("llama_index.core") is None:
-    raise MissingExtraError("the LlamaIndex adapter", "llama-index")
+try:
+    importlib.import_module("llama_index.core")
+except ModuleNotFoundError as error:
+    # `llama_index` is a namespace of many distributions: it may be there without its core.
+    if error.name not in ("llama_index", "llama_index.core"):
+        raise
+    raise MissingExtraError("the LlamaIndex adapter", "llama-index") from error
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
