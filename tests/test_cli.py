@@ -214,8 +214,9 @@ def test_search_without_steering_is_the_plain_search(sae_steer: Run, store: Path
 def test_search_with_steering_shows_before_and_after(
     sae_steer: Run, store: Path, world: World, retriever: SteeredRetriever
 ) -> None:
-    feature = world.catalog[40]
     plain = [hit.id for hit in retriever.search(QUESTION, k=5, explain=False)]
+    best = world.vectors[[world.ids.index(plain[0])]]
+    feature = world.catalog[int(world.sae.encode(best, k=1).indices[0, 0])]
     arguments = ["search", QUESTION, "--store", store, "-k", 5, "--steer", f"#{feature.id}=-2"]
     found = sae_steer(*arguments, "--json").data
     ids = [hit["id"] for hit in found["hits"]]

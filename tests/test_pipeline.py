@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 import os
@@ -19,7 +18,7 @@ from small_world import World, collect
 from sae_steer_retriever.embedders import SentenceTransformerEmbedder
 from sae_steer_retriever.errors import ArtifactError, CorpusError
 from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.sae import TopKSAE
+from sae_steer_retriever.sae import Array, TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.corpus import read_corpus
 from sae_steer_retriever.train.data import embed_corpus
@@ -92,17 +91,17 @@ def test_labels_tell_their_passages_from_others(trained: tuple[Path, TrainReport
 def test_held_out_rows_are_not_fitted(corpus: Path, embedder: SentenceTransformerEmbedder) -> None:
     """Before the measurement neither they nor the sentences taken from them are seen; afterwards all are."""
     data = embed_corpus(read_corpus(corpus), SETTINGS, embedder).data
-    fitted = {row.tobytes() for row in data.fitted.rows} | {row.tobytes() for row in data.fitted.documents}
-    held = [row.tobytes() for row in data.held_out.rows]
-    passages = {row.tobytes() for row in data.everything.documents}
     left_out = len(data.everything.documents) - len(data.fitted.documents)
     assert left_out == round(0.1 * len(data.everything.documents))
-    # A few docstrings stand under two names; every other held-out passage is new to the fit.
-    counts = collections.Counter(row.tobytes() for row in data.everything.rows)
-    held_once = [row for row in held if row in passages and counts[row] == 1]
-    assert len(held_once) > 0.5 * left_out
-    assert fitted.isdisjoint(held_once)
-    assert {row.tobytes() for row in data.everything.rows} >= set(held)
+
+    def seen(rows: Array) -> float:
+        """Share of the held-out rows that are among `rows`."""
+        return float(((data.held_out.rows @ rows.T).max(axis=1) > 0.9999).mean())
+
+    # A few one-line docstrings stand under two names.
+    assert seen(data.fitted.documents) < 0.05
+    assert seen(data.fitted.rows) < 0.05
+    assert seen(data.everything.rows) == 1
 
 
 @pytest.mark.parametrize("resume", [True, False])
