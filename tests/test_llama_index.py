@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
 import json
 import math
 import threading
@@ -41,12 +40,10 @@ from sae_steer_retriever.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import (
     ArtifactError,
     MismatchError,
-    MissingExtraError,
     SteeringError,
     StoreError,
     UnknownFeatureError,
 )
-from sae_steer_retriever.integrations import llama_index as adapter
 from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever, SAESteerPostprocessor, SteeredQuery
 from sae_steer_retriever.rerank import Reranker
 from sae_steer_retriever.retriever import SteeredRetriever
@@ -177,16 +174,6 @@ def ids_of(nodes: list[NodeWithScore]) -> list[str]:
 )
 def test_class(cls: type, base: str) -> None:
     assert base in [parent.__name__ for parent in cls.__mro__]
-
-
-def test_import_without_llama_index_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if "llama" in name else real(name, *rest))
-    spec = importlib.util.spec_from_file_location("adapter_without_framework", str(adapter.__file__))
-    assert spec is not None
-    assert spec.loader is not None
-    with pytest.raises(MissingExtraError, match=r"LlamaIndex adapter .*sae-steer-retriever\[llama-index\]"):
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 # -- the channels of a steering ----------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ def _movement(rank: int, hit: Hit) -> str:
 def _why(attribution: Attribution) -> list[str]:
     lines = [f"{term.value:+.3f}  steering: {term.name} ({term.side})" for term in attribution.steering]
     top = attribution.top(_SHOWN_FEATURES)
-    lines += [f"{part.value:+.3f}  {part.label} #{part.feature}" for part in top]
+    lines += [f"{part.value:+.3f}  {_named(part.feature, part.label)}" for part in top]
     if rest := attribution.features[len(top) :]:
         others = sum(part.value for part in attribution.features) - sum(part.value for part in top)
         lines.append(f"{others:+.3f}  {len(rest)} other feature{'s' if len(rest) > 1 else ''}")
@@ -239,3 +239,8 @@ def _hit_data(rank: int, hit: Hit) -> dict[str, Any]:
             "unexplained": hit.attribution.unexplained,
         }
     return data
+
+
+def _named(feature: int, label: str) -> str:
+    """The label with its id; an unlabelled feature's label is its id."""
+    return label if label == f"#{feature}" else f"{label} #{feature}"
