@@ -1,4 +1,4 @@
-"""The command line, `sae-steer`: train an SAE, index documents, search with steering, look at features."""
+"""The command line, `sae-steer`: train an SAE, index documents, search with steering, look at features, measure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sae_steer_retriever import __version__
-from sae_steer_retriever.commands import features, index, search, train
+from sae_steer_retriever.commands import evaluate, features, index, search, train
 from sae_steer_retriever.commands.execution import main_of
 
 _EXAMPLE = """\
@@ -17,7 +17,11 @@ example:
   sae-steer index --corpus ./docs --sae ./sae --store ./chroma
   sae-steer features search employment --sae ./sae
   sae-steer search "parental leave" --store ./chroma --steer employment=+0.5 --explain
+  sae-steer evaluate --corpus ./docs --sae ./sae --meaning
 """
+
+
+_COMMANDS = {"train": train, "index": index, "search": search, "features": features, "evaluate": evaluate}
 
 
 class _CommandParser(argparse.ArgumentParser):
@@ -48,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sae-steer {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser)
-    for name, command in (("train", train), ("index", index), ("search", search), ("features", features)):
+    for name, command in _COMMANDS.items():
         summary = command.SUMMARY
         added = commands.add_parser(
             name, help=summary, description=f"{summary}.", add_arguments=command.add_arguments, allow_abbrev=False

@@ -45,10 +45,11 @@ class Attribution:
     """The exact decomposition of one hit's score: `features + steering + bias + residual == score`.
 
     Attributes:
-        features: The query's own features, largest first: `h_f(q) (d_f . x)`.
+        features: The query's own features, largest first: `h_f(q) (d_f . x)`; in the latent space those that the
+            passage has too, `h_f(q) h_f(d)`.
         steering: One term per edit and side.
-        bias: The decoder bias' share, `b_dec . x`: what every query has in common.
-        residual: What the SAE does not reconstruct of the query, `(q - q_hat) . x`: unexplained.
+        bias: The decoder bias' share, `b_dec . x`: what every query has in common. None in the latent space: 0.
+        residual: What the SAE does not reconstruct of the query, `(q - q_hat) . x`: unexplained; 0 in the latent space.
     """
 
     features: tuple[Contribution, ...]
@@ -118,6 +119,35 @@ class Explainer:
         bias = float(self._bias @ x) * scale
         residual = float(self._unexplained @ x) * scale + offset
         return Attribution(features, steering, bias, residual)
+
+
+class CodeExplainer:
+    """Decomposes cosines of codes: `z_q . z_d = sum_f z_q[f] z_d[f]`, times `scale`; nothing is left unexplained."""
+
+    def __init__(self, h_q: Codes[NDArray[Any]], name: Callable[[int], str]) -> None:
+        """Look at the query, once for all its hits.
+
+        Args:
+            h_q: (1, K) the query's code, before it is edited.
+            name: From a latent id to its display name.
+        """
+        self._own = dict(zip(h_q.indices[0].tolist(), h_q.values[0].tolist(), strict=True))
+        self._name = name
+
+    def explain(
+        self, codes: Codes[NDArray[Any]], steering: tuple[SteeringTerm, ...] = (), *, scale: float = 1.0
+    ) -> Attribution:
+        """Decompose one score into the latents that query and passage share.
+
+        Args:
+            codes: (1, K) the passage's code.
+            steering: The steering's terms, already in score units.
+            scale: One over the lengths of the two codes, that of the query after its edits.
+        """
+        parts = zip(codes.indices[0].tolist(), codes.values[0].tolist(), strict=True)
+        shared = [(latent, self._own.get(latent, 0.0) * value * scale) for latent, value in parts]
+        features = [Contribution(latent, self._name(latent), value) for latent, value in shared if value]
+        return Attribution(tuple(sorted(features, key=lambda part: -part.value)), steering, 0.0, 0.0)
 
 
 def attribute(

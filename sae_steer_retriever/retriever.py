@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sae_steer_retriever.attribution import Attribution, Explainer
-from sae_steer_retriever.candidates import CandidateSearch
 from sae_steer_retriever.embedders import Embedder, as_embedder
+from sae_steer_retriever.embedding_search import EmbeddingSearch
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.features import Concept, FeatureCatalog
-from sae_steer_retriever.plan import plan
-from sae_steer_retriever.ranking import Ranker, Ranking
-from sae_steer_retriever.sae import Array, Codes, TopKSAE, resolve_folder
+from sae_steer_retriever.hits import Hit, hits_of
+from sae_steer_retriever.latent_index import LATENT_ENGINES, LatentEngine
+from sae_steer_retriever.latent_search import LatentSearch
+from sae_steer_retriever.sae import Array, TopKSAE, resolve_folder
+from sae_steer_retriever.seismic_index import require_seismic
 from sae_steer_retriever.steering import (
     DEFAULT_DRIFT_CAP,
     Resolution,
@@ -34,35 +33,11 @@ from sae_steer_retriever.store import ChromaStore, Metadata
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
-Space = Literal["original", "reconstructed"]
-SPACES: tuple[Space, ...] = ("original", "reconstructed")
+Space = Literal["original", "reconstructed", "latent"]
+SPACES: tuple[Space, ...] = ("original", "reconstructed", "latent")
 DEFAULT_FETCH_K = 100
 # How many names' meanings are remembered.
 _REMEMBERED = 4096
-
-
-@dataclasses.dataclass(frozen=True)
-class Hit:
-    """One retrieved passage.
-
-    Attributes:
-        id: The passage's id.
-        text: The passage.
-        metadata: The user's metadata.
-        score: What it was ranked by: cosine similarity for unit embeddings, plus what the steering adds. Larger is
-            better.
-        base_score: Its score without steering.
-        base_rank: Its rank without steering, from 1; None if it was not among the candidates of the plain search.
-        attribution: Why it has this score; None if `explain=False`.
-    """
-
-    id: str
-    text: str
-    metadata: dict[str, Any]
-    score: float
-    base_score: float
-    base_rank: int | None
-    attribution: Attribution | None
 
 
 class SteeredRetriever:
@@ -71,12 +46,27 @@ class SteeredRetriever:
     Without steering the ids, their order and their scores are those of the plain collection.
     """
 
-    def __init__(self, store: ChromaStore, embedder: Embedder, catalog: FeatureCatalog) -> None:
+    def __init__(
+        self, store: ChromaStore, embedder: Embedder, catalog: FeatureCatalog, *, latent_engine: LatentEngine = "exact"
+    ) -> None:
         """Put the parts together; `open` loads them from where they are kept.
+
+        Args:
+            store: The passages.
+            embedder: Embeds queries; the SAE's encoder.
+            catalog: Names and units of the SAE's features.
+            latent_engine: What searches in the latent space: "exact", or "seismic" for very large collections, which
+                finds most of the nearest passages (`scale` extra).
 
         Raises:
             MismatchError: The embedder is not the SAE's encoder, or the catalog is another SAE's.
+            ValueError: There is no such engine.
+            MissingExtraError: The engine's package is not installed.
         """
+        if latent_engine not in LATENT_ENGINES:
+            raise ValueError(f"latent_engine is {latent_engine!r}, expected one of {', '.join(LATENT_ENGINES)}.")
+        if latent_engine == "seismic":
+            require_seismic()
         store.sae.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
         if catalog.fingerprint != store.sae.fingerprint:
             raise MismatchError(
@@ -85,6 +75,7 @@ class SteeredRetriever:
         self.store = store
         self.embedder = embedder
         self.catalog = catalog
+        self.latent_engine: LatentEngine = latent_engine
         self._resolved: dict[str | int, Resolution] = {}
 
     @classmethod
@@ -99,6 +90,7 @@ class SteeredRetriever:
         client: ClientAPI | None = None,
         collection: str = "docs",
         create: bool = True,
+        latent_engine: LatentEngine = "exact",
     ) -> SteeredRetriever:
         """Load an SAE with its catalog and open a store.
 
@@ -111,6 +103,7 @@ class SteeredRetriever:
             client: A ready Chroma client.
             collection: Name of the documents collection.
             create: Whether to make it if it is absent.
+            latent_engine: What searches in the latent space: "exact" or "seismic".
         """
         loaded, catalog, embedder = load_sae(sae, embedding=embedding)
         location = str(Path(sae).resolve()) if Path(sae).is_dir() else str(sae)
@@ -124,7 +117,7 @@ class SteeredRetriever:
             create=create,
             sae_location=location,
         )
-        return cls(store, embedder, catalog)
+        return cls(store, embedder, catalog, latent_engine=latent_engine)
 
     @property
     def sae(self) -> TopKSAE:
@@ -152,12 +145,14 @@ class SteeredRetriever:
             k: How many hits.
             steer: Feature -> strength or operation, or a resolved `Steering`. None, {} and all-zero mean none.
             space: "original": the plain score plus the steering's term. "reconstructed": cosine between the edited
-                code's decoded vector and the stored reconstructions, as in arXiv 2411.00786.
+                code's decoded vector and the stored reconstructions, as in arXiv 2411.00786. "latent": cosine between
+                the edited code and the passages' codes; only passages that share a latent with it are found, so there
+                may be fewer than `k`, and none whose codes are not in the companion.
             where: Chroma's metadata filter.
             fetch_k: Candidates from each source before re-ranking; max(100, 4 k) if not given.
             side: For strengths that do not say: "query" tilts the query, "document" rewards passages that have the
-                feature, "both" does both. If None: "document", but "query" in the reconstructed space.
-            drift_cap: Smallest cosine between the query and the tilted query.
+                feature, "both" does both. If None: "document", but "query" in the reconstructed and latent spaces.
+            drift_cap: Smallest cosine between the query and the tilted query (of codes in the latent space).
             explain: Whether hits carry their attribution.
             embedding: (d,) the query's embedding, if it was made already; scaled to unit norm if it is not.
 
@@ -180,20 +175,15 @@ class SteeredRetriever:
             raise ValueError(f"space is {space!r}, expected one of {', '.join(SPACES)}.")
         steering = self.resolve(steer, side=side, drift_cap=drift_cap, space=space)
         q = self.embedder.embed_queries([query])[0] if embedding is None else self._given_embedding(embedding)
-        h_q = self.sae.encode(q[None]) if explain or steering.edits or space == "reconstructed" else None
-        reconstructed = space == "reconstructed"
-        vector = self.sae.decode(h_q)[0] if reconstructed and h_q is not None else q
-        plan_ = None
-        if steering.edits and h_q is not None:
-            plan_ = plan(steering, vector, h_q, self.sae, self.catalog.calibration)
-        if plan_ is None or plan_.is_empty:
-            search = self.store.nearest_reconstructed if reconstructed else self.store.nearest
-            ranking = Ranking.plain(*search(vector, k, where))
+        h_q = self.sae.encode(q[None]) if explain or steering.edits or space != "original" else None
+        searching: EmbeddingSearch | LatentSearch
+        if space == "latent" and h_q is not None:
+            searching = LatentSearch(self.store, self.catalog, steering, h_q, where, self.latent_engine)
         else:
-            ranker = Ranker(self.sae, self.catalog.calibration.unit, plan_, vector, reconstructed)
-            ranking = CandidateSearch(self.store, ranker, where).ranking(k, max(fetch_k, k))
-        shift = plan_.shift(len(q)) if plan_ is not None else np.zeros_like(q)
-        return self._hits(ranking, vector, h_q if explain else None, shift, reconstructed)
+            reconstructed = space == "reconstructed"
+            searching = EmbeddingSearch(self.store, self.catalog, steering, q, h_q, where, reconstructed=reconstructed)
+        ranking = searching.ranking(k, max(fetch_k, k))
+        return hits_of(ranking, self.store.find(ranking.ids), searching.explain(ranking) if explain else None)
 
     def resolve(
         self,
@@ -207,8 +197,8 @@ class SteeredRetriever:
 
         Args:
             steer: Feature -> strength or operation, or a resolved `Steering`.
-            side: For strengths that do not say. If None: "document", but "query" in the reconstructed space, where
-                editing the query's code is what the paper does.
+            side: For strengths that do not say. If None: "document", but "query" in the reconstructed and latent
+                spaces, where editing the query's code is what the paper does.
             drift_cap: Smallest cosine between the query and the tilted query.
             space: Where it will be used.
 
@@ -218,7 +208,7 @@ class SteeredRetriever:
             AmbiguousFeatureError: A name means unrelated features.
         """
         side, drift_cap = check_side(side), check_drift_cap(drift_cap)
-        if side is None and space == "reconstructed":
+        if side is None and space != "original":
             side = "query"
         if isinstance(steer, Steering):
             steer.require(self.sae.fingerprint)
@@ -252,37 +242,6 @@ class SteeredRetriever:
         norm = float(np.linalg.norm(q))
         # Scores and their decomposition assume unit queries; rounding alone is no reason to touch what was given.
         return q if abs(norm - 1.0) < 1e-5 else np.asarray(q / norm, dtype=np.float32)
-
-    def _hits(
-        self, ranking: Ranking, vector: Array, h_q: Codes[NDArray[Any]] | None, shift: Array, reconstructed: bool
-    ) -> list[Hit]:
-        records = self.store.find(ranking.ids)
-        codes = self.store.codes(ranking.ids) if reconstructed and h_q is not None else None
-        explainer = None if h_q is None else Explainer(vector, h_q, self.sae, self.catalog.name)
-        hits = []
-        for row, name in enumerate(ranking.ids):
-            record = records.get(name)
-            if record is None:  # deleted since it was found
-                continue
-            attribution = None
-            if explainer is not None:
-                x, scale, offset = record.vector, 1.0, record.offset
-                if codes is not None:
-                    x = self.sae.decode(Codes(codes.indices[row : row + 1], codes.values[row : row + 1]))[0]
-                    scale, offset = 1.0 / float(np.linalg.norm(x) * np.linalg.norm(vector + shift)), 0.0
-                attribution = explainer.explain(x, ranking.terms[row], scale=scale, offset=offset)
-            hits.append(
-                Hit(
-                    id=name,
-                    text=record.text,
-                    metadata=record.metadata,
-                    score=float(ranking.scores[row]),
-                    base_score=float(ranking.base_scores[row]),
-                    base_rank=ranking.base_ranks[row],
-                    attribution=attribution,
-                )
-            )
-        return hits
 
 
 def load_sae(

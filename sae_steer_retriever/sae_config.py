@@ -20,7 +20,7 @@ class EncoderSpec:
         query_prefix: Text put before every query.
         document_prefix: Text put before every document.
         pooling: How token vectors become one ("mean", "cls", ...), where known.
-        revision: The encoder's revision, where known.
+        revision: The encoder's revision, where known: of a model in a folder, a digest of its files.
     """
 
     name: str
@@ -46,7 +46,15 @@ class EncoderSpec:
         Raises:
             MismatchError: The names, dimensions or prefixes differ; both are named.
         """
-        if self.base_name != other.base_name or self.dimension != other.dimension:
+        # A folder can be moved, and another model be put in its place: its content says which model it is.
+        known = self.revision is not None and other.revision is not None
+        same = self.revision == other.revision if known else self.base_name == other.base_name
+        if same is False and self.base_name == other.base_name and self.dimension == other.dimension:
+            raise MismatchError(
+                f"{mine} was made for the encoder {self.name!r} with content {self.revision}, but {theirs} is one of "
+                f"that name with content {other.revision}: put the old model back, or train an SAE for this one."
+            )
+        if not same or self.dimension != other.dimension:
             raise MismatchError(
                 f"{mine} was made for encoder {self.name!r} ({self.dimension} dimensions), but {theirs} is "
                 f"{other.name!r} ({other.dimension} dimensions): use the same encoder, or train an SAE for this one."

@@ -293,6 +293,11 @@ class ChromaStore:
             found, scores = self.companion.nearest(vector, max(len(ids), 1), [name for name in ids if name in there])
         return Neighbours(found, scores.astype(np.float64))
 
+    def existing(self, ids: Sequence[str] | None = None, where: Metadata | None = None) -> list[str]:
+        """Those of `ids` (of all, if not given) that are in the documents collection and pass the filter."""
+        with translated("searching"):
+            return self._passages.existing(ids, where)
+
     def records(self, ids: Sequence[str]) -> list[Record]:
         """The passages with these ids, in the order given.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["small_world"]
+pytest_plugins = ["command_line", "small_world"]
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 

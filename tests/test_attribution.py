@@ -28,7 +28,7 @@ def steerings(retriever: SteeredRetriever) -> dict[str, dict[Any, Any] | None]:
     }
 
 
-@pytest.mark.parametrize("space", ["original", "reconstructed"])
+@pytest.mark.parametrize("space", ["original", "reconstructed", "latent"])
 @pytest.mark.parametrize("name", ["none", "tilt and gate", "negative", "operations", "suppress", "past the cap"])
 def test_the_parts_sum_to_the_score(retriever: SteeredRetriever, space: Any, name: str) -> None:
     hits = retriever.search(QUERY, k=30, space=space, steer=steerings(retriever)[name])

@@ -8,25 +8,23 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import chromadb
 import numpy as np
 import pytest
 from chromadb.config import Settings
+from command_line import Run
 from hypothesis import given
 from hypothesis import strategies as st
 from small_world import World
 
 from sae_steer_retriever import __version__
-from sae_steer_retriever.__main__ import main
 from sae_steer_retriever.commands import search as search_command
 from sae_steer_retriever.commands.outcome import UsageError
 from sae_steer_retriever.commands.search import steer_of
 from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.retriever import SPACES, SteeredRetriever
+from sae_steer_retriever.retriever import SPACES, Space, SteeredRetriever
 from sae_steer_retriever.steering import SIDES, Clamp, Scale, Suppress
 from sae_steer_retriever.store import connect
 from sae_steer_retriever.train.__main__ import main as train_main
@@ -34,43 +32,6 @@ from sae_steer_retriever.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = "wait for a thread to finish"
-
-
-class Ran(NamedTuple):
-    """A command's exit code, stdout and stderr."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        """What --json printed: exactly one line."""
-        assert self.out.count("\n") == 1, self.out
-        return json.loads(self.out)
-
-    @property
-    def error(self) -> str:
-        """The one line of an expected failure."""
-        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1, self.err
-        assert "Traceback" not in self.err
-        return lines[0]
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def sae_steer(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `sae-steer` in this process."""
-
-    def run(*arguments: object, entry: Callable[[list[str]], int] = main) -> Ran:
-        capsys.readouterr()
-        code = entry([str(argument) for argument in arguments])
-        return Ran(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -244,15 +205,14 @@ def test_explain_sums_to_the_score(sae_steer: Run, store: Path) -> None:
     assert "unexplained (" in text
 
 
-def test_search_options_reach_the_core(sae_steer: Run, store: Path, retriever: SteeredRetriever) -> None:
+@pytest.mark.parametrize("space", ["reconstructed", "latent"])
+def test_search_options_reach_the_core(sae_steer: Run, store: Path, retriever: SteeredRetriever, space: Space) -> None:
     where = {"module": "threading"}
     found = sae_steer(
-        *("search", QUESTION, "--store", store, "--where", json.dumps(where), "--space", "reconstructed"),
+        *("search", QUESTION, "--store", store, "--where", json.dumps(where), "--space", space),
         *("--side", "document", "--fetch-k", 7, "--steer", "40=0.5", "-k", 3, "--json"),
     ).data
-    expected = retriever.search(
-        QUESTION, k=3, where=where, space="reconstructed", side="document", fetch_k=7, steer={40: 0.5}
-    )
+    expected = retriever.search(QUESTION, k=3, where=where, space=space, side="document", fetch_k=7, steer={40: 0.5})
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected]
     assert {hit["metadata"]["module"] for hit in found["hits"]} == {"threading"}
     assert found["steering"][0]["side"] == "document"
@@ -612,7 +572,7 @@ def test_flag_beats_recipe_beats_default(sae_steer: Run, passages: Path, tmp_pat
         ("lr = 'fast'", "expected a number"),
         ("model = 3", "expected a text"),
         ("k = ", "cannot read the recipe"),
-        ("loss = 'l1'", "expected one of rkl, mse, paper"),
+        ("loss = 'l1'", "expected one of rkl, mse, mse-queries, eq2, released, paper"),
     ],
 )
 def test_wrong_recipes_are_usage_errors(recipe: str, said: str, sae_steer: Run, passages: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from sae_steer_retriever.embedders import (
     as_embedder,
     unit_rows,
 )
+from sae_steer_retriever.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import ArtifactError, MismatchError
 
 
@@ -189,3 +190,34 @@ def test_threads_may_share_an_encoder(world: World) -> None:
 def test_an_object_of_the_users_own_is_an_embedder() -> None:
     own = ToyEmbedder()
     assert as_embedder(own) is own
+
+
+def static_encoder(folder: Path, seed: int) -> Path:
+    """A folder with an encoder of three words."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    tokenizer = Tokenizer(WordLevel({"cat": 0, "dog": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    weights = np.random.default_rng(seed).normal(size=(3, 8)).astype(np.float32)
+    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()])
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def test_a_folder_is_known_by_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moved, it is the same encoder; with other weights in it, it is not, and no cached vector of the old is given."""
+    first = static_encoder(tmp_path / "encoder", seed=0)
+    spec, before = as_embedder(first).spec, CachedEmbedder(as_embedder(first), tmp_path / "cache")
+    vectors = before.embed_documents(["cat", "dog"])
+    monkeypatch.chdir(tmp_path)
+    spec.require_same(as_embedder("encoder").spec, "the SAE", "the embedder")
+    spec.require_same(as_embedder(first.rename(tmp_path / "moved")).spec, "the SAE", "the embedder")
+    static_encoder(first, seed=1)
+    after = CachedEmbedder(as_embedder(first), tmp_path / "cache")
+    with pytest.raises(MismatchError, match="one of that name with content"):
+        spec.require_same(after.spec, "the SAE", "the embedder")
+    assert np.abs(after.embed_documents(["cat", "dog"]) - vectors).max() > 0.1

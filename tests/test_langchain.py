@@ -498,7 +498,7 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-@pytest.mark.parametrize("space", ["original", "reconstructed"])
+@pytest.mark.parametrize("space", ["original", "reconstructed", "latent"])
 def test_metadata_is_plain_and_sums_to_the_score(space: Any, plain: SAESteeredRetriever) -> None:
     steer = {"thread": np.float32(0.5), "2": 1, "json": Suppress()}
     found = plain.with_steer(steer, space=space, k=10).invoke(QUERY)

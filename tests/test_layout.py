@@ -94,7 +94,8 @@ def test_all_holds_every_other_extra_for_users() -> None:
     (requirement,) = extras["all"]
     match = re.fullmatch(r"sae-steer-retriever\[([a-z,-]+)\]", requirement)
     assert match, requirement
-    assert set(match[1].split(",")) == set(extras) - {"all", "offline", "dev"}
+    # Nor `scale`: its one package has wheels for few platforms, and elsewhere wants a Rust compiler.
+    assert set(match[1].split(",")) == set(extras) - {"all", "offline", "dev", "scale"}
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -401,6 +401,15 @@ def test_the_explanation_is_json_and_its_parts_sum_to_the_score(plain: SAESteere
         assert type(node.score) is float
 
 
+def test_latents_are_a_space_to_search(retriever: SteeredRetriever) -> None:
+    found = SAESteeredRetriever(retriever, 6, space="latent").retrieve(QUERY, steer=STEER)
+    expected = retriever.search(QUERY, k=6, space="latent", steer=STEER)
+    assert [(node.node_id, node.score) for node in found] == [(hit.id, hit.score) for hit in expected]
+    said = [node.metadata["sae"] for node in found]
+    assert {edit["side"] for explained in said for edit in explained["steer"]} == {"query"}
+    assert all(explained["bias"] == explained["residual"] == 0.0 for explained in said)
+
+
 def test_neither_llm_nor_encoder_reads_the_explanation(steered: SAESteeredRetriever) -> None:
     node = steered.retrieve(QUERY)[0].node
     assert "unsteered_rank" in node.get_content(MetadataMode.ALL)

@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_steer_retriever.train.losses import choose_temperature, fraction_unexplained, paper_loss, relative_kl
+from sae_steer_retriever.train.losses import (
+    choose_temperature,
+    fraction_unexplained,
+    paper_loss,
+    printed_kl,
+    relative_kl,
+    released_kl,
+)
 
 
 def scores(seed: int, queries: int = 6, documents: int = 16) -> torch.Tensor:
@@ -83,3 +90,24 @@ def test_paper_loss_by_hand() -> None:
     expected = 0.25 / 2 + (p * (p / p_hat).log()).sum().item()
     assert paper_loss(q, q_hat, documents, documents_hat).item() == pytest.approx(expected)
     assert paper_loss(q, q, documents, documents).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_printed_kl_is_blind_to_a_shift_and_the_released_one_is_not() -> None:
+    """Softmax rows sum to one; counting a document's own score twice makes rows that sum to L / (L + 1)."""
+    s = scores(4)
+    assert printed_kl(s, s + 0.3).item() == pytest.approx(0, abs=1e-12)
+    shares = s / math.sqrt(384)
+    own_twice = shares.exp() / (shares.exp() + shares.exp().sum(dim=1, keepdim=True))
+    assert own_twice.sum(dim=1).numpy() == pytest.approx(16 / 17, rel=1e-4)
+    t = scores(5)
+    other = (t / math.sqrt(384)).exp()
+    other = other / (other + other.sum(dim=1, keepdim=True))
+    expected = (own_twice * (own_twice / other).log()).sum()
+    assert released_kl(s, t, 384).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_printed_kl_carries_hardly_any_ranking() -> None:
+    """At T = 1 cosines within .1 of each other are as good as equal: the mean KL is below a thousandth."""
+    s = scores(6)
+    assert printed_kl(s, torch.zeros_like(s)).item() < 2e-3
+    assert relative_kl(s, torch.zeros_like(s), choose_temperature(s)).item() == pytest.approx(1)

@@ -20,6 +20,7 @@ from sae_steer_retriever.errors import (
     UnknownFeatureError,
 )
 from sae_steer_retriever.features import Concept, FeatureCatalog
+from sae_steer_retriever.plan import plan_code
 from sae_steer_retriever.retriever import DEFAULT_FETCH_K, SPACES, SteeredRetriever, load_sae
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
 from sae_steer_retriever.steering import Add, Clamp, Scale, Steering, Suppress, gate_presence, plan
@@ -35,6 +36,8 @@ def brute_force(
     """Scores of all passages by the definition in float64, their plain scores, and which of them may be hits."""
     sae, calibration = retriever.sae, retriever.catalog.calibration
     h_q = sae.encode(q[None])
+    if space == "latent":
+        return brute_force_of_codes(retriever, h_q, sae.encode(vectors), steering)
     vector = q if space == "original" else sae.decode(h_q)[0]
     plan_ = plan(steering, vector, h_q, sae, calibration)
     codes = sae.encode(vectors)
@@ -52,6 +55,34 @@ def brute_force(
         scores = scores + gate.amount * gate_presence(gate, names, calibration.unit)
     kept = np.ones(len(x), dtype=bool)
     for gate in plan_.excluded:
+        kept &= gate_presence(gate, names, calibration.unit) < 0.5
+    return scores, base, kept
+
+
+def brute_force_of_codes(
+    retriever: SteeredRetriever, h_q: Codes[np.ndarray], codes: Codes[np.ndarray], steering: Steering
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same for cosines of codes, dense; a passage that shares nothing with the query may be no hit."""
+    sae, calibration = retriever.sae, retriever.catalog.calibration
+
+    def dense(rows: Codes[np.ndarray]) -> np.ndarray:
+        out = np.zeros((len(rows.indices), sae.config.n))
+        np.put_along_axis(out, rows.indices.astype(np.int64), rows.values.astype(np.float64), axis=1)
+        return out
+
+    def cosines(vector: np.ndarray) -> np.ndarray:
+        return z @ vector / (np.linalg.norm(z, axis=1) * np.linalg.norm(vector))
+
+    z, z_q = dense(codes), dense(h_q)[0]
+    code = plan_code(steering, h_q, calibration)
+    edited = z_q.copy()
+    edited[code.latents] += code.plan.shift(len(code.latents))
+    base, scores = cosines(z_q), cosines(edited)
+    names = codes.leading(sae.config.k_names)
+    for gate in code.plan.gates:
+        scores = scores + gate.amount * gate_presence(gate, names, calibration.unit)
+    kept = (base > 0) | (scores > 0)
+    for gate in code.plan.excluded:
         kept &= gate_presence(gate, names, calibration.unit) < 0.5
     return scores, base, kept
 
@@ -121,12 +152,15 @@ def test_without_steering_the_reconstructed_space_is_the_companions_own_search(
     np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-5)
 
 
-def test_more_hits_than_passages_are_all_passages(retriever: SteeredRetriever, world: World) -> None:
+def test_more_hits_than_passages_are_all_that_can_be_found(retriever: SteeredRetriever, world: World) -> None:
     own, other = features_of(retriever, QUERIES[0])
     for space in SPACES:
         for steer in (None, {other: 0.5}, {own: -1.0}):
             hits = retriever.search(QUERIES[0], k=5000, space=space, steer=steer, explain=False)
-            assert sorted(hit.id for hit in hits) == world.ids
+            q = retriever.embedder.embed_queries([QUERIES[0]])[0]
+            _, _, may_be = brute_force(retriever, q, world.vectors, retriever.resolve(steer, space=space), space)
+            assert sorted(hit.id for hit in hits) == [name for name, may in zip(world.ids, may_be, strict=True) if may]
+            assert may_be.all() or space == "latent", "only there a passage must share something with the query"
 
 
 # -- with steering ----------------------------------------------------------------------------------------------------
@@ -150,6 +184,9 @@ def test_steered_hits_are_the_exact_ranking_of_all_passages(
         assert np.abs(scores - base).max() > 1e-3 or not kept.all(), "it steers at all"
         by_base = np.argsort(-base, kind="stable").tolist()
         for hit, row in zip(hits, rows, strict=True):
+            if base[row] == 0 and space == "latent":  # shares nothing with the query, so it had no rank
+                assert hit.base_rank is None
+                continue
             assert hit.base_rank is not None
             assert base[by_base[hit.base_rank - 1]] == pytest.approx(base[row], abs=2e-5)
 
@@ -184,7 +221,7 @@ def test_a_strength_that_says_no_side_rewards_passages_or_edits_the_code(retriev
         }
         for space in SPACES
     }
-    assert sides == {"original": {"document"}, "reconstructed": {"query"}}
+    assert sides == {"original": {"document"}, "reconstructed": {"query"}, "latent": {"query"}}
 
 
 def test_a_feature_brings_its_passages_up(retriever: SteeredRetriever, world: World) -> None:
@@ -264,7 +301,7 @@ def test_a_query_that_is_no_text_is_refused(retriever: SteeredRetriever, query: 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"space": "latent"}, ValueError, "space is 'latent', expected one of original, reconstructed"),
+        ({"space": "codes"}, ValueError, "space is 'codes', expected one of original, reconstructed, latent"),
         ({"side": "left"}, SteeringError, "side is 'left'"),
         ({"drift_cap": 0}, SteeringError, "drift_cap is 0"),
         ({"steer": {"thread": "much"}}, SteeringError, "expected a number"),

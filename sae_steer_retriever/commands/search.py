@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "search a store, steered by named features"
 # Those of `retriever.SPACES` and `steering.SIDES`, which cost an import of PyTorch.
-SPACE_CHOICES = ("original", "reconstructed")
+SPACE_CHOICES = ("original", "reconstructed", "latent")
 SIDE_CHOICES = ("query", "document", "both")
 _SHOWN_CHARACTERS = 240
 _SHOWN_FEATURES = 5
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--space",
         choices=SPACE_CHOICES,
         default="original",
-        help="search the documents' own embeddings, or their reconstructions (default: original)",
+        help="search the documents' own embeddings, their reconstructions, or their codes (default: original)",
     )
     parser.add_argument(
         "--side",

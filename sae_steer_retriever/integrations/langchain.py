@@ -61,12 +61,12 @@ class SAESteeredRetriever(BaseRetriever):
     filter: dict[str, Any] | None = None
     """Chroma's metadata filter (`where`)."""
     space: Space = "original"
-    """What is compared: the stored embeddings, or their "reconstructed" counterparts."""
+    """What is compared: the stored embeddings, their "reconstructed" counterparts, or the codes ("latent")."""
     fetch_k: int | None = Field(default=None, ge=1)
     """Candidates from each source before re-ranking; max(100, 4 k) if None."""
     side: Side | None = None
     """For strengths that do not say: tilt the "query", reward the "document" that has the feature, or "both"; if None,
-    "document", but "query" in the reconstructed space."""
+    "document", but "query" in the reconstructed and latent spaces."""
     drift_cap: float = Field(default=DEFAULT_DRIFT_CAP, gt=0, le=1)
     """Smallest cosine allowed between the query and the tilted query."""
     attach_scores: bool = True

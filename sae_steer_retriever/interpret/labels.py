@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,16 +32,27 @@ class LabelReport:
     Attributes:
         catalog: Features with labels and scores.
         labelled: How many features have a label.
-        scored: How many of them could be scored.
-        auroc_random: Median AUROC of the scored labels against random passages; NaN if none was scored.
-        auroc_hard: The same against hard negatives.
+        scores: By feature id, of those whose label could be scored.
     """
 
     catalog: FeatureCatalog
     labelled: int
-    scored: int
-    auroc_random: float
-    auroc_hard: float
+    scores: Mapping[int, LabelScore]
+
+    @property
+    def scored(self) -> int:
+        """How many labels could be scored."""
+        return len(self.scores)
+
+    @property
+    def auroc_random(self) -> float:
+        """Median AUROC of the scored labels against random passages; NaN if none was scored."""
+        return float(np.median([score.random for score in self.scores.values()])) if self.scores else float("nan")
+
+    @property
+    def auroc_hard(self) -> float:
+        """The same against hard negatives."""
+        return float(np.median([score.hard for score in self.scores.values()])) if self.scores else float("nan")
 
 
 def label_features(
@@ -102,13 +113,7 @@ def label_features(
             )
         )
     catalog = FeatureCatalog(features, calibration, sae.fingerprint, label_embeddings)
-    return LabelReport(
-        catalog=catalog,
-        labelled=len(labels),
-        scored=len(scores),
-        auroc_random=float(np.median([score.random for score in scores.values()])) if scores else float("nan"),
-        auroc_hard=float(np.median([score.hard for score in scores.values()])) if scores else float("nan"),
-    )
+    return LabelReport(catalog, len(labels), scores)
 
 
 def _rows(codes: Codes[NDArray[Any]], rows: NDArray[np.int64]) -> Codes[NDArray[Any]]:

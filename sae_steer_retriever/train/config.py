@@ -11,9 +11,9 @@ from typing import Any, Literal
 from sae_steer_retriever.errors import CorpusError
 from sae_steer_retriever.sae_config import DEFAULT_MODEL
 
-LossName = Literal["rkl", "mse", "paper"]
+LossName = Literal["rkl", "mse", "mse-queries", "eq2", "released", "paper"]
 InitName = Literal["random", "data", "kmeans"]
-LOSSES: tuple[LossName, ...] = ("rkl", "mse", "paper")
+LOSSES: tuple[LossName, ...] = ("rkl", "mse", "mse-queries", "eq2", "released", "paper")
 INITS: tuple[InitName, ...] = ("random", "data", "kmeans")
 
 
@@ -30,13 +30,15 @@ class TrainConfig:
     k: int = _option(64, "active latents per embedding, for reconstruction")
     k_names: int = _option(8, "how many of the strongest latents are names: labels, explanations, steering")
     epochs: float | None = _option(None, "passes over the rows; chosen by the size of the corpus if not given")
+    steps: int | None = _option(None, "steps of the fit, instead of epochs")
     batch_size: int = _option(512, "rows per step")
     list_queries: int = _option(32, "queries per step whose lists of nearest documents join the loss")
     list_size: int = _option(16, "documents per list")
     lr: float = _option(3e-3, "peak learning rate of Adam")
     loss: LossName = _option(
         "rkl",
-        "rkl: FVU + rkl-weight * relative KL of the lists; mse: FVU alone; paper: MSE + KL of arXiv 2411.00786",
+        "rkl: FVU + rkl-weight * relative KL of the lists; mse: FVU alone; mse-queries: the list queries count twice; "
+        "eq2, released: FVU + the KL of arXiv 2411.00786 as printed, as in its code; paper: all of its Appendix A",
         choices=LOSSES,
     )
     rkl_weight: float = _option(0.2, "weight of the relative KL")
@@ -57,6 +59,8 @@ class TrainConfig:
             raise ValueError(f"latents = {self.latents}, k = {self.k}: expected at least k latents.")
         if self.epochs is not None and self.epochs <= 0:
             raise ValueError(f"epochs = {self.epochs}: expected a positive number.")
+        if self.steps is not None and (self.steps < 2 or self.epochs is not None):
+            raise ValueError(f"steps = {self.steps}: expected at least 2, and no epochs beside them.")
         if not 0 < self.holdout < 0.5:
             raise ValueError(f"holdout = {self.holdout}: expected a share between 0 and 0.5.")
         for name, known in (("loss", LOSSES), ("init", INITS)):

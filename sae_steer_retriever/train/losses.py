@@ -42,10 +42,9 @@ def relative_kl(scores: Tensor, reconstructed: Tensor, temperature: float) -> Te
 
 
 def paper_loss(q: Tensor, q_hat: Tensor, documents: Tensor, documents_hat: Tensor) -> Tensor:
-    """Eq. 2 of arXiv 2411.00786 as printed: MSE(q) + MSE(d) + KLD, softmax over each query's own list, T = 1.
+    """Eq. 2 of arXiv 2411.00786 as printed: MSE(q) + MSE(d) + KLD.
 
-    Squared errors are means over dimensions and rows, the KL a mean over queries; the paper states neither weight
-    nor temperature.
+    Squared errors are means over dimensions and rows; the paper states neither weight nor temperature.
 
     Args:
         q: (Q, d) queries.
@@ -54,9 +53,43 @@ def paper_loss(q: Tensor, q_hat: Tensor, documents: Tensor, documents_hat: Tenso
         documents_hat: (Q, L, d) their reconstructions.
     """
     squared = (q - q_hat).square().mean() + (documents - documents_hat).square().mean()
-    log_p = torch.log_softmax(torch.einsum("qd,qld->ql", q, documents), dim=1)
-    log_p_hat = torch.log_softmax(torch.einsum("qd,qld->ql", q_hat, documents_hat), dim=1)
-    return squared + (log_p.exp() * (log_p - log_p_hat)).sum(dim=1).mean()
+    return squared + printed_kl(list_scores(q, documents), list_scores(q_hat, documents_hat))
+
+
+def list_scores(q: Tensor, documents: Tensor) -> Tensor:
+    """(Q, L) dot products of queries (Q, d) with their own lists (Q, L, d)."""
+    return torch.einsum("qd,qld->ql", q, documents)
+
+
+def printed_kl(scores: Tensor, reconstructed: Tensor) -> Tensor:
+    """The KLD of Eq. 2 of arXiv 2411.00786: softmax over each query's own list at T = 1, mean over queries.
+
+    Args:
+        scores: (Q, L) dot products of the original embeddings.
+        reconstructed: (Q, L) dot products of the reconstructions.
+    """
+    log_p, log_p_hat = torch.log_softmax(scores, dim=1), torch.log_softmax(reconstructed, dim=1)
+    return (log_p.exp() * (log_p - log_p_hat)).sum(dim=1).mean()
+
+
+def released_kl(scores: Tensor, reconstructed: Tensor, d: int) -> Tensor:
+    """The KLD as the code released with arXiv 2411.00786 computes it, for comparison only.
+
+    Scores are divided by sqrt(d), each document's own score counts twice in its denominator (so a row sums to
+    L / (L + 1)), and the divergence is summed over the batch, not averaged. It penalises the variance of the score
+    errors more than it keeps an order.
+
+    Args:
+        scores: (Q, L) dot products of the original embeddings.
+        reconstructed: (Q, L) dot products of the reconstructions.
+        d: Embedding size.
+    """
+    log_p, log_p_hat = (_released_log_shares(part / math.sqrt(d)) for part in (scores, reconstructed))
+    return (log_p.exp() * (log_p - log_p_hat)).sum()
+
+
+def _released_log_shares(scores: Tensor) -> Tensor:
+    return scores - torch.logaddexp(scores, torch.logsumexp(scores, dim=1, keepdim=True))
 
 
 def choose_temperature(scores: Tensor) -> float:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from sae_steer_retriever.sae import SAEConfig
 from sae_steer_retriever.train.config import TrainConfig
-from sae_steer_retriever.train.losses import fraction_unexplained, paper_loss, relative_kl
+from sae_steer_retriever.train.losses import fraction_unexplained, paper_loss, printed_kl, relative_kl, released_kl
 from sae_steer_retriever.train.model import FittingSAE
 from sae_steer_retriever.train.sampling import Sampler
 
@@ -25,16 +25,16 @@ class Constants(NamedTuple):
 def ranking_objective(
     model: FittingSAE, sampler: Sampler, step: int, config: TrainConfig, sizes: SAEConfig, constants: Constants
 ) -> Tensor:
-    """`FVU(k) + FVU(k_names) + rkl_weight * RKL(k)`; with `loss="mse"` without the last term.
+    """`FVU(k) + names_weight * FVU(k_names) + what config.loss adds`, over rows, list queries and their documents.
 
     The two FVUs read one sorted code at two lengths (multi-TopK): the strongest few latents learn to stand on their
-    own, which is what makes them nameable, and all of them to reconstruct. Each list query's candidates are the
-    documents of all lists of the step, each encoded once.
+    own, which is what makes them nameable, and all of them to reconstruct. Each document of the step's lists is
+    encoded once. All losses see the same rows, so that a comparison compares the losses.
     """
-    parts = [sampler.rows[sampler.draw_rows(step, config.batch_size)]]
-    if config.loss == "rkl":
-        chosen = sampler.draw_queries(step, config.list_queries)
-        parts += [sampler.queries[chosen], sampler.documents[torch.unique(sampler.lists[chosen])]]
+    chosen = sampler.draw_queries(step, config.list_queries)
+    unique, place = torch.unique(sampler.lists[chosen], return_inverse=True)
+    parts = [sampler.rows[sampler.draw_rows(step, config.batch_size)], sampler.queries[chosen]]
+    parts.append(sampler.documents[unique])
     batch = torch.cat(parts).to(model.mu.device)
     values, indices = model.encode(batch, sizes.k)
     x_hat = model.decode(values, indices)
@@ -42,14 +42,40 @@ def ranking_objective(
     if sizes.k_names < sizes.k:
         named = model.decode(values[:, : sizes.k_names].contiguous(), indices[:, : sizes.k_names].contiguous())
         loss = loss + config.names_weight * fraction_unexplained(batch, named, constants.variance)
+    lengths = [len(part) for part in parts]
+    (_, q, documents), (_, q_hat, documents_hat) = torch.split(batch, lengths), torch.split(x_hat, lengths)
+    return loss + _added(config, _Lists(q, documents, q_hat, documents_hat, place.to(batch.device)), constants)
+
+
+class _Lists(NamedTuple):
+    """The list queries of a step, the documents of all their lists, the reconstructions of both, and whose are whose.
+
+    `place` is (Q, L), positions in `documents`.
+    """
+
+    q: Tensor
+    documents: Tensor
+    q_hat: Tensor
+    documents_hat: Tensor
+    place: Tensor
+
+
+def _added(config: TrainConfig, lists: _Lists, constants: Constants) -> Tensor:
+    """What a loss has beside the FVU."""
+    q, documents, q_hat, documents_hat, place = lists
     if config.loss == "rkl":
-        lengths = [len(part) for part in parts]
-        (_, q, documents), (_, q_hat, documents_hat) = torch.split(batch, lengths), torch.split(x_hat, lengths)
         # Reconstructions are searched by cosine, so their lengths are no part of what is compared.
         reconstructed = functional.normalize(q_hat, dim=1) @ functional.normalize(documents_hat, dim=1).T
-        kl = relative_kl(q @ documents.T, reconstructed, constants.temperature)
-        loss = loss + config.rkl_weight * kl
-    return loss
+        return config.rkl_weight * relative_kl(q @ documents.T, reconstructed, constants.temperature)
+    if config.loss == "mse-queries":
+        return fraction_unexplained(q, q_hat, constants.variance)
+    if config.loss == "mse":
+        return q.new_zeros(())
+    d = q.shape[1]
+    scores, reconstructed = (q @ documents.T).gather(1, place), (q_hat @ documents_hat.T).gather(1, place)
+    divergence = printed_kl(scores, reconstructed) if config.loss == "eq2" else released_kl(scores, reconstructed, d)
+    # The paper adds it to an MSE, a mean over dimensions: FVU = MSE d / V.
+    return d / constants.variance * divergence
 
 
 def paper_objective(model: FittingSAE, sampler: Sampler, step: int, config: TrainConfig, sizes: SAEConfig) -> Tensor:

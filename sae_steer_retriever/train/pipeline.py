@@ -20,7 +20,7 @@ from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.features import FeatureCatalog
 from sae_steer_retriever.interpret.baselines import random_dictionary
 from sae_steer_retriever.interpret.labels import LabelReport, label_features
-from sae_steer_retriever.sae import Array, SAEConfig, TopKSAE
+from sae_steer_retriever.sae import Array, EncoderSpec, SAEConfig, TopKSAE
 from sae_steer_retriever.train.checkpoint import CHECKPOINT_FOLDER, Checkpoint
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.corpus import Corpus, read_corpus
@@ -82,7 +82,7 @@ def train(
     seconds_embedding = timer.seconds
 
     timer = _Timer()
-    trainer, checkpoint, settings = _trainer(read, embedded, config, embed, output, resume)
+    trainer, checkpoint = prepare(read, embedded, config, embed.spec, output, resume=resume)
     fit = trainer.fit(checkpoint=checkpoint, progress=progress, on_step=on_step)
     seconds_fitting = timer.seconds
 
@@ -112,26 +112,44 @@ def train(
         seconds_labelling=timer.seconds,
         skipped=tuple(read.skipped),
     )
-    _save(output, fit, labels.catalog, report, settings)
+    _save(output, fit, labels.catalog, report)
     checkpoint.remove()
     return report
 
 
-def _trainer(
-    corpus: Corpus, embedded: EmbeddedCorpus, config: TrainConfig, embedder: Embedder, output: Path, resume: bool
-) -> tuple[Trainer, Checkpoint, dict[str, object]]:
-    spec = embedder.spec
+def prepare(
+    corpus: Corpus, embedded: EmbeddedCorpus, config: TrainConfig, spec: EncoderSpec, output: Path, *, resume: bool
+) -> tuple[Trainer, Checkpoint]:
+    """The fit of a corpus, ready to run, and the place of its checkpoint.
+
+    Args:
+        corpus: What was read.
+        embedded: Its embeddings.
+        config: Settings; what they leave open is chosen by the size of the corpus.
+        spec: The encoder.
+        output: Folder that the SAE will be written to.
+        resume: Whether to take up a checkpoint in it.
+    """
     passages, rows = len(corpus.passages), embedded.data.everything.rows
     n, k, epochs = choose_sizes(config, passages, len(rows), spec.dimension)
     if k < config.k:
         logger.warning("k = %d instead of %d: %d passages bear only %d latents", k, config.k, passages, n)
-    settings: dict[str, object] = {**dataclasses.asdict(config), "latents": n, "k": k, "epochs": round(epochs, 2)}
+    settings: dict[str, object] = {**dataclasses.asdict(config), "latents": n, "k": k}
+    settings["epochs"] = round(epochs, 2) if config.steps is None else None
     sae_config = SAEConfig(d=spec.dimension, n=n, k=k, k_names=min(config.k_names, k), encoder=spec, training=settings)
     digest = hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()
     checkpoint = Checkpoint(
         output / CHECKPOINT_FOLDER, {**settings, "encoder": spec.name, "rows": digest}, resume=resume
     )
-    return Trainer(embedded.data, config, sae_config, epochs), checkpoint, settings
+    return Trainer(embedded.data, config, sae_config, epochs), checkpoint
+
+
+def fitted_sae(fit: Fit, metrics: dict[str, float] | None = None) -> TopKSAE:
+    """The SAE of a fit, whose config records how it was fitted."""
+    found = {"variance": fit.variance, "temperature": fit.temperature, "steps": fit.steps}
+    training = {**fit.sae.config.training, **{name: round(value, 6) for name, value in found.items()}}
+    config = dataclasses.replace(fit.sae.config, training=training, metrics=metrics or {})
+    return TopKSAE(fit.sae.W_enc, fit.sae.b_enc, fit.sae.W_dec, fit.sae.b_dec, config)
 
 
 def calibrate_on(sae: TopKSAE, vectors: Array, score_spread: float) -> Calibration:
@@ -148,18 +166,12 @@ def _label(sae: TopKSAE, corpus: Corpus, embedded: EmbeddedCorpus, embedder: Emb
     return label_features(sae, calibration, ids, texts, embedded.passages, embedder, seed=seed)
 
 
-def _save(output: Path, fit: Fit, catalog: FeatureCatalog, report: TrainReport, settings: dict[str, object]) -> None:
-    fitted = {"variance": fit.variance, "temperature": fit.temperature, "steps": fit.steps}
-    config = dataclasses.replace(
-        fit.sae.config,
-        training={**settings, **{name: round(value, 6) for name, value in fitted.items()}},
-        metrics=report.metrics(),
-    )
-    sae = TopKSAE(fit.sae.W_enc, fit.sae.b_enc, fit.sae.W_dec, fit.sae.b_dec, config)
+def _save(output: Path, fit: Fit, catalog: FeatureCatalog, report: TrainReport) -> None:
+    sae = fitted_sae(fit, report.metrics())
     # Frequent features first: their labels say what the corpus is about.
     order = np.argsort(-catalog.calibration.frequency, kind="stable")
     examples = [catalog[int(latent)].name for latent in order if catalog[int(latent)].label][:_CARD_EXAMPLES]
-    command = f"sae-steer train --latents {sae.config.n} -k {sae.config.k} --seed {settings['seed']}"
+    command = f"sae-steer train --latents {sae.config.n} -k {sae.config.k} --seed {sae.config.training['seed']}"
     card = model_card(report, sae, examples, sae_steer_retriever.__version__, command)
     sae.save_pretrained(output)
     catalog.save(output)

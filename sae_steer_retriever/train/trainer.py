@@ -92,7 +92,7 @@ class Trainer:
         self.constants = Constants(variance, choose_temperature(_list_scores(self._fitted)))
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=config.lr, fused=device in ("cpu", "cuda"))
         drawn = len(self._fitted.queries if config.loss == "paper" else rows)
-        self.steps = max(2, round(epochs * math.ceil(drawn / config.batch_size)))
+        self.steps = config.steps or max(2, round(epochs * math.ceil(drawn / config.batch_size)))
         self._measured_steps = max(1, round(_HELD_OUT_UNTIL * self.steps))
         self._best: tuple[float, dict[str, Tensor]] | None = None
 

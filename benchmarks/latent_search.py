@@ -1,0 +1,204 @@
+"""Search by codes: the exact inverted index against dense vectors and against Seismic, one thread, side by side.
+
+    python benchmarks/latent_search.py --sae FOLDER_OF_AN_SAE (--data FOLDER_WITH_BEIR | --vectors FILE.npy) [--json]
+
+Passages are the given real vectors and, up to `--passages`, mixtures of two of them each; their codes are the SAE's.
+Queries are those of the folder, or with --vectors mixtures too. Seismic, where it is installed (`scale` extra), is
+asked by `SeismicIndex` with its defaults, so its time includes the exact scores of what it found. Limit all of it to
+one core (e.g. `taskset -c 0 env OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1`): the dense product takes what it gets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_steer_retriever.latent_index import LatentIndex
+from sae_steer_retriever.sae import Array, Codes, TopKSAE
+
+# The memory of a process that does nothing but hold the index and ask it.
+_HOLD = """
+import sys
+import numpy as np
+from sae_steer_retriever.latent_index import LatentIndex
+from sae_steer_retriever.sae import Codes
+indices, values = (np.load(f"{sys.argv[1]}/{name}.npy", mmap_mode="r") for name in ("indices", "values"))
+index = LatentIndex.build(Codes(indices, values), int(sys.argv[2]))
+index.search(Codes(indices[:50], values[:50]), 10)
+with open("/proc/self/status") as status:  # getrusage would tell the parent's peak where that was larger
+    print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")))
+"""
+
+
+def read(arguments: argparse.Namespace) -> tuple[Array, Array]:
+    """Real passages and queries."""
+    if arguments.vectors is not None:
+        vectors = unit(np.load(arguments.vectors).astype(np.float32))
+        return vectors, mixtures(vectors, arguments.queries, np.random.default_rng(1))
+    from sae_steer_retriever.embedders import SentenceTransformerEmbedder
+    from sae_steer_retriever.embedding_cache import CachedEmbedder
+    from sae_steer_retriever.train.corpus import read_corpus
+
+    embedder = CachedEmbedder(SentenceTransformerEmbedder(), progress=True)
+    passages = [passage.text for passage in read_corpus(arguments.data).passages]
+    lines = (arguments.data / "queries.jsonl").read_text(encoding="utf-8").splitlines()
+    queries = [json.loads(line)["text"] for line in lines]
+    return embedder.embed_documents(passages), embedder.embed_queries(queries)[: arguments.queries]
+
+
+def unit(rows: Array) -> Array:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
+def mixtures(vectors: Array, count: int, random: np.random.Generator) -> Array:
+    one, other = random.integers(len(vectors), size=(2, count))
+    share = random.uniform(0.2, 0.8, size=(count, 1)).astype(np.float32)
+    return unit(share * vectors[one] + (1 - share) * vectors[other])
+
+
+def milliseconds(ask: Callable[[int], Any], queries: int) -> float:
+    """Median over the queries."""
+    times = []
+    for number in range(queries):
+        began = time.perf_counter()
+        ask(number)
+        times.append(1000 * (time.perf_counter() - began))
+    return float(np.median(times))
+
+
+def dense_top(x: Array, q: Array, k: int) -> NDArray[np.int64]:
+    scores = x @ q
+    top = np.argpartition(-scores, k)[:k]
+    return np.asarray(top[np.argsort(-scores[top])])
+
+
+def agreement(index: LatentIndex, codes: Codes[Any], queries: Codes[Any], k: int, n: int) -> tuple[float, float]:
+    """Against dense codes, a thousand passages at a time: largest score difference, share of the same ids."""
+    gap, same = 0.0, 0
+    dense_queries = densified(queries, n)
+    products = np.concatenate(
+        [
+            dense_queries @ unit_codes(densified(Codes(*(part[start : start + 1000] for part in codes)), n)).T
+            for start in range(0, len(codes.indices), 1000)
+        ],
+        axis=1,
+    )
+    for hits, scores in zip(index.search(queries, k), products, strict=True):
+        gap = max(gap, float(np.abs(hits.scores - scores[hits.rows]).max()))
+        same += len(set(np.argsort(-scores, kind="stable")[:k].tolist()) & set(hits.rows.tolist()))
+    return gap, same / (k * len(queries.indices))
+
+
+def densified(codes: Codes[Any], n: int) -> Array:
+    out = np.zeros((len(codes.indices), n), dtype=np.float32)
+    np.put_along_axis(out, codes.indices.astype(np.int64), codes.values, axis=1)
+    return out
+
+
+def unit_codes(rows: Array) -> Array:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+
+
+def peak_mb(codes: Codes[Any], n: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, array in zip(("indices", "values"), codes, strict=True):
+            np.save(Path(folder) / f"{name}.npy", array)
+        done = subprocess.run([sys.executable, "-c", _HOLD, folder, str(n)], capture_output=True, text=True, check=True)
+    return int(done.stdout) / 1024
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Seismic reports on stdout, which is for the result: to stderr with it."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path)
+    source.add_argument("--vectors", type=Path)
+    parser.add_argument("--sae", type=Path, required=True)
+    parser.add_argument("--passages", type=int, default=100_000)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("-k", type=int, default=10)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    sae, k = TopKSAE.from_pretrained(arguments.sae), arguments.k
+    x, q = read(arguments)
+    random = np.random.default_rng(0)
+    real = len(x)
+    x = np.concatenate([x[: arguments.passages], mixtures(x, max(arguments.passages - real, 0), random)])
+    codes = sae.encode(x)
+    queries = sae.encode(q)
+    queries = Codes(queries.indices, unit_codes(queries.values))
+    began = time.perf_counter()
+    index = LatentIndex.build(codes, sae.config.n)
+    ratios: dict[str, float] = {
+        "passages": len(x),
+        "real passages among them": min(real, len(x)),
+        "seconds to make the exact index": time.perf_counter() - began,
+    }
+    if sys.platform.startswith("linux"):
+        ratios["peak MB of a process with the exact index"] = peak_mb(codes, sae.config.n)
+    gap, same = agreement(index, codes, Codes(queries.indices[:50], queries.values[:50]), k, sae.config.n)
+    ratios |= {"largest score difference to dense codes": gap, f"same top {k} as dense codes": same}
+
+    def one(number: int) -> Codes[Any]:
+        return Codes(queries.indices[number : number + 1], queries.values[number : number + 1])
+
+    exact = milliseconds(lambda number: index.search(one(number), k), len(q))
+    dense = milliseconds(lambda number: dense_top(x, q[number], k), len(q))
+    again = milliseconds(lambda number: index.search(one(number), k), len(q))
+    ratios |= {
+        "ms a query, exact": min(exact, again),
+        f"ms a query, dense float32 of {x.shape[1]}": dense,
+        "exact over dense": min(exact, again) / dense,
+    }
+    if importlib.util.find_spec("seismic") is not None:
+        from sae_steer_retriever.seismic_index import SeismicIndex
+
+        began = time.perf_counter()
+        with quiet_stdout():
+            seismic = SeismicIndex.build(codes, sae.config.n)
+        ratios["seconds to make the Seismic index"] = time.perf_counter() - began
+        taken = milliseconds(lambda number: seismic.search(one(number), k), len(q))
+        found = [
+            len(set(some.rows.tolist()) & set(others.rows.tolist())) / k
+            for some, others in zip(index.search(queries, k), seismic.search(queries, k), strict=True)
+        ]
+        ratios |= {
+            "ms a query, Seismic": taken,
+            "Seismic over exact": taken / min(exact, again),
+            f"Seismic recall@{k} of the exact": float(np.mean(found)),
+        }
+    if arguments.json:
+        print(json.dumps({"ratios": ratios}))
+    else:
+        width = max(map(len, ratios))
+        print("\n".join(f"{name:<{width}}  {value:.6g}" for name, value in ratios.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

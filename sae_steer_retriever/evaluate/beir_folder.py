@@ -1,0 +1,122 @@
+"""A retrieval set in a folder of BEIR layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sae_steer_retriever.errors import CorpusError, nearest_names
+from sae_steer_retriever.evaluate.qrels import read_qrels
+from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet, judged_set
+from sae_steer_retriever.train.corpus import read_corpus
+from sae_steer_retriever.train.decoding import UnreadableFileError
+from sae_steer_retriever.train.rows import json_objects, read_text, row_id, text_field
+
+CORPUS_FILES = ("corpus.jsonl", "corpus.jsonl.gz")
+QUERY_FILES = ("queries.jsonl", "queries.jsonl.gz")
+QRELS_FOLDER = "qrels"
+
+_WITHOUT_JUDGMENTS = "to evaluate documents without judgments, give them with --corpus"
+_SHOWN_ENTRIES = 4
+
+
+def read_beir_folder(folder: Path, split: str, *, name: str | None = None) -> RetrievalSet:
+    """Read a folder in BEIR layout (Thakur et al. 2021).
+
+    Args:
+        folder: An existing folder.
+        split: Which file of `qrels/` to read.
+        name: The set's name; the folder's if not given.
+
+    Raises:
+        CorpusError: A file is missing or malformed, or the files do not belong together.
+    """
+    corpus_file = _first_file(folder, CORPUS_FILES)
+    if corpus_file is None:
+        raise CorpusError(_no_retrieval_set(folder, split))
+    query_file = _first_file(folder, QUERY_FILES)
+    if query_file is None:
+        raise CorpusError(
+            f"{folder} has {corpus_file.name}, but no {QUERY_FILES[0]} or {QUERY_FILES[1]}: expected one line "
+            f'{{"_id": ..., "text": ...}} a query; {_WITHOUT_JUDGMENTS}'
+        )
+    splits = _splits(folder, split)
+    qrels_file = folder / QRELS_FOLDER / f"{split}.tsv"
+    judgments = read_qrels(qrels_file)
+    queries, notes = _read_queries(query_file)
+    unjudged = len(queries.keys() - judgments.keys())
+    if unjudged and splits == [split]:  # with several splits, most of these belong to another one
+        notes.append(f"{unjudged} of {len(queries)} queries have no judgment: left out")
+    corpus = read_corpus(folder)
+    read_otherwise = [*corpus.skipped, *corpus.notes]
+    notes += [f"{file}: {note}" for file, note in read_otherwise if file == corpus_file.name]
+    found = name or folder.resolve().name
+    return judged_set(found, corpus.passages, queries, judgments, source=str(qrels_file), notes=notes)
+
+
+def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _no_retrieval_set(folder: Path, split: str) -> str:
+    entries = sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda e: e.name)
+    sets = [entry.name for entry in entries if entry.is_dir() and _first_file(entry, CORPUS_FILES)]
+    expected = (
+        f"{folder} is no retrieval set in BEIR layout: expected {CORPUS_FILES[0]}, {QUERY_FILES[0]} and "
+        f"{QRELS_FOLDER}/{split}.tsv in it"
+    )
+    if sets:
+        return f"{expected}; did you mean one of the folders in it: {', '.join(sets)}?"
+    shown = ", ".join(entry.name for entry in entries[:_SHOWN_ENTRIES])
+    more = ", ..." if len(entries) > _SHOWN_ENTRIES else ""
+    return f"{expected}; found {shown or 'nothing'}{more}; {_WITHOUT_JUDGMENTS}"
+
+
+def _splits(folder: Path, split: str) -> list[str]:
+    """The splits that a folder has; `split` is one of them."""
+    qrels = folder / QRELS_FOLDER
+    splits = sorted(file.stem for file in qrels.glob("*.tsv") if file.is_file())
+    if not splits:
+        what = "an empty folder" if qrels.is_dir() else "no folder"
+        raise CorpusError(
+            f"{folder} has {what} {QRELS_FOLDER}: expected judgments in {QRELS_FOLDER}/{split}.tsv, one line of "
+            f"query-id, corpus-id and score a judgment; {_WITHOUT_JUDGMENTS}"
+        )
+    if split not in splits:
+        near = nearest_names(split, splits, limit=1)
+        hint = f"did you mean {near[0]!r}?" if near else "choose one of these"
+        raise CorpusError(f"{qrels} has no split {split!r}, only {', '.join(splits)}: {hint}")
+    return splits
+
+
+def _read_queries(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Texts by id, and what to note of the file."""
+    queries: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    without_text = 0
+    try:
+        text, note = read_text(path)
+    except UnreadableFileError as error:
+        raise CorpusError(f"cannot read the queries {path}: {error}") from error
+    for number, fields in json_objects(path, text):
+        query_id = row_id(fields)
+        if query_id is None:
+            raise CorpusError(
+                f"{path}, line {number} has no '_id': expected an _id and a text in every row; the fields are: "
+                f"{', '.join(fields) or 'none'}"
+            )
+        query = text_field(fields, "text") or text_field(fields, "query")
+        if not query:
+            without_text += 1
+            continue
+        if queries.setdefault(query_id, query) != query:
+            raise CorpusError(
+                f"{path} has two queries with the id {query_id!r} and different texts, lines {lines[query_id]} and "
+                f"{number}: ids must be unique; rename or remove one"
+            )
+        lines.setdefault(query_id, number)
+    if not queries:
+        raise CorpusError(f"no query in {path}: expected a field 'text' (a string) in each row")
+    notes = [f"{path.name}: {note}"] if note else []
+    if without_text:
+        notes.append(f"{path.name}: {without_text} queries without a text")
+    return queries, notes

@@ -1,0 +1,162 @@
+"""What an SAE costs in retrieval: original, latent and reconstructed search over one judged set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_steer_retriever.evaluate.datasets import RetrievalSet
+from sae_steer_retriever.evaluate.embedded import EmbeddedSet
+from sae_steer_retriever.evaluate.frequencies import measure_frequencies
+from sae_steer_retriever.evaluate.metrics import DEPTH, Quality, score_rankings, summarise
+from sae_steer_retriever.latent_index import LatentIndex
+from sae_steer_retriever.sae import Array, Codes, TopKSAE
+from sae_steer_retriever.train.lists import nearest_documents
+
+ORIGINAL = "original"
+LATENT = "latent"
+LATENT_COSINE = "latent_cosine"
+RECONSTRUCTED = "reconstructed"
+MIXED = "original_x_reconstructed"
+ROWS = (ORIGINAL, LATENT, LATENT_COSINE, RECONSTRUCTED, MIXED)
+"""The ways to search, in the order of the table."""
+
+_BATCH = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Fidelity:
+    """An SAE on a judged retrieval set.
+
+    Attributes:
+        dataset: Its name.
+        encoder: The encoder's name.
+        d: Embedding size.
+        n: Number of latents.
+        k: Active latents per embedding.
+        documents: How many passages.
+        queries: How many judged queries.
+        mse: Mean squared error per dimension over the judged queries and their relevant documents, as in Table 1 of
+            arXiv 2411.00786.
+        fvu: Fraction of variance unexplained over the same rows; the variance is that of the passages.
+        fvu_documents: Over all passages.
+        fvu_queries: Over the judged queries.
+        l0: Mean number of active latents per passage.
+        dead: Share of latents that no passage activates.
+        rare: Share that fewer than five activate, the dead included.
+        rows: One per way to search, `original` first.
+        notes: What the set had that is not in the figures.
+    """
+
+    dataset: str
+    encoder: str
+    d: int
+    n: int
+    k: int
+    documents: int
+    queries: int
+    mse: float
+    fvu: float
+    fvu_documents: float
+    fvu_queries: float
+    l0: float
+    dead: float
+    rare: float
+    rows: tuple[Quality, ...]
+    notes: tuple[str, ...] = ()
+
+    def row(self, name: str) -> Quality:
+        """One way to search, by name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def to_json(self) -> dict[str, Any]:
+        """One object of plain numbers, texts and lists."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**fields, "rows": [row.to_json() for row in self.rows], "notes": list(self.notes)}
+
+
+def measure_fidelity(sae: TopKSAE, judged: RetrievalSet, vectors: EmbeddedSet) -> Fidelity:
+    """Search a judged set in five ways and score each.
+
+    Args:
+        sae: The SAE.
+        judged: Queries and judgments.
+        vectors: The set's embeddings by the SAE's encoder.
+    """
+    documents, queries = vectors.documents, vectors.queries
+    codes, query_codes = encode_in_batches(sae, documents), sae.encode(queries)
+    documents_hat, queries_hat = decode_in_batches(sae, codes), sae.decode(query_codes)
+    rankings: dict[str, Iterable[NDArray[np.int64]]] = {
+        ORIGINAL: nearest_documents(queries, documents, DEPTH),
+        LATENT: latent_rankings(codes, query_codes, sae.config.n, normalise=False),
+        LATENT_COSINE: latent_rankings(codes, query_codes, sae.config.n, normalise=True),
+        RECONSTRUCTED: nearest_documents(unit(queries_hat), unit(documents_hat), DEPTH),
+        MIXED: nearest_documents(queries, unit(documents_hat), DEPTH),
+    }
+    ids = judged.document_ids
+    values = {
+        name: score_rankings([[ids[row] for row in ranking] for ranking in found], judged.query_ids, judged.judgments)
+        for name, found in rankings.items()
+    }
+    variance = float(((documents - documents.mean(axis=0)) ** 2).sum(axis=1).mean())
+    lost_documents = ((documents - documents_hat) ** 2).sum(axis=1)
+    lost_queries = ((queries - queries_hat) ** 2).sum(axis=1)
+    lost = np.concatenate([lost_queries, lost_documents[_relevant_rows(judged)]]).mean()
+    frequencies = measure_frequencies(codes, sae.config.n)
+    return Fidelity(
+        dataset=judged.name,
+        encoder=sae.config.encoder.name,
+        d=sae.config.d,
+        n=sae.config.n,
+        k=sae.config.k,
+        documents=len(documents),
+        queries=len(queries),
+        mse=float(lost / sae.config.d),
+        fvu=float(lost / variance),
+        fvu_documents=float(lost_documents.mean() / variance),
+        fvu_queries=float(lost_queries.mean() / variance),
+        l0=frequencies.l0,
+        dead=frequencies.dead,
+        rare=frequencies.rare,
+        rows=tuple(summarise(name, values[name], values[ORIGINAL]) for name in ROWS),
+        notes=judged.notes,
+    )
+
+
+def encode_in_batches(sae: TopKSAE, vectors: Array, k: int | None = None) -> Codes[NDArray[Any]]:
+    """(N, k) codes of vectors that may be memory-mapped."""
+    parts = [sae.encode(batch, k) for batch in _batches(vectors)]
+    return Codes(np.concatenate([part.indices for part in parts]), np.concatenate([part.values for part in parts]))
+
+
+def decode_in_batches(sae: TopKSAE, codes: Codes[NDArray[Any]]) -> Array:
+    """(N, d) reconstructions."""
+    pairs = zip(_batches(codes.indices), _batches(codes.values), strict=True)
+    return np.concatenate([sae.decode(Codes(indices, values)) for indices, values in pairs])
+
+
+def latent_rankings(
+    codes: Codes[NDArray[Any]], query_codes: Codes[NDArray[Any]], n: int, *, normalise: bool
+) -> list[NDArray[np.int64]]:
+    """Each query's ten passages by dot product of codes; fewer where fewer share a latent with it."""
+    index = LatentIndex.build(codes, n, normalise=normalise)
+    return [hits.rows for hits in index.search(query_codes, DEPTH)]
+
+
+def unit(rows: Array) -> Array:
+    """Rows scaled to unit norm; a zero row stays zero."""
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+
+
+def _batches(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    return (rows[start : start + _BATCH] for start in range(0, max(len(rows), 1), _BATCH))
+
+
+def _relevant_rows(judged: RetrievalSet) -> list[int]:
+    """Rows of the documents that are relevant to any query, in the order of the corpus."""
+    relevant = {name for grades in judged.judgments.values() for name, grade in grades.items() if grade > 0}
+    return [row for row, name in enumerate(judged.document_ids) if name in relevant]

@@ -1,0 +1,84 @@
+"""Fits that are compared: SAEs of one corpus that differ in a few settings, each fitted once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.sae import TopKSAE
+from sae_steer_retriever.train.checkpoint import CHECKPOINT_FOLDER
+from sae_steer_retriever.train.config import TrainConfig
+from sae_steer_retriever.train.corpus import Corpus
+from sae_steer_retriever.train.data import EmbeddedCorpus, embed_corpus
+from sae_steer_retriever.train.pipeline import fitted_sae, prepare
+
+logger = logging.getLogger(__name__)
+
+
+class FitSeries:
+    """SAEs of one corpus, each in a folder of its own, named after its settings.
+
+    A fit that is there already is loaded; one that was interrupted is taken up where it stopped.
+    """
+
+    def __init__(
+        self, corpus: Corpus, folder: Path, embedder: Embedder, base: TrainConfig, *, progress: bool = False
+    ) -> None:
+        """Take what all fits share.
+
+        Args:
+            corpus: Passages, and the real queries that may be fitted.
+            folder: Where the SAEs are kept.
+            embedder: A caching one.
+            base: The settings that are not changed.
+            progress: Whether to show progress bars on stderr.
+        """
+        self._corpus = corpus
+        self._folder = folder
+        self._embedder = embedder
+        self._base = base
+        self._progress = progress
+        digest = hashlib.blake2b(digest_size=16)
+        for text in (*(passage.text for passage in corpus.passages), "", *corpus.queries):
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        self._corpus_digest = digest.hexdigest()
+        self._embedded: tuple[int, EmbeddedCorpus] | None = None
+
+    def sae(self, **changes: Any) -> TopKSAE:  # noqa: ANN401 - settings of `TrainConfig`
+        """The SAE with these settings changed.
+
+        Args:
+            **changes: Fields of `TrainConfig`.
+
+        Raises:
+            ArtifactError: The folder cannot be written, or what is in it is damaged.
+            CorpusError: The corpus is too small.
+        """
+        config = dataclasses.replace(self._base, **changes)
+        output = self._folder / self._name(config, changes)
+        if (output / "config.json").is_file():
+            return TopKSAE.from_pretrained(output)
+        logger.info("fitting %s", output.name)
+        resume = (output / CHECKPOINT_FOLDER).is_dir()
+        spec = self._embedder.spec
+        trainer, checkpoint = prepare(self._corpus, self._embed(config), config, spec, output, resume=resume)
+        sae = fitted_sae(trainer.fit(checkpoint=checkpoint, progress=self._progress))
+        sae.save_pretrained(output)
+        checkpoint.remove()
+        return sae
+
+    def _name(self, config: TrainConfig, changes: dict[str, Any]) -> str:
+        identity = [dataclasses.asdict(config), self._corpus_digest, str(self._embedder.spec)]
+        digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()
+        return "-".join([*(f"{name}={value}" for name, value in sorted(changes.items())), digest])
+
+    def _embed(self, config: TrainConfig) -> EmbeddedCorpus:
+        """The embeddings; a seed decides which rows are held out, and which sentences are taken."""
+        if self._embedded is None or self._embedded[0] != config.seed:
+            self._embedded = (config.seed, embed_corpus(self._corpus, config, self._embedder))
+        return self._embedded[1]

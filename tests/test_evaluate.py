@@ -1,0 +1,234 @@
+"""`sae-steer evaluate` from end to end: what it prints, what it writes, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import Ran, Run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_world import World
+from toy import random_sae
+
+from sae_steer_retriever.evaluate.__main__ import main as evaluate_main
+from sae_steer_retriever.evaluate.fidelity import ROWS
+from sae_steer_retriever.evaluate.metrics import METRICS, score_rankings, summarise
+
+TABLES = ["--latents", "32", "--ks", "4", "8", "--seeds", "0", "--steps", "6"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embeddings that the tests of this file share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAE_STEER_CACHE", str(cache))
+
+
+@pytest.fixture(scope="module")
+def judged(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The world's docstrings in BEIR layout; the second sentence of some asks for its docstring."""
+    folder = tmp_path_factory.mktemp("judged")
+    (folder / "qrels").mkdir()
+    rows = [{"_id": name, "text": text} for name, text in zip(world.ids, world.texts, strict=True)]
+    queries, qrels = [], ["query-id\tcorpus-id\tscore"]
+    for name, text in zip(world.ids, world.texts, strict=True):
+        sentences = " ".join(text.split()).split(". ")
+        if len(sentences) > 1 and len(sentences[1]) > 30 and len(queries) < 40:
+            queries.append({"_id": f"q{len(queries)}", "text": sentences[1]})
+            qrels.append(f"{queries[-1]['_id']}\t{name}\t1")
+    assert len(queries) == 40
+    write_rows(folder / "corpus.jsonl", rows)
+    write_rows(folder / "queries.jsonl", queries)
+    (folder / "qrels" / "test.tsv").write_text("\n".join(qrels) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def sae(filled_folder: Path) -> Path:
+    """An SAE of these passages."""
+    return filled_folder / "sae"
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def evaluate(run: Run, *arguments: object) -> Ran:
+    return run("evaluate", "--quiet", *arguments)
+
+
+# -- one SAE ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_judged_set_gives_one_object(sae_steer: Run, judged: Path, sae: Path) -> None:
+    found = evaluate(sae_steer, "--dataset", judged, "--sae", sae, "--json").data
+    assert found["dataset"] == judged.name
+    assert (found["d"], found["n"], found["k"]) == (384, 64, 16)
+    assert found["encoder"].endswith("all-MiniLM-L6-v2")
+    assert found["mse"] == pytest.approx(found["fvu"] * 0.75 / 384, rel=0.5)
+    assert 0 < found["fvu"] < 1
+    assert [row["name"] for row in found["rows"]] == list(ROWS)
+    original = found["rows"][0]
+    assert original["retention"] == dict.fromkeys(METRICS, 1.0)
+    assert original["ndcg@10"] > 0.7
+    for row in found["rows"]:
+        for metric in METRICS:
+            low, high = row["intervals"][metric]
+            assert low <= row[metric] <= high
+            assert row["retention"][metric] == pytest.approx(row[metric] / original[metric])
+    mixed, latent = found["rows"][-1], found["rows"][1]
+    assert latent["ndcg@10"] < mixed["ndcg@10"] <= original["ndcg@10"] + 0.05
+
+
+def test_the_module_is_the_same_command(sae_steer: Run, judged: Path, sae: Path) -> None:
+    arguments = ("--quiet", "--dataset", judged, "--sae", sae, "--json")
+    assert sae_steer(*arguments, entry=evaluate_main).data == sae_steer("evaluate", *arguments).data
+
+
+def test_a_page_is_written(sae_steer: Run, judged: Path, sae: Path, tmp_path: Path) -> None:
+    ran = evaluate(sae_steer, "--dataset", judged, "--sae", sae, "--output", tmp_path / "page")
+    assert ran.code == 0
+    assert "nDCG@10" in ran.out
+    assert {path.name for path in (tmp_path / "page").iterdir()} == {
+        "report.html", "report.md", "figure-3.png", "figure-3.svg",
+    }  # fmt: skip
+    page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert re.search(r"(src|href)=\"(?!#)|url\(http|@import", page) is None
+
+
+def test_documents_without_judgments(sae_steer: Run, judged: Path, sae: Path, tmp_path: Path) -> None:
+    shutil.copy(judged / "corpus.jsonl", tmp_path / "docs.jsonl")
+    found = evaluate(sae_steer, "--corpus", tmp_path / "docs.jsonl", "--sae", sae, "--json").data
+    rows = found["rows"]
+    assert set(rows) == set(ROWS) - {"original"}
+    for row in rows.values():
+        assert row["overlap"]["low"] <= row["overlap"]["value"] <= row["overlap"]["high"]
+    assert rows["latent"]["overlap"]["value"] < rows["original_x_reconstructed"]["overlap"]["value"] < 1
+
+
+def test_meaning_stands_beside_untrained_dictionaries(sae_steer: Run, judged: Path, sae: Path) -> None:
+    options = ("--meaning", "--recurrence-steps", "0", "--json")
+    found = evaluate(sae_steer, "--dataset", judged, "--sae", sae, *options).data["meaning"]
+    assert set(found["dictionaries"]) == {"sae", "random", "kmeans"}
+    coherence = {name: part["coherence"]["value"] for name, part in found["dictionaries"].items()}
+    assert coherence["sae"] > coherence["random"] + 0.05
+    assert found["recurrence"] is None
+
+
+# -- the paper's tables and figures -----------------------------------------------------------------------------------
+
+
+def test_table_1_and_figure_2_fit_once(sae_steer: Run, judged: Path, tmp_path: Path) -> None:
+    arguments = ("--dataset", judged, "--out-of-domain", judged, "--output", tmp_path, *TABLES)
+    first = evaluate(sae_steer, "--table", "1", *arguments, "--json")
+    assert first.code == 0, first.err
+    weights = {path: path.stat().st_mtime_ns for path in tmp_path.glob("fits/*/model.safetensors")}
+    assert len(weights) == 2
+    again = evaluate(sae_steer, "--table", "1", *arguments, "--json")
+    assert again.data == first.data
+    assert {path: path.stat().st_mtime_ns for path in weights} == weights
+    with (tmp_path / "table-1.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["K"] for row in rows} >= {"4", "8"}
+    assert (tmp_path / "table-1.png").read_bytes().startswith(b"\x89PNG")
+
+    figure = evaluate(sae_steer, "--figure", "2", *arguments, "--losses", "mse", "rkl", "--json")
+    assert figure.code == 0, figure.err
+    losses = [(row["loss"], row["K"]) for row in figure.data["rows"] if row["search"] == "Recon"]
+    assert {("mse", 4), ("mse", 8), ("rkl", 4), ("rkl", 8)} == set(losses)
+    assert (tmp_path / "figure-2-ndcg.svg").exists()
+
+
+def test_figure_3(sae_steer: Run, judged: Path, sae: Path, tmp_path: Path) -> None:
+    ran = evaluate(sae_steer, "--figure", "3", "--dataset", judged, "--sae", sae, "--output", tmp_path)
+    assert ran.code == 0
+    assert "words" in ran.out
+    assert (tmp_path / "figure-3.csv").exists()
+
+
+# -- wrong input ------------------------------------------------------------------------------------------------------
+
+
+def test_options_that_do_not_go_together(sae_steer: Run, judged: Path, sae: Path, tmp_path: Path) -> None:
+    for arguments, expected in (
+        (("--dataset", judged), "give --sae DIR"),
+        (("--sae", sae), "either --dataset DIR"),
+        (("--sae", sae, "--dataset", judged, "--corpus", judged), "either --dataset DIR"),
+        (("--sae", sae, "--corpus", tmp_path / "none"), "no such file or folder"),
+        (("--sae", tmp_path / "none", "--dataset", judged), "no such folder"),
+        (("--table", "1", "--figure", "2", "--dataset", judged), "not both"),
+        (("--table", "8", "--dataset", judged), "name it with --model"),
+        (("--table", "1", "--dataset", judged, "--sae", sae), "fit their own"),
+        (("--figure", "2"), "name its folder with --dataset"),
+        (("--figure", "2", "--dataset", judged, "--losses", "rkl"), "mse among the losses"),
+        (("--table", "1", "--dataset", judged, "--latents", "4", "--ks", "8"), "latents = 4"),
+    ):
+        ran = evaluate(sae_steer, *arguments)
+        assert ran.code == 2, arguments
+        assert expected in ran.error, arguments
+
+
+def test_sets_and_saes_that_do_not_fit(sae_steer: Run, judged: Path, sae: Path, tmp_path: Path) -> None:
+    shutil.copytree(judged, tmp_path / "bare")
+    shutil.rmtree(tmp_path / "bare" / "qrels")
+    random_sae().save_pretrained(tmp_path / "toy")
+    for arguments, expected in (
+        (("--sae", sae, "--dataset", tmp_path / "bare"), "no folder qrels"),
+        (("--sae", sae, "--dataset", judged, "--split", "tset"), "did you mean 'test'?"),
+        (("--sae", sae, "--dataset", tmp_path / "nothing"), "no such folder"),
+        (("--sae", tmp_path / "toy", "--dataset", judged, "--model", "all-MiniLM-L6-v2"), "encoder 'toy/words'"),
+    ):
+        ran = evaluate(sae_steer, *arguments)
+        assert ran.code == 1, arguments
+        assert expected in ran.error, arguments
+
+
+# -- the metrics ------------------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_metrics_are_those_of_the_textbook(seed: int) -> None:
+    """nDCG with linear gain, reciprocal rank, precision and recall at ten, with graded judgments."""
+    generator = np.random.default_rng(seed)
+    documents = [f"d{number}" for number in range(30)]
+    judgments = {
+        f"q{number}": {str(name): int(generator.integers(0, 3)) for name in generator.permutation(documents)[:8]}
+        for number in range(4)
+    }
+    judgments["q0"]["d0"] = 1
+    rankings = [generator.permutation(documents)[: int(generator.integers(0, 15))].tolist() for _ in judgments]
+    found = score_rankings(rankings, list(judgments), judgments)
+    for place, (ranking, grades) in enumerate(zip(rankings, judgments.values(), strict=True)):
+        top = [grades.get(name, 0) for name in ranking[:10]]
+        discounts = 1 / np.log2(np.arange(2, 12))
+        ideal = sorted(grades.values(), reverse=True)[:10]
+        best = float(np.dot(ideal, discounts[: len(ideal)]))
+        relevant = sum(grade > 0 for grade in grades.values())
+        first = next((rank for rank, grade in enumerate(top, start=1) if grade > 0), None)
+        assert found["ndcg@10"][place] == pytest.approx(np.dot(top, discounts[: len(top)]) / best if best else 0)
+        assert found["mrr@10"][place] == pytest.approx(1 / first if first else 0)
+        assert found["p@10"][place] == pytest.approx(sum(grade > 0 for grade in top) / 10)
+        assert found["r@10"][place] == pytest.approx(sum(grade > 0 for grade in top) / relevant if relevant else 0)
+
+
+def test_a_query_without_hits_counts_as_zero() -> None:
+    judgments = {"a": {"x": 1}, "b": {"y": 1}}
+    values = score_rankings([["x"], []], ["a", "b"], judgments)
+    assert values["mrr@10"].tolist() == [1.0, 0.0]
+    assert summarise("half", values, values).retention == dict.fromkeys(METRICS, 1.0)
+    nothing = summarise("none", values, {metric: np.zeros(2) for metric in METRICS})
+    assert np.isnan(list(nothing.retention.values())).all()

@@ -1,0 +1,138 @@
+"""The inverted index of codes: it finds what the dense dot product finds, exactly, or nearly through Seismic."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from sae_steer_retriever.errors import MismatchError, MissingExtraError
+from sae_steer_retriever.latent_index import LatentIndex
+from sae_steer_retriever.sae import Codes
+from sae_steer_retriever.seismic_index import SeismicIndex
+
+N_LATENTS = 9
+
+
+@st.composite
+def codes(draw: st.DrawFn, rows: tuple[int, int], k: int = 4) -> Codes[NDArray[Any]]:
+    """Rows of distinct latents by falling value; zeros are empty places. Few values, so that scores tie."""
+    count = draw(st.integers(*rows))
+    indices = [draw(st.permutations(range(N_LATENTS)))[:k] for _ in range(count)]
+    value = st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0])
+    values = [sorted(draw(st.lists(value, min_size=k, max_size=k)), reverse=True) for _ in range(count)]
+    shape = (count, k)
+    return Codes(np.array(indices, dtype=np.int32).reshape(shape), np.array(values, dtype=np.float32).reshape(shape))
+
+
+def dense(some: Codes[NDArray[Any]], n: int = N_LATENTS, *, normalise: bool = False) -> NDArray[np.float64]:
+    out = np.zeros((len(some.indices), n))
+    np.put_along_axis(out, some.indices.astype(np.int64), some.values.astype(np.float64), axis=1)
+    lengths = np.linalg.norm(out, axis=1, keepdims=True)
+    return out / np.where(lengths > 0, lengths, 1) if normalise else out
+
+
+def random_codes(rows: int, n: int, k: int, seed: int = 0) -> Codes[NDArray[Any]]:
+    random = np.random.default_rng(seed)
+    indices = np.argsort(random.random((rows, n)), axis=1)[:, :k].astype(np.int32)
+    values = -np.sort(-random.random((rows, k)), axis=1)
+    return Codes(indices, values.astype(np.float32))
+
+
+@given(codes((0, 12)), codes((1, 3)), st.integers(1, 14), st.booleans(), st.data())
+def test_it_finds_what_the_dense_dot_product_finds(
+    passages: Codes[NDArray[Any]], queries: Codes[NDArray[Any]], k: int, normalise: bool, data: st.DataObject
+) -> None:
+    count = len(passages.indices)
+    subset = data.draw(st.none() | st.lists(st.booleans(), min_size=count, max_size=count))
+    allowed = None if subset is None else np.array(subset, dtype=bool)
+    expected = dense(queries) @ dense(passages, normalise=normalise).T
+    found = LatentIndex.build(passages, N_LATENTS, normalise=normalise).search(queries, k, allowed=allowed)
+    assert len(found) == len(queries.indices)
+    for hits, scores in zip(found, expected, strict=True):
+        may_be = scores > 0 if allowed is None else (scores > 0) & allowed
+        assert len(hits.rows) == min(k, may_be.sum()), "fewer come back where fewer share a latent"
+        assert may_be[hits.rows].all()
+        np.testing.assert_allclose(hits.scores, scores[hits.rows], rtol=1e-5)
+        np.testing.assert_allclose(hits.scores, np.sort(scores[may_be])[::-1][:k], rtol=1e-5)
+        assert len(set(hits.rows.tolist())) == len(hits.rows)
+
+
+@given(st.integers(1, 7), st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=1, max_size=12))
+def test_equal_scores_come_in_the_order_of_their_rows(k: int, values: list[float]) -> None:
+    shape = (len(values), 1)
+    passages: Codes[NDArray[Any]] = Codes(np.full(shape, 3, np.int32), np.array(values, np.float32).reshape(shape))
+    (hits,) = LatentIndex.build(passages, N_LATENTS, normalise=False).search(
+        Codes(np.array([[3]]), np.array([[1.0]], np.float32)), k
+    )
+    order = sorted((row for row, value in enumerate(values) if value), key=lambda row: (-values[row], row))
+    assert hits.rows.tolist() == order[:k]
+
+
+def test_more_passages_than_are_sorted_at_a_time_are_all_there() -> None:
+    passages, queries = random_codes(9000, 40, 6), random_codes(5, 40, 6, seed=1)
+    index = LatentIndex.build(passages, 40)
+    assert (len(index), index.n) == (9000, 40)
+    expected = dense(queries, 40) @ dense(passages, 40, normalise=True).T
+    for row in range(5):
+        scores = index.scores(queries.indices[row], queries.values[row])
+        np.testing.assert_allclose(scores, expected[row], atol=1e-6)
+
+
+def test_a_negative_weight_takes_away() -> None:
+    passages: Codes[NDArray[Any]] = Codes(np.array([[0, 1], [0, 2]]), np.array([[1, 1], [1, 1]], np.float32))
+    index = LatentIndex.build(passages, N_LATENTS, normalise=False)
+    (hits,) = index.search(Codes(np.array([[0, 1]]), np.array([[1.0, -2.0]], np.float32)), 2)
+    assert hits.rows.tolist() == [1], "the first is below zero"
+
+
+@pytest.mark.parametrize("latent", [-1, N_LATENTS])
+def test_a_latent_of_another_sae_is_refused(latent: int) -> None:
+    wrong: Codes[NDArray[Any]] = Codes(np.array([[0, latent]]), np.ones((1, 2), dtype=np.float32))
+    with pytest.raises(MismatchError, match=f"latent {latent}.*#0 to #8"):
+        LatentIndex.build(wrong, N_LATENTS)
+    with pytest.raises(MismatchError, match=f"latent {latent}.*#0 to #8"):
+        LatentIndex.build(random_codes(3, N_LATENTS, 2), N_LATENTS).search(wrong, 2)
+
+
+def test_seismic_finds_nearly_the_same_with_the_same_scores() -> None:
+    pytest.importorskip("seismic", reason="needs the `scale` extra")
+    passages, queries = random_codes(3000, 128, 12), random_codes(20, 128, 12, seed=1)
+    exact, seismic = LatentIndex.build(passages, 128), SeismicIndex.build(passages, 128)
+    assert len(seismic) == 3000
+    allowed = np.arange(3000) % 3 == 0
+    for mask in (None, allowed):
+        shares = []
+        for one, other in zip(
+            exact.search(queries, 10, allowed=mask), seismic.search(queries, 10, allowed=mask), strict=True
+        ):
+            assert mask is None or mask[other.rows].all()
+            assert len(other.rows) == 10
+            both = {row: score for row, score in zip(one.rows.tolist(), one.scores.tolist(), strict=True)}
+            for row, score in zip(other.rows.tolist(), other.scores.tolist(), strict=True):
+                assert row not in both or both[row] == pytest.approx(score, rel=1e-5)
+            assert (np.diff(other.scores) <= 0).all()
+            shares.append(len(both.keys() & set(other.rows.tolist())) / 10)
+        assert np.mean(shares) >= 0.9
+
+
+def test_seismic_of_nothing_finds_nothing() -> None:
+    pytest.importorskip("seismic", reason="needs the `scale` extra")
+    nothing: Codes[NDArray[Any]] = Codes(np.zeros((3, 2), np.int32), np.zeros((3, 2), np.float32))
+    query = random_codes(1, N_LATENTS, 2)
+    assert len(SeismicIndex.build(nothing, N_LATENTS).search(query, 4)[0].rows) == 0
+    (hits,) = SeismicIndex.build(random_codes(30, N_LATENTS, 2), N_LATENTS).search(
+        Codes(query.indices, -query.values), 4
+    )
+    assert len(hits.rows) == 0
+
+
+def test_seismic_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "seismic", None)
+    with pytest.raises(MissingExtraError, match=r"sae-steer-retriever\[scale\]"):
+        SeismicIndex.build(random_codes(3, N_LATENTS, 2), N_LATENTS)
