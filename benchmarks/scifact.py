@@ -21,60 +21,21 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.embedders import SentenceTransformerEmbedder
 from sae_steer_retriever.embedding_cache import CachedEmbedder
+from sae_steer_retriever.evaluate.datasets import read_retrieval_set
+from sae_steer_retriever.evaluate.embedded import embed_set
+from sae_steer_retriever.evaluate.fidelity import Fidelity, measure_fidelity
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae import Array, TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
-from sae_steer_retriever.train.corpus import read_corpus
 from sae_steer_retriever.train.pipeline import train
 
 
-def read_test(folder: Path) -> tuple[list[str], dict[str, str], dict[str, set[str]]]:
-    """Query ids in order, their texts, and the relevant documents of each."""
-    texts = {}
-    for line in (folder / "queries.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        texts[row["_id"]] = row["text"]
-    relevant: dict[str, set[str]] = {}
-    for line in (folder / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()[1:]:
-        query, document, score = line.split("\t")
-        if int(score) > 0:
-            relevant.setdefault(query, set()).add(document)
-    return list(relevant), texts, relevant
-
-
-def ndcg_at_10(scores: Array, ids: list[str], queries: list[str], relevant: dict[str, set[str]]) -> float:
-    """Mean nDCG@10 with binary relevance."""
-    discount = 1 / np.log2(np.arange(2, 12))
-    top = np.argsort(-scores, axis=1, kind="stable")[:, :10]
-    values = []
-    for row, query in zip(top, queries, strict=True):
-        gain = np.array([ids[document] in relevant[query] for document in row])
-        values.append((gain * discount).sum() / discount[: len(relevant[query])].sum())
-    return float(np.mean(values))
-
-
-def unit(rows: Array) -> Array:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def dense_codes(sae: TopKSAE, x: Array) -> Array:
-    codes = sae.encode(x)
-    out = np.zeros((len(x), sae.config.n), dtype=np.float32)
-    np.put_along_axis(out, codes.indices.astype(np.int64), codes.values, axis=1)
-    return out
-
-
-def retention(sae: TopKSAE, ids: list[str], x: Array, queries: list[str], q: Array, relevant: Any) -> dict[str, float]:
-    x_hat, q_hat = unit(sae.reconstruct(x)), unit(sae.reconstruct(q))
-    z_x, z_q = unit(dense_codes(sae, x)), dense_codes(sae, q)
-    rows = {"original": q @ x.T, "reconstructed": q_hat @ x_hat.T, "original_x_reconstructed": q @ x_hat.T}
-    rows["latent_cosine"] = z_q @ z_x.T
-    found = {name: ndcg_at_10(scores, ids, queries, relevant) for name, scores in rows.items()}
-    return {
-        f"{name} {what}": value if what == "ndcg@10" else value / found["original"]
-        for name, value in found.items()
-        for what in ("ndcg@10", "retention")
-    }
+def figures_of(fidelity: Fidelity) -> dict[str, float]:
+    """nDCG@10 of each way to search, with its retention, and how much of the vectors is lost."""
+    found = {"fvu documents": fidelity.fvu_documents, "fvu queries": fidelity.fvu_queries}
+    for row in fidelity.rows:
+        found |= {f"{row.name} ndcg@10": row.values["ndcg@10"], f"{row.name} retention": row.retention["ndcg@10"]}
+    return found
 
 
 def guarantees(retriever: SteeredRetriever, texts: list[str], vectors: Array, k: int = 10) -> dict[str, float]:
@@ -116,24 +77,21 @@ def main() -> int:
     arguments = parser.parse_args()
     embedder = SentenceTransformerEmbedder()
     cached = CachedEmbedder(embedder, progress=True)
-    corpus = read_corpus(arguments.data)
-    ids = [passage.id for passage in corpus.passages]
-    x = cached.embed_documents([passage.text for passage in corpus.passages])
-    queries, texts, relevant = read_test(arguments.data)
-    q = cached.embed_queries([texts[query] for query in queries])
+    judged = read_retrieval_set(arguments.data)
+    vectors = embed_set(judged, cached)
     ratios: dict[str, Any] = {}
     for seed in arguments.seeds:
         output = arguments.work / f"sae-{seed}"
         config = TrainConfig(latents=arguments.latents, k=arguments.k, seed=seed)
         report = train(arguments.data, output, config, embedder=embedder)
         sae = TopKSAE.from_pretrained(output)
-        figures: dict[str, float] = retention(sae, ids, x, queries, q, relevant)
+        figures = figures_of(measure_fidelity(sae, judged, vectors))
         figures |= {name: value for name, value in report.to_json().items() if isinstance(value, int | float)}
         if seed == arguments.seeds[0]:
             retriever = SteeredRetriever.open(output, path=arguments.work / "chroma", embedding=embedder)
-            metadatas = [passage.metadata for passage in corpus.passages]
-            retriever.store.add(ids, [passage.text for passage in corpus.passages], metadatas, embedder=cached)
-            figures |= guarantees(retriever, [texts[query] for query in queries], q)
+            metadatas = [passage.metadata for passage in judged.passages]
+            retriever.store.add(judged.document_ids, judged.texts, metadatas, embedder=cached)
+            figures |= guarantees(retriever, judged.queries, vectors.queries)
         ratios |= {f"seed {seed} {name}": value for name, value in figures.items()}
     if arguments.json:
         print(json.dumps({"ratios": ratios}))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from sae_steer_retriever.directions import spherical_kmeans
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.sae import Array, EncoderSpec, SAEConfig, TopKSAE
 from sae_steer_retriever.train.checkpoint import Checkpoint
 from sae_steer_retriever.train.config import LOSSES, TrainConfig
-from sae_steer_retriever.train.init import spherical_kmeans
 from sae_steer_retriever.train.lists import nearest_documents
 from sae_steer_retriever.train.measure import hold_out
 from sae_steer_retriever.train.sampling import Rows, Sampler, TrainingData
@@ -119,6 +119,20 @@ def test_steps_replace_epochs(data: TrainingData) -> None:
     assert done == [1, 2, 3, 4, 5, 6, 7]
     with pytest.raises(ValueError, match="no epochs beside"):
         config(steps=7, epochs=2.0)
+
+
+def test_the_paper_has_one_bare_cosine(data: TrainingData) -> None:
+    """Appendix A: from the peak rate on the first step to zero; held-out rows never join."""
+    trainer = Trainer(data, config(loss="paper", steps=40), sizes(), epochs=1)
+    rates = [trainer._schedule(step) for step in range(40)]
+    assert rates[0] == 1.0
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.01
+    assert trainer._measured_steps == trainer.steps
+    ours = Trainer(data, config(steps=40), sizes(), epochs=1)
+    assert ours._schedule(0) == 1.0  # a warm-up of one step
+    assert ours._measured_steps == 32
+    assert ours._schedule(32) < ours._schedule(20)
 
 
 class Stop(Exception):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sae_steer_retriever.directions import data_directions, kmeans_directions, random_directions, spherical_kmeans
+from sae_steer_retriever.directions import data_directions, kmeans_directions, random_directions
 from sae_steer_retriever.train.config import InitName
-
-__all__ = ["initial_directions", "spherical_kmeans"]
 
 
 def initial_directions(name: InitName, centred: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -59,7 +59,8 @@ class Trainer:
 
     The first part leaves the held-out rows alone, decays the learning rate to zero and ends with the measurement;
     the second starts from the state that measured best and takes in everything, since the corpus that will be
-    searched holds the held-out passages too. See `objective` for the loss.
+    searched holds the held-out passages too. See `objective` for the loss. `loss="paper"` has neither warm-up, nor
+    clipping, nor second part.
     """
 
     def __init__(self, data: TrainingData, config: TrainConfig, sae_config: SAEConfig, epochs: float) -> None:
@@ -93,7 +94,8 @@ class Trainer:
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=config.lr, fused=device in ("cpu", "cuda"))
         drawn = len(self._fitted.queries if config.loss == "paper" else rows)
         self.steps = config.steps or max(2, round(epochs * math.ceil(drawn / config.batch_size)))
-        self._measured_steps = max(1, round(_HELD_OUT_UNTIL * self.steps))
+        share = 1.0 if config.loss == "paper" else _HELD_OUT_UNTIL
+        self._measured_steps = max(1, round(share * self.steps))
         self._best: tuple[float, dict[str, Tensor]] | None = None
 
     def fit(
@@ -166,13 +168,16 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         model.before_step()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+        if config.loss != "paper":
+            torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
         self._optimizer.step()
         model.after_step()
         return float(loss.detach())
 
     def _schedule(self, step: int) -> float:
-        """Share of the peak learning rate: a short warm-up and a cosine to zero, twice."""
+        """Share of the peak rate: a short warm-up and a cosine to zero, twice; in the paper one bare cosine."""
+        if self._config.loss == "paper":
+            return 0.5 * (1 + math.cos(math.pi * step / self.steps))
         if step < self._measured_steps:
             return _warm_cosine(step, self._measured_steps)
         return _ABSORBING * _warm_cosine(step - self._measured_steps, self.steps - self._measured_steps)
