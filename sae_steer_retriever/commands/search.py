@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--side",
         choices=SIDE_CHOICES,
-        help="what a strength acts on: query tilts it, document rewards passages with the feature (default: both)",
+        help="what a strength acts on: query tilts it, document rewards passages with the feature, both "
+        "(default: document; in the other spaces query)",
     )
     parser.add_argument(
         "--fetch-k", type=count, metavar="N", help="candidates before re-ranking (default: 100, or 4 k if that is more)"
