@@ -56,6 +56,11 @@ def test_the_same_words_in_other_letters_are_no_unseen_text() -> None:
         held_out_queries(passages, {"seed": 0, "sentences": 1})
 
 
+def test_passages_without_a_title_or_sentence_are_an_error() -> None:
+    with pytest.raises(CorpusError, match="none of the 1 passages has a title, or a sentence"):
+        held_out_queries([Passage("a", "word")], {"seed": 0, "sentences": 4})
+
+
 def test_a_limit_takes_the_same_sample_every_time() -> None:
     training = {"seed": 0, "sentences": 4}
     some = held_out_queries(PASSAGES, training, limit=20)
@@ -170,6 +175,15 @@ def test_fewer_passages_than_places_are_compared_as_far_as_they_go() -> None:
     found = measure_agreement(random_sae(), DOCUMENTS[:4], QUERIES, latent=True)
     assert all(row.overlap.value == 1.0 for row in found.rows.values())
     assert all(-1.0 <= row.rank_correlation.value < 1.0 for row in found.rows.values())
+
+
+def test_two_passages_are_in_one_order_or_the_other() -> None:
+    rows, queries = unit_rows(3, 2, 16), unit_rows(4, 40, 16)
+    sae = random_sae()
+    kept = measure_agreement(sae, rows, queries).rows["original_x_reconstructed"].rank_correlation.value
+    decoded = sae.decode(sae.encode(rows))
+    before, after = np.diff(queries @ rows.T), np.diff(queries @ (decoded / np.linalg.norm(decoded, axis=1)[:, None]).T)
+    assert kept == pytest.approx(np.mean(np.sign(before) * np.sign(after)))
 
 
 def test_the_figures_are_standard_json() -> None:

@@ -388,13 +388,29 @@ def test_a_name_that_no_dataset_of_the_hub_can_have(name: str) -> None:
     assert "expected hub:OWNER/NAME" in refusal(name)
 
 
+@pytest.mark.parametrize("score", ["1001", "-30000000000", "9" * 5000])
+def test_a_score_that_no_scorer_can_hold(tmp_path: Path, score: str) -> None:
+    folder = beir(tmp_path / "drinks")
+    (folder / "qrels" / "test.tsv").write_text(f"q1\td1\t{score}\n", encoding="utf-8")
+    message = refusal(folder)
+    assert "the score" in message
+    assert "order of the columns" in message
+    assert len(message) < 400 + len(str(folder))
+
+
 # --- public sets -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "documents", "queries", "judgments", "notes"),
     [
-        ("scifact", 5183, 300, 339, ()),
+        (
+            "scifact",
+            5183,
+            300,
+            339,
+            ("2 queries are, word for word, also in the train split, which an SAE may be fitted to",),
+        ),
         ("msmarco-5k", 5000, 43, 4102, ("7 of 50 queries have no judgment: left out",)),
         ("npl", 11429, 93, 2083, ()),
     ],
@@ -412,3 +428,11 @@ def test_public_sets_have_their_published_size(
 def test_graded_judgments_keep_their_grades(shared_data: Path) -> None:
     found = read_retrieval_set(shared_data / "msmarco-5k")
     assert {grade for grades in found.judgments.values() for grade in grades.values()} == {1, 2, 3}
+
+
+def test_queries_that_training_may_have_seen_are_noted(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "set")
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq9\td1\t1\n", encoding="utf-8")
+    with (folder / "queries.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"_id": "q9", "text": "leaves?"}\n')
+    assert any(note.startswith("1 queries are, word for word") for note in read_retrieval_set(folder).notes)

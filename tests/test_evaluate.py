@@ -128,6 +128,32 @@ def test_meaning_stands_beside_untrained_dictionaries(sae_steer: Run, judged: Pa
     assert found["recurrence"] is None
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_passages_that_do_not_differ_have_no_share_of_variance(
+    sae_steer: Run, judged: Path, sae: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(judged, tmp_path / "same")
+    rows = [json.loads(line) for line in (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
+    write_rows(folder / "corpus.jsonl", [{**row, "text": "the very same text"} for row in rows])
+    found = evaluate(sae_steer, "--dataset", folder, "--sae", sae, "--json").data
+    assert (found["fvu"], found["fvu_documents"], found["fvu_queries"]) == (None, None, None)
+    assert found["mse"] > 0
+    ran = evaluate(sae_steer, "--dataset", folder, "--sae", sae)
+    assert "no FVU, the passages do not differ" in ran.out
+    assert "nan" not in ran.out
+
+
+def test_where_the_original_finds_nothing_nothing_is_kept(
+    sae_steer: Run, judged: Path, sae: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(judged, tmp_path / "gone")
+    first = json.loads((folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()[0])["_id"]
+    (folder / "qrels" / "test.tsv").write_text(f"q0\tgone\t1\nq0\t{first}\t0\n", encoding="utf-8")
+    ran = evaluate(sae_steer, "--dataset", folder, "--sae", sae)
+    original = next(line for line in ran.out.splitlines() if line.startswith("Original "))
+    assert original.split() == ["Original", *["0.0000", "–"] * 4]
+
+
 # -- the paper's tables and figures -----------------------------------------------------------------------------------
 
 
@@ -175,6 +201,11 @@ def test_options_that_do_not_go_together(sae_steer: Run, judged: Path, sae: Path
         (("--figure", "2"), "name its folder with --dataset"),
         (("--figure", "2", "--dataset", judged, "--losses", "rkl"), "mse among the losses"),
         (("--table", "1", "--dataset", judged, "--latents", "4", "--ks", "8"), "latents = 4"),
+        (("--table", "1", "--dataset", judged, "--split", "train"), "fit the queries of the split train"),
+        (("--sae", sae, "--dataset", judged, "--out-of-domain", judged), "--out-of-domain"),
+        (("--sae", sae, "--dataset", judged, "--recurrence-steps", "9"), "goes with --meaning"),
+        (("--sae", sae, "--dataset", judged, "--output", judged / "corpus.jsonl"), "cannot make the folder"),
+        (("--table", "1", "--dataset", judged, "--output", judged / "corpus.jsonl"), "cannot make the folder"),
     ):
         ran = evaluate(sae_steer, *arguments)
         assert ran.code == 2, arguments
@@ -194,6 +225,23 @@ def test_sets_and_saes_that_do_not_fit(sae_steer: Run, judged: Path, sae: Path, 
         ran = evaluate(sae_steer, *arguments)
         assert ran.code == 1, arguments
         assert expected in ran.error, arguments
+
+
+def test_a_k_that_the_corpus_does_not_bear_is_refused(sae_steer: Run, judged: Path, tmp_path: Path) -> None:
+    arguments = ("--dataset", judged, "--output", tmp_path, "--ks", "400", "--seeds", "0", "--steps", "2")
+    ran = evaluate(sae_steer, "--table", "1", *arguments)
+    assert ran.code == 1
+    assert "K = 400: the corpus bears only" in ran.error
+    assert not list(tmp_path.glob("fits/*/config.json"))
+
+
+def test_passages_without_words_have_no_figure_3(sae_steer: Run, judged: Path, sae: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(judged, tmp_path / "marks")
+    rows = [json.loads(line) for line in (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
+    write_rows(folder / "corpus.jsonl", [{**row, "text": "?!" * (1 + number % 9)} for number, row in enumerate(rows)])
+    ran = evaluate(sae_steer, "--dataset", folder, "--sae", sae, "--figure", "3", "--output", tmp_path / "page")
+    assert ran.code == 1
+    assert "passages has a word" in ran.error
 
 
 # -- the metrics ------------------------------------------------------------------------------------------------------

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
+import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from judged_world import fit_series, judged_set
@@ -22,6 +26,7 @@ from sae_steer_retriever.evaluate.plots import draw_table_1, save
 from sae_steer_retriever.evaluate.seed_average import JudgedSet, average_seeds, pool, score_sets
 from sae_steer_retriever.evaluate.table import Column, Range, Table
 from sae_steer_retriever.evaluate.tables import table_1, table_8
+from sae_steer_retriever.sae import TopKSAE
 
 TABLE = Table(
     "A | title",
@@ -179,3 +184,27 @@ def test_table_1_is_drawn_beside_the_paper(table: Table, tmp_path: Path) -> None
     png, svg = save(canvas, tmp_path, "table-1")
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in svg.read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_set_whose_name_no_font_has_is_drawn(table: Table, tmp_path: Path) -> None:
+    column = [column.name for column in table.columns].index("set")
+    rows = tuple((*row[:column], f"{row[column]} 漢字", *row[column + 1 :]) for row in table.rows)
+    files = save(draw_table_1(dataclasses.replace(table, rows=rows)), tmp_path, "table-1")
+    assert all(file.stat().st_size > 1000 for file in files)
+
+
+def test_a_fit_that_another_process_is_making_is_waited_for(tmp_path: Path) -> None:
+    fitted = fit_series(judged_set("toy"), tmp_path).sae(k=4)
+    (lock,) = tmp_path.glob(".*.lock")
+    (folder,) = (entry for entry in tmp_path.iterdir() if entry.is_dir())
+    shutil.rmtree(folder)
+    found: list[TopKSAE] = []
+    waiting = threading.Thread(target=lambda: found.append(fit_series(judged_set("toy"), tmp_path).sae(k=4)))
+    with FileLock(lock):
+        waiting.start()
+        waiting.join(timeout=0.5)
+        assert not found
+        assert not folder.exists()
+    waiting.join(timeout=60)
+    assert [sae.fingerprint for sae in found] == [fitted.fingerprint]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from judged_world import MeaningOf, fidelity_of, same
 
@@ -51,6 +53,9 @@ def test_few_queries_and_dead_latents_are_cautions() -> None:
     rough = judge(fidelity_of(0.97, width=0.2, dead=0.3))
     assert about(rough, "queries are few").kind == "caution"
     assert "30.0% of 32 latents" in about(rough, "never active").because
+    # A percentile interval of one query has no width.
+    alone = judge(dataclasses.replace(fidelity_of(0.97, width=0.0), queries=1))
+    assert about(alone, "1 judged query is few").kind == "caution"
     certain = judge(fidelity_of(0.97, width=0.05, dead=0.1))
     assert not [finding for finding in certain if "few" in finding.sentence or "never" in finding.sentence]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -101,6 +102,12 @@ def run(arguments: argparse.Namespace) -> Outcome:
         raise UsageError(f"--corpus: no such file or folder: {arguments.corpus}")
     if not arguments.sae.is_dir():
         raise UsageError(f"--sae: no such folder: {arguments.sae}")
+    if arguments.out_of_domain or arguments.config is not None:
+        raise UsageError("--out-of-domain and --config go with --table and --figure 2, which fit SAEs: leave them out.")
+    if arguments.recurrence_steps is not None and not arguments.meaning:
+        raise UsageError("--recurrence-steps goes with --meaning: add it, or leave the steps out.")
+    if arguments.output is not None or arguments.figure == "3":
+        _make_folder(arguments.output or _DEFAULT_OUTPUT)
     from sae_steer_retriever.evaluate.evaluation import evaluate_corpus, evaluate_set
     from sae_steer_retriever.sae import TopKSAE
 
@@ -131,12 +138,15 @@ def _study(arguments: argparse.Namespace) -> Outcome:
         raise UsageError("--table and --figure 2 fit their own SAEs: leave out --sae, --corpus and --meaning.")
     if arguments.table == "8" and arguments.model is None:
         raise UsageError("--table 8 is Table 1 with a second encoder: name it with --model.")
+    if arguments.split == "train":
+        raise UsageError("--table and --figure 2 fit the queries of the split train: measure on another, e.g. test.")
     if arguments.figure == "2" and "mse" not in arguments.losses:
         raise UsageError("--figure 2 compares with mse: expected mse among the losses, e.g. --losses mse rkl.")
     from sae_steer_retriever.evaluate.study import Study, write_table
 
     config = _config(arguments)
     output = arguments.output or _DEFAULT_OUTPUT
+    _make_folder(output)
     study = Study.open(
         Path(arguments.dataset),
         arguments.out_of_domain,
@@ -146,11 +156,12 @@ def _study(arguments: argparse.Namespace) -> Outcome:
         split=arguments.split,
         progress=not arguments.quiet,
     )
-    ks, seeds = tuple(arguments.ks), tuple(arguments.seeds)
+    # What is named twice would be listed and averaged twice.
+    ks, seeds, losses = (tuple(dict.fromkeys(given)) for given in (arguments.ks, arguments.seeds, arguments.losses))
     if arguments.table is not None:
         table = study.table(int(arguments.table), ks, seeds)
         return _written(table, write_table(table, output))
-    figure = study.figure_2(ks, seeds, tuple(arguments.losses))
+    figure = study.figure_2(ks, seeds, losses)
     return _written(figure, figure.write(output))
 
 
@@ -169,6 +180,16 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
         return TrainConfig(**settings)
     except (CorpusError, TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
+
+
+def _make_folder(output: Path) -> None:
+    """See to it before anything is measured that there is a place to write what is found."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output: cannot make the folder {output}: {error.strerror or error}.") from error
+    if not os.access(output, os.W_OK):
+        raise UsageError(f"--output: the folder {output} cannot be written to; choose another one.")
 
 
 def _written(result: _Result, files: Sequence[Path]) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,7 +166,8 @@ def _overlap(nearest: NDArray[np.int64], found: NDArray[np.int64]) -> NDArray[np
 
 def _rank_correlation(original: Array, altered: Array) -> NDArray[np.float64]:
     """(rows,) Kendall's tau-b of each row; 0 where one side is constant, and has no order to agree with."""
-    # The p-value is not asked for: the quick approximation of it will do.
+    # The p-value is not asked for: the quick approximation of it will do, which two passages are too few for.
+    method: Literal["asymptotic", "auto"] = "asymptotic" if original.shape[1] > 2 else "auto"
     pairs = zip(original, altered, strict=True)
-    found = [kendalltau(a, b, variant="b", method="asymptotic").statistic for a, b in pairs]
+    found = [kendalltau(a, b, variant="b", method=method).statistic for a, b in pairs]
     return np.nan_to_num(np.array(found, dtype=np.float64), nan=0.0)

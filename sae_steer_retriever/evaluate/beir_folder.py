@@ -47,6 +47,10 @@ def read_beir_folder(folder: Path, split: str, *, name: str | None = None) -> Re
     if unjudged and splits == [split]:  # with several splits, most of these belong to another one
         notes.append(f"{unjudged} of {len(queries)} queries have no judgment: left out")
     corpus = read_corpus(folder)
+    trained = set(corpus.queries)
+    repeated = sum(queries.get(query) in trained for query in judgments)
+    if repeated and split != "train":
+        notes.append(f"{repeated} queries are, word for word, also in the train split, which an SAE may be fitted to")
     read_otherwise = [*corpus.skipped, *corpus.notes]
     notes += [f"{file}: {note}" for file, note in read_otherwise if file == corpus_file.name]
     found = name or folder.resolve().name

@@ -13,6 +13,7 @@ from sae_steer_retriever.evaluate.datasets import read_retrieval_set
 from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.fidelity import Fidelity, encode_in_batches, measure_fidelity
 from sae_steer_retriever.evaluate.figure import Figure
+from sae_steer_retriever.evaluate.held_out import recorded
 from sae_steer_retriever.evaluate.meaning import Meaning, measure_meaning
 from sae_steer_retriever.evaluate.page import write_page
 from sae_steer_retriever.evaluate.plots import Plot, draw_features
@@ -151,7 +152,7 @@ def evaluate_corpus(
     """
     sae.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
     training = sae.config.training
-    read = read_corpus(corpus, passage_characters=int(training.get("passage_characters", 1200)))
+    read = read_corpus(corpus, passage_characters=recorded(training, "passage_characters", 1200))
     queries = held_out_queries(read.passages, training)
     texts = [passage.text for passage in read.passages]
     vectors = embedder.embed_documents(texts)

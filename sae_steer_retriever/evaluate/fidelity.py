@@ -26,6 +26,8 @@ ROWS = (ORIGINAL, LATENT, LATENT_COSINE, RECONSTRUCTED, MIXED)
 """The ways to search, in the order of the table."""
 
 _BATCH = 4096
+# Of unit vectors that are all the same float32 arithmetic finds up to about 1e-13.
+_LEAST_VARIANCE = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Fidelity:
         queries: How many judged queries.
         mse: Mean squared error per dimension over the judged queries and their relevant documents, as in Table 1 of
             arXiv 2411.00786.
-        fvu: Fraction of variance unexplained over the same rows; the variance is that of the passages.
+        fvu: Fraction of variance unexplained over the same rows; the variance is that of the passages. NaN where
+            they are all the same.
         fvu_documents: Over all passages.
         fvu_queries: Over the judged queries.
         l0: Mean number of active latents per passage.
@@ -102,7 +105,7 @@ def measure_fidelity(sae: TopKSAE, judged: RetrievalSet, vectors: EmbeddedSet) -
         name: score_rankings([[ids[row] for row in ranking] for ranking in found], judged.query_ids, judged.judgments)
         for name, found in rankings.items()
     }
-    variance = float(((documents - documents.mean(axis=0)) ** 2).sum(axis=1).mean())
+    variance = _variance(documents)
     lost_documents = ((documents - documents_hat) ** 2).sum(axis=1)
     lost_queries = ((queries - queries_hat) ** 2).sum(axis=1)
     lost = np.concatenate([lost_queries, lost_documents[_relevant_rows(judged)]]).mean()
@@ -150,6 +153,12 @@ def latent_rankings(
 def unit(rows: Array) -> Array:
     """Rows scaled to unit norm; a zero row stays zero."""
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+
+
+def _variance(vectors: Array) -> float:
+    """Summed over the dimensions; NaN where there is none to explain, rounding aside."""
+    found = float(((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1).mean())
+    return found if found > _LEAST_VARIANCE else float("nan")
 
 
 def _batches(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:

@@ -9,13 +9,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.errors import ArtifactError, CorpusError
 from sae_steer_retriever.sae import TopKSAE
 from sae_steer_retriever.train.checkpoint import CHECKPOINT_FOLDER
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.corpus import Corpus
 from sae_steer_retriever.train.data import EmbeddedCorpus, embed_corpus
 from sae_steer_retriever.train.pipeline import fitted_sae, prepare
+from sae_steer_retriever.train.sizing import choose_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +27,8 @@ logger = logging.getLogger(__name__)
 class FitSeries:
     """SAEs of one corpus, each in a folder of its own, named after its settings.
 
-    A fit that is there already is loaded; one that was interrupted is taken up where it stopped.
+    A fit that is there already is loaded; one that was interrupted is taken up where it stopped. Several processes may
+    share the folder: a fit that another one is making is waited for.
     """
 
     def __init__(
@@ -57,28 +62,52 @@ class FitSeries:
 
         Raises:
             ArtifactError: The folder cannot be written, or what is in it is damaged.
-            CorpusError: The corpus is too small.
+            CorpusError: The corpus is too small, for any SAE or for this K.
         """
         config = dataclasses.replace(self._base, **changes)
-        output = self._folder / self._name(config, changes)
+        digest = self._digest(config)
+        name = "-".join([*(f"{name}={value}" for name, value in sorted(changes.items())), digest])
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArtifactError(f"cannot keep fits in {self._folder}: {error.strerror or error}.") from error
+        with FileLock(self._folder / f".{digest}.lock"):
+            # The same settings may have been asked for in other words: a default that was given, or not.
+            known = sorted(self._folder.glob(f"*-{digest}"))
+            return self._loaded_or_fitted(config, known[0] if known else self._folder / name)
+
+    def _loaded_or_fitted(self, config: TrainConfig, output: Path) -> TopKSAE:
         if (output / "config.json").is_file():
-            return TopKSAE.from_pretrained(output)
+            sae = TopKSAE.from_pretrained(output)
+            _require_k(config, sae.config.k, sae.config.n)
+            return sae
         logger.info("fitting %s", output.name)
         resume = (output / CHECKPOINT_FOLDER).is_dir()
         spec = self._embedder.spec
-        trainer, checkpoint = prepare(self._corpus, self._embed(config), config, spec, output, resume=resume)
+        embedded = self._embed(config)
+        n, k, _ = choose_sizes(config, len(self._corpus.passages), len(embedded.data.everything.rows), spec.dimension)
+        _require_k(config, k, n)
+        trainer, checkpoint = prepare(self._corpus, embedded, config, spec, output, resume=resume)
         sae = fitted_sae(trainer.fit(checkpoint=checkpoint, progress=self._progress))
         sae.save_pretrained(output)
         checkpoint.remove()
         return sae
 
-    def _name(self, config: TrainConfig, changes: dict[str, Any]) -> str:
+    def _digest(self, config: TrainConfig) -> str:
         identity = [dataclasses.asdict(config), self._corpus_digest, str(self._embedder.spec)]
-        digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()
-        return "-".join([*(f"{name}={value}" for name, value in sorted(changes.items())), digest])
+        return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()
 
     def _embed(self, config: TrainConfig) -> EmbeddedCorpus:
         """The embeddings; a seed decides which rows are held out, and which sentences are taken."""
         if self._embedded is None or self._embedded[0] != config.seed:
             self._embedded = (config.seed, embed_corpus(self._corpus, config, self._embedder))
         return self._embedded[1]
+
+
+def _require_k(config: TrainConfig, k: int, n: int) -> None:
+    """Refuse a fit that would stand under a K that it has not."""
+    if k != config.k:
+        raise CorpusError(
+            f"K = {config.k}: the corpus bears only {n:,} latents, and these only K = {k}; compare smaller K (--ks), "
+            "set --latents, or add documents."
+        )

@@ -35,15 +35,22 @@ def held_out_queries(passages: Sequence[Passage], training: Mapping[str, Any], l
         ArtifactError: The record holds a seed or a number of sentences that training cannot have written.
         CorpusError: Training used every title and sentence, or there is none.
     """
-    seed, used_of_passage = _recorded(training, "seed"), _recorded(training, "sentences")
+    seed, used_of_passage = recorded(training, "seed"), recorded(training, "sentences")
     used = query_texts(passages, seed=seed, per_passage=used_of_passage) if used_of_passage else []
     # As in `query_texts`, letter case and spacing make no other text.
     known = {_normalised(query.text) for query in used}
-    unused = [query for query in query_texts(passages, per_passage=_ALL) if _normalised(query.text) not in known]
+    texts = query_texts(passages, per_passage=_ALL)
+    if not texts:
+        raise CorpusError(
+            f"none of the {len(passages)} passages has a title, or a sentence long enough to stand in for a query: "
+            "evaluate on a judged set (--dataset)"
+        )
+    unused = [query for query in texts if _normalised(query.text) not in known]
     if not unused:
         raise CorpusError(
             f"no sentence of these {len(passages)} passages is left to measure with: training drew all {len(used)} "
-            f"(at most {used_of_passage} of each passage); train with fewer --sentences, or evaluate on a judged set"
+            f"(at most {used_of_passage} of each passage), if it was fitted to them; train with fewer --sentences, or "
+            "evaluate on a judged set (--dataset)"
         )
     if len(unused) <= limit:
         return unused
@@ -51,8 +58,18 @@ def held_out_queries(passages: Sequence[Passage], training: Mapping[str, Any], l
     return [unused[position] for position in sorted(chosen)]
 
 
-def _recorded(training: Mapping[str, Any], name: str) -> int:
-    value = training.get(name, 0)
+def recorded(training: Mapping[str, Any], name: str, default: int = 0) -> int:
+    """A whole number that the training of an SAE has recorded.
+
+    Args:
+        training: `sae.config.training`.
+        name: Of the setting.
+        default: What it counts as where there is no record of it.
+
+    Raises:
+        ArtifactError: The record holds something else, which training cannot have written.
+    """
+    value = training.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ArtifactError(
             f"the SAE's config records {name} = {value!r} of its training, expected a whole number of at least 0: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,9 +65,12 @@ def save(figure: Canvas, folder: Path, stem: str) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{stem}.png", folder / f"{stem}.svg"]
-    figure.savefig(files[0], dpi=_DPI)
-    # Without a date the same figures make the same file.
-    figure.savefig(files[1], metadata={"Date": None})
+    with warnings.catch_warnings():
+        # A set may have a name that no font here has all letters of: the tables have it in full.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(files[0], dpi=_DPI)
+        # Without a date the same figures make the same file.
+        figure.savefig(files[1], metadata={"Date": None})
     return files
 
 

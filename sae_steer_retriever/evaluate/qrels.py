@@ -14,7 +14,11 @@ from sae_steer_retriever.train.rows import read_text
 Judgments = dict[str, dict[str, int]]
 """Query id -> document id -> grade, in the order of their source."""
 
-_GRADE = re.compile(r"[+-]?[0-9]+")
+LARGEST_GRADE = 1000
+"""The largest grade that is taken, of either sign: trec_eval, which scores, needs memory for every grade up to it."""
+
+# Python refuses to read numbers of thousands of digits.
+_GRADE = re.compile(r"[+-]?[0-9]{1,1000}")
 _HEADER_NAMES = ("score", "relevance", "rel", "grade", "label")
 
 
@@ -62,11 +66,16 @@ def gather(judgments: Iterable[Judgment], source: str) -> Judgments:
         source: Where they come from, for messages.
 
     Raises:
-        CorpusError: One document is judged twice for one query, with different grades.
+        CorpusError: One document is judged twice for one query, with different grades, or a grade is too large.
     """
     gathered: Judgments = {}
     places: dict[tuple[str, str], str] = {}
     for query, document, grade, place in judgments:
+        if abs(grade) > LARGEST_GRADE:
+            raise CorpusError(
+                f"{source} has the score {str(grade)[:40]} ({place}), expected {-LARGEST_GRADE:,} to "
+                f"{LARGEST_GRADE:,}; rescale it, or check the order of the columns"
+            )
         grades = gathered.setdefault(query, {})
         known = grades.setdefault(document, grade)
         first = places.setdefault((query, document), place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from sae_steer_retriever.sae import Codes, TopKSAE
 
 # Points of a curve that are drawn: more cannot be told apart, and a plot of every word is megabytes large.
 _DRAWN_RANKS = 200
+_WORD = r"(?u)\b\w+\b"
 _HEAD = 10
 _HEAD_SHARE = 0.01
 
@@ -83,7 +85,9 @@ def word_frequencies(texts: Sequence[str]) -> NDArray[np.int64]:
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
-    counted = CountVectorizer(binary=True, token_pattern=r"(?u)\b\w+\b").fit_transform(texts)
+    if not any(re.search(_WORD, text) for text in texts):
+        raise ValueError(f"none of the {len(texts)} passages has a word: expected texts with letters or digits.")
+    counted = CountVectorizer(binary=True, token_pattern=_WORD).fit_transform(texts)
     return np.asarray(counted.sum(axis=0), dtype=np.int64).reshape(-1)
 
 

@@ -142,7 +142,7 @@ def measure_recurrence(
     if len(passages) < 2 * SMALLEST_CORPUS:
         raise CorpusError(
             f"the corpus has {len(passages)} passage(s), expected at least {2 * SMALLEST_CORPUS} to fit each half of "
-            "them: add documents, or leave the recurrence out (recurrence_steps=0)."
+            "them: add documents, or leave the recurrence out (recurrence_steps=0, --recurrence-steps 0)."
         )
     recipe = recorded_recipe(sae, steps)
     order = np.random.default_rng(seed).permutation(len(passages))
@@ -179,7 +179,7 @@ def recorded_recipe(sae: TopKSAE, steps: int) -> TrainConfig:
     if not {"loss", "init"} <= settings.keys():
         raise ArtifactError(
             f"{sae!r} does not record how it was fitted (its config holds no loss and init), expected the settings of "
-            "sae-steer train: leave the recurrence out (recurrence_steps=0)."
+            "sae-steer train: leave the recurrence out (recurrence_steps=0, --recurrence-steps 0)."
         )
     try:
         return TrainConfig(**{**settings, "latents": sae.config.n, "k": sae.config.k, "epochs": None, "steps": steps})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,13 +33,12 @@ def fidelity_table(fidelity: Fidelity) -> Table:
         cells: list[Cell] = [_NAMES[quality.name]]
         for metric in METRICS:
             cells.append(Estimate(quality.values[metric], *quality.intervals[metric]))
-            cells.append(1.0 if quality.name == ORIGINAL else kept(quality, metric))
+            cells.append(quality.retention[metric] if quality.name == ORIGINAL else kept(quality, metric))
         rows.append(tuple(cells))
     notes = (
         f"{fidelity.documents:,} passages, {fidelity.queries:,} judged queries; in brackets 95 % intervals over "
         "queries.",
-        f"MSE {fidelity.mse:.2e} per dimension and FVU {fidelity.fvu:.3f} over judged queries and their relevant "
-        f"documents; FVU {fidelity.fvu_documents:.3f} over all passages, {fidelity.fvu_queries:.3f} over the queries.",
+        _errors(fidelity),
         f"{fidelity.l0:.1f} latents active in a passage; {fidelity.dead:.1%} of {fidelity.n:,} are dead, "
         f"{fidelity.rare:.1%} active in fewer than five passages.",
         *(f"{note}." for note in fidelity.notes),
@@ -97,6 +97,16 @@ def meaning_table(meaning: JSONObject) -> Table:
             f"({found['recurrence']['steps']:,} steps a fit); coherence, held out, is measured on the half not fitted."
         )
     return Table("Meaning of the features", tuple(columns), tuple(rows), tuple(notes), "meaning")
+
+
+def _errors(fidelity: Fidelity) -> str:
+    judged = "over judged queries and their relevant documents"
+    if math.isnan(fidelity.fvu):
+        return f"MSE {fidelity.mse:.2e} per dimension {judged}; no FVU, the passages do not differ."
+    return (
+        f"MSE {fidelity.mse:.2e} per dimension and FVU {fidelity.fvu:.3f} {judged}; FVU {fidelity.fvu_documents:.3f} "
+        f"over all passages, {fidelity.fvu_queries:.3f} over the queries."
+    )
 
 
 def _estimate(found: Mapping[str, Any]) -> Cell:

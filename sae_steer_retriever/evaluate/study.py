@@ -48,7 +48,7 @@ class Study:
         """Read and embed the sets.
 
         Args:
-            in_domain: Folder in BEIR layout; the queries of its test judgments are never fitted.
+            in_domain: Folder in BEIR layout; its documents and the queries of its train judgments are fitted.
             out_of_domain: Further sets.
             embedder: A caching one.
             config: What all fits share.

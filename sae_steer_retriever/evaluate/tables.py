@@ -135,7 +135,7 @@ def _our_row(average: SeedAverage, search: str, k: int | None) -> tuple[Cell, ..
     altered = search != ORIGINAL
     figures: list[Cell] = []
     for metric in METRICS:
-        figures += [_value(quality, metric), kept(quality, metric) if altered else 1.0]
+        figures += [_value(quality, metric), kept(quality, metric) if altered else quality.retention[metric]]
     seeds = [average.extremes(search, metric) if altered else None for metric in ("mrr@10", "ndcg@10")]
     return (average.domain, OURS, average.dataset, SHOWN_NAMES[search], k, mse, *figures, *seeds)
 

@@ -39,6 +39,9 @@ MANY_DEAD = 0.10
 RECURRING = 0.25
 """Recurrence below which most features would not come back from other passages."""
 
+FEW_QUERIES = 10
+"""Number of queries below which no interval says how much other queries would change."""
+
 WIDE = 0.10
 """Width of a retention's 95 % interval above which the number of queries decides little."""
 
@@ -111,9 +114,13 @@ def _of_fidelity(fidelity: Fidelity) -> list[Finding]:
         bad="Do not search by its codes alone.",
     )
     low, high = fidelity.row(RECONSTRUCTED).retention_intervals["ndcg@10"]
-    if high - low > WIDE:
+    few = f"{fidelity.queries:,} judged {'query is' if fidelity.queries == 1 else 'queries are'} few"
+    if fidelity.queries < FEW_QUERIES:
+        because = f"fewer than {FEW_QUERIES}, too few for an interval to be relied on"
+        found.append(Finding("caution", f"{few}: these figures are rough.", because))
+    elif high - low > WIDE:
         because = f"95 % interval of the retention {low:.1%} to {high:.1%}, wider than {WIDE:.0%}"
-        found.append(Finding("caution", f"{fidelity.queries:,} queries are few: these figures are rough.", because))
+        found.append(Finding("caution", f"{few}: these figures are rough.", because))
     return found + _of_dead(fidelity.dead, fidelity.n)
 
 
