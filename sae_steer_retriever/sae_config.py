@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from sae_steer_retriever.errors import MismatchError
@@ -34,6 +35,11 @@ class EncoderSpec:
     def base_name(self) -> str:
         """The name without what frameworks leave out: "all-MiniLM-L6-v2" is the same model with and without owner."""
         return encoder_base_name(self.name)
+
+    @property
+    def short_name(self) -> str:
+        """The name for people: of a model in a folder, the folder's own name and not where it is."""
+        return Path(self.name).name if Path(self.name).is_absolute() else self.name
 
     def require_same(self, other: EncoderSpec, mine: str, theirs: str) -> None:
         """Refuse two encoders that do not make comparable embeddings.

@@ -73,7 +73,10 @@ class Evaluation:
         """
         plots = [] if self.meaning is None else [_features_plot(self.meaning)]
         plots += self.ranks.plots() if self.ranks is not None else []
-        return write_page(folder, self.fidelity, self.agreement, self.meaning, plots)
+        config = self.sae.config
+        sizes = f"{config.n:,} latents, K = {config.k}"
+        title = f"{self.name}: a sparse autoencoder for {config.encoder.short_name}, {sizes}"
+        return write_page(folder, self.fidelity, self.agreement, self.meaning, plots, title=title)
 
 
 def _features_plot(meaning: Meaning) -> Plot:

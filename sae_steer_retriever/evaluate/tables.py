@@ -104,7 +104,7 @@ def _paper_table(
         fits = []
         for seed in seeds:
             sae = series.sae(k=k, seed=seed)
-            encoder = sae.config.encoder.base_name
+            encoder = sae.config.encoder.short_name
             fits.append(score_sets(sae, sets))
             logger.info("measured K = %d, seed %d on %d sets", k, seed, len(sets))
         by_k[k] = [average_seeds(found) for found in zip(*fits, strict=True)]
