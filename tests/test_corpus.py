@@ -507,6 +507,13 @@ def test_a_retrieval_set_without_training_judgements_has_no_queries(tmp_path: Pa
     assert "README.md" in dict(corpus.skipped)
 
 
+def test_train_judgements_may_have_the_columns_of_trec(tmp_path: Path) -> None:
+    folder = beir_folder(tmp_path)
+    expected = read_corpus(folder).queries
+    write(folder / "qrels" / "train.tsv", "q3\t0\td1\t1\nq3\t0\td2\t1\nq1\t0\td2\t1\n")
+    assert read_corpus(folder).queries == expected != []
+
+
 def test_broken_judgements_name_the_line(tmp_path: Path) -> None:
     write(beir_folder(tmp_path) / "qrels" / "train.tsv", "query-id\tcorpus-id\tscore\nq1 d1 1\n")
     with pytest.raises(CorpusError, match=r"train\.tsv, line 2 has 1 columns, expected 3"):

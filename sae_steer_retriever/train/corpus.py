@@ -245,7 +245,8 @@ def _beir_train_queries(root: Path) -> list[str]:
     try:
         for number, line in enumerate(read_text(judgements).text.split("\n"), start=1):
             columns = line.split("\t")
-            if line.strip() and len(columns) != 3:
+            # Four columns are TREC's form: query-id, 0, corpus-id, score.
+            if line.strip() and len(columns) not in (3, 4):
                 raise CorpusError(
                     f"{judgements}, line {number} has {len(columns)} columns, expected 3 with tabs between: "
                     "query-id, corpus-id, score"
