@@ -88,7 +88,7 @@ def main() -> int:
         seed=arguments.seed,
     )
     embedded = embed_corpus(corpus, config, cached)
-    rows = embedded.data.everything.rows
+    rows, vectors = np.asarray(embedded.data.everything.rows), np.asarray(embedded.passages)
     mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
     dictionaries = {
         "random": random_dictionary(sizes(cached, 2048, mean), arguments.seed),
@@ -100,7 +100,7 @@ def main() -> int:
         dictionaries["fit"] = fit.sae
         ratios |= {"fit FVU": fit.train_fvu, "fit FVU of the prototype": PROTOTYPE_FVU}
     for name, dictionary in dictionaries.items():
-        found = measure_dictionary(dictionary, corpus.passages, embedded.passages, cached, seed=arguments.seed)
+        found = measure_dictionary(dictionary, corpus.passages, vectors, cached, seed=arguments.seed)
         ratios |= figures(name, found)
     if arguments.json:
         print(json.dumps({"ratios": ratios}))

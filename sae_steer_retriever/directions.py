@@ -7,6 +7,12 @@ from torch import Tensor
 
 _ITERATIONS = 12
 _TILE = 4096
+# Scores of points against centres in memory at once: 256 MiB, which up to 16,384 centres is a whole tile.
+_SCORES = 2**26
+# Points that k-means looks at, by centre and at least: more would only make it slower.
+_POINTS_PER_CENTRE, _POINTS = 8, 65_536
+# Points that its starts are drawn from, and how many are tried for each.
+_SEEDS_FROM, _CANDIDATES = 32_768, 6
 # Shares of noise: data points that are drawn twice part, and k-means does not start with two equal centres.
 _NOISE_OF_DATA, _NOISE_OF_CENTRES = 0.2, 0.05
 
@@ -32,14 +38,45 @@ def data_directions(centred: Tensor, n: int, generator: torch.Generator, noise: 
 
 
 def kmeans_directions(centred: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """(n, d) unit rows: the centres of spherical k-means, started near data points.
+    """(n, d) unit rows: the centres of spherical k-means, started by k-means++.
 
     Args:
-        centred: (N, d) embeddings less their mean.
+        centred: (N, d) embeddings less their mean; of more than 65,536, or 8 n, a sample is taken.
         n: Number of centres.
         generator: Source of randomness.
     """
-    return spherical_kmeans(_unit(centred), data_directions(centred, n, generator, _NOISE_OF_CENTRES))
+    points = _unit(_sampled(centred, max(_POINTS, _POINTS_PER_CENTRE * n), generator))
+    seeds = spread_points(_sampled(points, max(_SEEDS_FROM, n), generator), n, generator)
+    noise = random_directions(n, centred.shape[1], generator)  # no two centres may start equal
+    return spherical_kmeans(points, _unit((1 - _NOISE_OF_CENTRES) * seeds + _NOISE_OF_CENTRES * noise))
+
+
+def spread_points(points: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """(n, d) of the points, far from each other: greedy k-means++ by cosine.
+
+    Each next one is, of six drawn with chances in proportion to 1 - cosine with the nearest so far, the one that
+    brings all points nearest. Centres that start so come back more often on other text than those that start at
+    points drawn evenly.
+
+    Args:
+        points: (N, d) unit rows.
+        n: How many; points repeat once all are taken.
+        generator: Source of randomness.
+    """
+    chosen = torch.empty(n, dtype=torch.int64)
+    chosen[0] = torch.randint(len(points), (1,), generator=generator)
+    nearest = points @ points[chosen[0]]
+    for number in range(1, n):
+        distance = (1 - nearest).clamp_min(1e-6)
+        drawn = torch.multinomial(distance, _CANDIDATES, replacement=True, generator=generator)
+        after = torch.maximum(nearest[:, None], points @ points[drawn].T)
+        best = int(after.sum(dim=0).argmax())
+        chosen[number], nearest = drawn[best], after[:, best].contiguous()
+    return points[chosen]
+
+
+def _sampled(rows: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    return rows if len(rows) <= most else rows[torch.randperm(len(rows), generator=generator)[:most]]
 
 
 def spherical_kmeans(points: Tensor, centres: Tensor) -> Tensor:
@@ -50,12 +87,13 @@ def spherical_kmeans(points: Tensor, centres: Tensor) -> Tensor:
         centres: (n, d) unit rows to start from.
     """
     n = len(centres)
+    tile = max(1, min(_TILE, _SCORES // n))
     for _ in range(_ITERATIONS):
         nearest = torch.empty(len(points), dtype=torch.int64)
         fit = torch.empty(len(points))
-        for start in range(0, len(points), _TILE):
-            best = (points[start : start + _TILE] @ centres.T).max(dim=1)
-            nearest[start : start + _TILE], fit[start : start + _TILE] = best.indices, best.values
+        for start in range(0, len(points), tile):
+            best = (points[start : start + tile] @ centres.T).max(dim=1)
+            nearest[start : start + tile], fit[start : start + tile] = best.indices, best.values
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
         empty = torch.nonzero(torch.bincount(nearest, minlength=n) == 0).reshape(-1)
         if len(empty):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 from platformdirs import user_cache_dir
 from tqdm import tqdm
 
@@ -24,6 +25,8 @@ _DIGEST_BYTES = 16
 # Long enough for the encoder to sort texts by length, short enough that a kill costs seconds of work.
 _CHUNK = 512
 _UNIT_TOLERANCE = 1e-3
+# Rows that are checked at once.
+_CHECKED = 16_384
 
 
 def cache_root() -> Path:
@@ -37,6 +40,9 @@ class CachedEmbedder:
     Two append-only files hold 16-byte digests of (role, prefix, text) and float32 rows. A kill between the two
     writes leaves a tail that the next opening ignores, so what was embedded before it is never lost. A row that is
     no unit vector (a crash of the machine, a damaged disk) is embedded again. Processes and threads may share it.
+
+    A row that has a key never moves and never changes, so `vectors` may stay mapped for as long as a fit takes, while
+    other processes append.
     """
 
     def __init__(self, embedder: Embedder, folder: Path | None = None, *, progress: bool = False) -> None:
@@ -92,29 +98,53 @@ class CachedEmbedder:
         """(batch, d) unit vectors, from the cache where known."""
         return self._embed(texts, "document")
 
+    def query_places(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """(batch,) rows of `vectors` that hold the queries; what is not known yet is embedded."""
+        return self._places(texts, "query")
+
+    def document_places(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """(batch,) rows of `vectors` that hold the documents; what is not known yet is embedded."""
+        return self._places(texts, "document")
+
+    def vectors(self) -> Array:
+        """(rows, d) all vectors of this encoder, memory-mapped and read-only; later ones are not among them."""
+        with self._reading:
+            # Not the whole file: another process may be in the middle of a row.
+            shape = (self._count, self.spec.dimension)
+        if not shape[0]:  # nothing to map
+            return np.empty(shape, dtype=np.float32)
+        return np.memmap(self._rows_path, dtype=np.float32, mode="r", shape=shape)
+
     def _embed(self, texts: Sequence[str], role: str) -> Array:
+        places = self._places(texts, role)
+        return np.array(self.vectors()[places])
+
+    def _places(self, texts: Sequence[str], role: str) -> NDArray[np.int64]:
         keys = [self._key(text, role) for text in texts]
-        if not keys:
-            return np.empty((0, self.spec.dimension), dtype=np.float32)
         if any(key not in self._rows for key in keys):
             self._read_new_keys()
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
         if missing:
             self._embed_missing(missing, role)
-        rows = self._stored(keys)
-        damaged = np.nonzero(np.abs(np.linalg.norm(rows, axis=1) - 1.0) > _UNIT_TOLERANCE)[0].tolist()
+        places = self._known_places(keys)
+        damaged = self._damaged(places)
         if damaged:
             self._embed_missing({keys[row]: texts[row] for row in damaged}, role)
-            rows = self._stored(keys)
-        return rows
+            places = self._known_places(keys)
+        return places
 
-    def _stored(self, keys: list[bytes]) -> Array:
+    def _known_places(self, keys: list[bytes]) -> NDArray[np.int64]:
         with self._reading:
-            places = [self._rows[key] for key in keys]
-            # Not the whole file: another process may be in the middle of a row.
-            shape = (self._count, self.spec.dimension)
-        stored = np.memmap(self._rows_path, dtype=np.float32, mode="r", shape=shape)
-        return np.array(stored[places])
+            return np.array([self._rows[key] for key in keys], dtype=np.int64)
+
+    def _damaged(self, places: NDArray[np.int64]) -> list[int]:
+        """Which of the rows at `places` are no unit vectors."""
+        vectors, found = self.vectors(), []
+        for start in range(0, len(places), _CHECKED):
+            norms = np.linalg.norm(vectors[places[start : start + _CHECKED]], axis=1)
+            # Not "> tolerance": a NaN is greater than nothing.
+            found.extend((start + np.nonzero(~(np.abs(norms - 1.0) <= _UNIT_TOLERANCE))[0]).tolist())
+        return found
 
     def _embed_missing(self, missing: dict[bytes, str], role: str) -> None:
         keep_large_buffers()
@@ -135,15 +165,17 @@ class CachedEmbedder:
         content = np.ascontiguousarray(rows, dtype=np.float32).tobytes()
         with self._lock, self._reading:
             self._read_new_keys()
-            for path, begin, part in (
-                (self._rows_path, self._count * self._row_bytes, content),
-                (self._keys_path, self._count * _DIGEST_BYTES, b"".join(keys)),
-            ):
-                with path.open("ab") as stream:
-                    if stream.tell() > begin:  # what a kill left behind
-                        stream.truncate(begin)
-                        stream.seek(0, os.SEEK_END)
-                    stream.write(part)
+            self._keys_path.touch()
+            self._rows_path.touch()
+            with self._keys_path.open("r+b") as keys_stream, self._rows_path.open("r+b") as rows_stream:
+                # Keys that a crash left without rows must not name the rows that come next.
+                keys_stream.truncate(self._count * _DIGEST_BYTES)
+                # Rows that a kill left without keys are written over: where a file is mapped, Windows cannot cut it.
+                rows_stream.seek(self._count * self._row_bytes)
+                rows_stream.write(content)
+                rows_stream.flush()
+                keys_stream.seek(0, os.SEEK_END)
+                keys_stream.write(b"".join(keys))
             self._read_new_keys()
 
     def _read_new_keys(self) -> None:
@@ -159,6 +191,8 @@ class CachedEmbedder:
             with self._keys_path.open("rb") as stream:
                 stream.seek(known * _DIGEST_BYTES)
                 data = stream.read((complete - known) * _DIGEST_BYTES)
+            # Fewer than their number a moment ago, if another process has just cut off what a crash left.
+            complete = known + len(data) // _DIGEST_BYTES
             for position in range(complete - known):
                 self._rows[data[position * _DIGEST_BYTES : (position + 1) * _DIGEST_BYTES]] = known + position
             self._count = complete

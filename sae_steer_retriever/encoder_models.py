@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +39,8 @@ def load_model(name: str, device: str | None = None) -> SentenceTransformer:
     folder = packaged or (Path(name) if Path(name).is_dir() else None)
     try:
         # What is on this machine is not asked for again: an encoder must not change under a store either.
-        return SentenceTransformer(str(folder or name), device=device, local_files_only=True)
+        with _without_loading_bar():
+            return SentenceTransformer(str(folder or name), device=device, local_files_only=True)
     except (OSError, ValueError) as error:
         if folder is not None:
             raise ArtifactError(f"cannot load the encoder from {folder}: {_first_line(error)}") from error
@@ -51,6 +54,20 @@ def load_model(name: str, device: str | None = None) -> SentenceTransformer:
         raise ArtifactError(
             f"cannot load the encoder {name!r}: no such folder, and the hub gave none ({_first_line(error)}).{hint}"
         ) from error
+
+
+@contextmanager
+def _without_loading_bar() -> Iterator[None]:
+    """Transformers draws a bar on stderr for weights that are read in a tenth of a second, whoever asks for quiet."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _require_on_hub(name: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_steer_retriever.errors import ArtifactError, MismatchError
+from sae_steer_retriever.pursuit import pursue
 from sae_steer_retriever.sae_config import EncoderSpec, SAEConfig
 from sae_steer_retriever.sae_files import (
     CONFIG_FILE,
@@ -37,11 +38,14 @@ ArrayType = TypeVar("ArrayType")
 
 
 class Codes(NamedTuple, Generic[ArrayType]):
-    """Sparse codes of a batch, sorted by value within each row, largest first.
+    """Sparse codes of a batch; in each row the latents that name it best come first.
+
+    That order is the order of values or, after a pursuit, of how well a latent's direction matches the embedding.
 
     Attributes:
         indices: (batch, K) int32, the latents' ids.
-        values: (batch, K) float32, >= 0. A zero is an empty place: that row has fewer than K active latents.
+        values: (batch, K) float32, >= 0. A zero is an empty place, after all others: that row has fewer than K active
+            latents.
     """
 
     indices: ArrayType
@@ -58,6 +62,12 @@ class TopKSAE:
     Equation 1 of Kang, Wang & Xiong (arXiv 2411.00786), with the decoder stored by rows: W_enc and W_dec are
     (n, d), b_enc is (n,), b_dec is (d,), and every row of W_dec, a latent's direction, has unit norm. TopK keeps
     the K largest pre-activations of a row that are positive.
+
+    With `pursuit_steps` = T > 0 that h is h_0, and h = h_T of
+
+        h_t+1 = TopK(h_t + mu_t W_dec (x - b_dec - W_dec^T h_t)),
+
+    kept where the error falls (`pursuit`): the same decoder, asked for a code that reconstructs.
 
     The tensors are read-only by agreement: training has its own parameters and ends in a new TopKSAE.
     """
@@ -98,7 +108,8 @@ class TopKSAE:
 
         Args:
             x: (batch, d) embeddings, a tensor or a NumPy array.
-            k: Active latents per row; the config's `k` if not given.
+            k: Active latents per row; the config's `k` if not given. With a pursuit, codes of two `k` are two codes:
+                the first latents of a longer one are `Codes.leading`.
 
         Returns:
             Codes(indices, values), each (batch, k).
@@ -123,8 +134,11 @@ class TopKSAE:
                 if not torch.isfinite(part).all():
                     raise MismatchError("encode expects finite embeddings, got NaN or infinite values.")
                 top = functional.linear(part, self.W_enc, bias).topk(k, dim=1)
-                indices[start : start + tile] = top.indices
-                values[start : start + tile] = top.values.relu_()
+                found, active = top.indices, top.values.relu_()
+                if self.config.pursuit_steps:
+                    found, active = pursue(part - self.b_dec, self.W_dec, found, active, self.config.pursuit_steps)
+                indices[start : start + tile] = found
+                values[start : start + tile] = active
         if isinstance(x, np.ndarray):
             return Codes(indices.cpu().numpy(), values.cpu().numpy())
         return Codes(indices, values)
@@ -193,6 +207,8 @@ class TopKSAE:
         encoder = self.config.encoder
         prefixes = (encoder.query_prefix, encoder.document_prefix)
         digest.update(repr((self.config.k, self.config.k_names, encoder.base_name, prefixes)).encode())
+        if self.config.pursuit_steps:  # absent from older SAEs, whose names stay as they were
+            digest.update(repr(self.config.pursuit_steps).encode())
         return digest.hexdigest()[:16]
 
     def to(self, device: str) -> TopKSAE:

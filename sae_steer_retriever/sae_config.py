@@ -87,6 +87,7 @@ class SAEConfig:
         k: Active latents per embedding, the reading for reconstruction.
         k_names: How many of a code's strongest latents are its *names*: labels, explanations, steering by name.
         encoder: The encoder whose embeddings it reads.
+        pursuit_steps: Steps of pursuit after the encoder's TopK; 0 is the paper's one product.
         training: Settings of the fit, for the record.
         metrics: Measurements taken at the end of the fit, for the record.
     """
@@ -96,6 +97,7 @@ class SAEConfig:
     k: int
     encoder: EncoderSpec
     k_names: int = 8
+    pursuit_steps: int = 0
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -104,6 +106,9 @@ class SAEConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} = {value!r}: expected a whole number of at least 1.")
+        steps = self.pursuit_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"pursuit_steps = {steps!r}: expected a whole number, 0 for none.")
         if self.k > self.n:
             raise ValueError(f"k = {self.k}: expected 1 <= k <= n = {self.n}.")
         if self.encoder.dimension != self.d:

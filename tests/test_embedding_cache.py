@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +184,60 @@ def test_eight_threads_may_share_a_cache(tmp_path: Path, monkeypatch: pytest.Mon
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_places_are_rows_of_a_mapped_file(tmp_path: Path) -> None:
+    """A text's row is known without copying it, and texts asked for again are not embedded again."""
+    embedder = ToyEmbedder()
+    cached, expected = CachedEmbedder(embedder, tmp_path), ToyEmbedder().embed_queries(TEXTS)
+    assert cached.vectors().shape == (0, 16)
+    assert cached.document_places([]).shape == (0,)
+    places = cached.document_places(TEXTS + TEXTS[:5])
+    vectors = cached.vectors()
+    assert isinstance(vectors, np.memmap)
+    assert not vectors.flags.writeable
+    np.testing.assert_array_equal(vectors[places], np.concatenate([expected, expected[:5]]))
+    np.testing.assert_array_equal(cached.document_places(TEXTS[::-1]), places[:50][::-1])
+    assert len(embedder.embedded) == len(TEXTS)
+
+
+def test_a_mapped_row_stays_what_it_is_while_others_write(tmp_path: Path) -> None:
+    """Also where a kill left rows without keys behind: a mapped file is written over there, and never cut."""
+    first = CachedEmbedder(ToyEmbedder(), tmp_path)
+    places, expected = first.document_places(TEXTS[:20]), ToyEmbedder().embed_queries(TEXTS)
+    vectors = first.vectors()
+    _, rows = files(tmp_path)
+    with rows.open("ab") as stream:
+        stream.write(bytes(range(256)) * 20)
+    left = rows.stat().st_size
+    second = CachedEmbedder(ToyEmbedder(), tmp_path)
+    second.embed_documents(TEXTS[20:40])
+    assert rows.stat().st_size >= left
+    np.testing.assert_array_equal(vectors[places], expected[:20])
+    np.testing.assert_array_equal(first.embed_documents(TEXTS), expected)
+    np.testing.assert_array_equal(CachedEmbedder(ToyEmbedder(), tmp_path).embed_documents(TEXTS), expected)
+
+
+def test_keys_that_lost_their_rows_do_not_name_the_next_rows(tmp_path: Path) -> None:
+    """A crash kept 30 keys and 20 rows; the next process is killed when it has written rows and no keys yet."""
+    CachedEmbedder(ToyEmbedder(), tmp_path).embed_documents(TEXTS[:30])
+    _, rows = files(tmp_path)
+    rows.write_bytes(rows.read_bytes()[: 20 * 64])
+    next_one = CachedEmbedder(ToyEmbedder(), tmp_path)
+
+    class Killed(BaseException):
+        pass
+
+    class Keys(list[bytes]):
+        def __iter__(self) -> Iterator[bytes]:
+            raise Killed
+
+    keys = Keys([next_one._key(text, "document") for text in TEXTS[30:]])
+    with pytest.raises(Killed):
+        next_one._append(keys, ToyEmbedder().embed_queries(TEXTS[30:]))
+    np.testing.assert_array_equal(
+        CachedEmbedder(ToyEmbedder(), tmp_path).embed_documents(TEXTS), ToyEmbedder().embed_queries(TEXTS)
+    )
 
 
 WORKER = """

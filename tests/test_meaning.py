@@ -15,18 +15,27 @@ from hypothesis import strategies as st
 from small_world import World
 from toy import ToyEmbedder, random_sae, unit_rows, word_vector
 
+from sae_steer_retriever.calibration import calibrate
 from sae_steer_retriever.errors import ArtifactError, CorpusError, MismatchError
-from sae_steer_retriever.evaluate.coherence import GROUP, corpus_mean, feature_coherence, group_coherence, random_groups
 from sae_steer_retriever.evaluate.frequencies import measure_frequencies
 from sae_steer_retriever.evaluate.meaning import Meaning, measure_meaning, reading_at
 from sae_steer_retriever.evaluate.median import bootstrap_median
 from sae_steer_retriever.evaluate.recurrence import match_features, measure_recurrence, recorded_recipe
 from sae_steer_retriever.interpret.baselines import kmeans_dictionary, random_dictionary
+from sae_steer_retriever.interpret.coherence import (
+    GROUP,
+    corpus_mean,
+    feature_coherence,
+    group_coherence,
+    random_groups,
+)
+from sae_steer_retriever.interpret.evidence import read_names
 from sae_steer_retriever.interpret.labels import label_features
+from sae_steer_retriever.interpret.scoring import sample_others
 from sae_steer_retriever.sae import Array, Codes, SAEConfig, TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.corpus import Passage
-from sae_steer_retriever.train.pipeline import calibrate_on
+from sae_steer_retriever.vector_rows import VectorRows
 
 D, N, PER_CONCEPT = 48, 32, 30
 CONCEPTS = (
@@ -190,7 +199,7 @@ def test_an_sae_of_unknown_making_cannot_be_fitted_again(planted: Planted) -> No
 def test_label_scores_are_kept_by_feature(planted: Planted) -> None:
     """The medians are theirs; the catalog has the same ones."""
     texts = [passage.text for passage in planted.passages]
-    calibration = calibrate_on(planted.sae, planted.vectors, 1.0)
+    calibration = calibrate([read_names(planted.sae, planted.vectors)], N, 1.0)
     ids = [passage.id for passage in planted.passages]
     report = label_features(planted.sae, calibration, ids, texts, planted.vectors, planted.embedder)
     assert report.scored == len(report.scores) > 20
@@ -199,6 +208,54 @@ def test_label_scores_are_kept_by_feature(planted: Planted) -> None:
     features = report.catalog.features
     in_catalog = {feature.id: feature.label_score for feature in features if feature.label_score is not None}
     assert in_catalog == {feature: round(score.hard, 4) for feature, score in report.scores.items()}
+
+
+def test_labels_read_a_file_row_by_row(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a larger store, or codes that are known already, change no score; all vectors are never read at once."""
+    sae, texts = planted.sae, [passage.text for passage in planted.passages]
+    ids, calibration = [passage.id for passage in planted.passages], calibrate([sae.encode(planted.vectors, k=2)], N, 1)
+    whole = label_features(sae, calibration, ids, texts, planted.vectors, planted.embedder)
+    monkeypatch.setattr("sae_steer_retriever.interpret.evidence._TILE", 100)
+    monkeypatch.setattr("sae_steer_retriever.interpret.scoring._TILE", 7)
+    read: list[int] = []
+
+    class Watched(VectorRows):
+        def __getitem__(self, chosen: Any) -> Array:
+            found = super().__getitem__(chosen)
+            read.append(len(found))
+            return found
+
+    monkeypatch.setattr(VectorRows, "select", lambda self, chosen: Watched(self._store, self._positions[chosen]))
+    rows = Watched(np.concatenate([unit_rows(0, 30, D), planted.vectors]), np.arange(30, 750))
+    names = read_names(sae, rows)
+    np.testing.assert_array_equal(names.indices, sae.encode(planted.vectors).indices[:, :2])
+    assert max(read) == 100
+    read.clear()
+    found = label_features(sae, calibration, ids, texts, rows, planted.embedder, names=names)
+    assert max(read) <= 7
+    assert found.scores.keys() == whole.scores.keys()
+    for feature, score in whole.scores.items():
+        assert found.scores[feature] == pytest.approx(score, abs=0.01)
+    assert found.catalog.features[0].keywords == whole.catalog.features[0].keywords
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 60), st.data())
+@settings(max_examples=60, deadline=None)
+def test_negatives_are_never_positives(seed: int, count: int, most: int, data: st.DataObject) -> None:
+    generator = np.random.default_rng(seed)
+    rows = generator.permutation(count)[: data.draw(st.integers(0, count))]
+    found = sample_others(rows, count, most, generator)
+    others = np.setdiff1d(np.arange(count), rows)
+    assert len(np.unique(found)) == len(found) == min(most, len(others))
+    assert np.isin(found, others).all()
+
+
+def test_every_negative_is_as_likely_as_any_other() -> None:
+    generator, rows = np.random.default_rng(0), np.array([9, 0, 4, 5])
+    drawn = np.concatenate([sample_others(rows, 12, 3, generator) for _ in range(8000)])
+    shares = np.bincount(drawn, minlength=12) / 8000
+    others = np.setdiff1d(np.arange(12), rows)
+    np.testing.assert_allclose(shares[others], 3 / 8, atol=0.02)
 
 
 def test_what_does_not_fit_together_is_refused(planted: Planted) -> None:
@@ -282,3 +339,22 @@ def test_kmeans_directions_are_unit_and_keep_the_sizes(world: World) -> None:
     ]
     assert coherence[0] > coherence[1] + 0.1
     assert torch.equal(found.W_dec, kmeans_dictionary(world.sae, world.vectors, seed=1).W_dec)
+
+
+def test_kmeans_reads_a_sample_of_many_vectors(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows in a file as well, and none of them is changed."""
+    before = world.vectors.copy()
+    monkeypatch.setattr("sae_steer_retriever.interpret.baselines._POINTS", 150)
+    read: list[int] = []
+    plain = VectorRows.__getitem__
+
+    def watched(self: VectorRows, chosen: Any) -> Array:
+        found = plain(self, chosen)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(VectorRows, "__getitem__", watched)
+    found = kmeans_dictionary(world.sae, VectorRows(world.vectors), seed=1)
+    assert read == [150]
+    assert torch.equal(found.W_dec, kmeans_dictionary(world.sae, world.vectors, seed=1).W_dec)
+    np.testing.assert_array_equal(world.vectors, before)

@@ -18,12 +18,13 @@ from small_world import World, collect
 from sae_steer_retriever.embedders import SentenceTransformerEmbedder
 from sae_steer_retriever.errors import ArtifactError, CorpusError
 from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.sae import Array, TopKSAE
+from sae_steer_retriever.sae import TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.corpus import read_corpus
 from sae_steer_retriever.train.data import embed_corpus
 from sae_steer_retriever.train.pipeline import train
 from sae_steer_retriever.train.report import TrainReport
+from sae_steer_retriever.vector_rows import Vectors
 
 SETTINGS = TrainConfig(epochs=20, latents=64, k=16, k_names=4, sentences=1, batch_size=128)
 
@@ -94,9 +95,9 @@ def test_held_out_rows_are_not_fitted(corpus: Path, embedder: SentenceTransforme
     left_out = len(data.everything.documents) - len(data.fitted.documents)
     assert left_out == round(0.1 * len(data.everything.documents))
 
-    def seen(rows: Array) -> float:
+    def seen(rows: Vectors) -> float:
         """Share of the held-out rows that are among `rows`."""
-        return float(((data.held_out.rows @ rows.T).max(axis=1) > 0.9999).mean())
+        return float(((data.held_out.rows @ np.asarray(rows).T).max(axis=1) > 0.9999).mean())
 
     # A few one-line docstrings stand under two names.
     assert seen(data.fitted.documents) < 0.05

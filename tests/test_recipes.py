@@ -36,7 +36,7 @@ def test_the_paper_recipe_is_appendix_a() -> None:
         assert choose_sizes(dataclasses.replace(config, k=k), passages=10**6, rows=10**6, d=768)[:2] == (196_608, k)
 
 
-@pytest.mark.parametrize(("passages", "latents", "k"), [(300, 128, 32), (2000, 1024, 32), (150, 64, 16)])
+@pytest.mark.parametrize(("passages", "latents", "k"), [(300, 64, 16), (2000, 512, 32), (1200, 256, 32)])
 def test_the_small_recipe_leaves_the_sizes_to_the_corpus(passages: int, latents: int, k: int) -> None:
     config = TrainConfig(**read_config(RECIPES / "small.toml"))
     assert choose_sizes(config, passages, rows=9 * passages, d=384)[:2] == (latents, k)

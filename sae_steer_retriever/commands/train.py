@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="TOML file of the settings below; an option on the command line beats the file",
     )
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run with this output stopped")
+    parser.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="folder to write the loss of every step and every measurement to, for TensorBoard (extra: tensorboard)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="read the corpus, say what would be done, and stop")
     add_common_arguments(parser)
     group = parser.add_argument_group("settings")
@@ -69,6 +75,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
     Raises:
         UsageError: A setting is out of range, or the corpus, the queries or the recipe is not there.
+        MissingExtraError: --tensorboard is given, and TensorBoard is not installed.
         SAESteerError: The fit fails.
     """
     config = _settings(arguments)
@@ -76,8 +83,14 @@ def run(arguments: argparse.Namespace) -> Outcome:
         path = getattr(arguments, option)
         if path is not None and not path.exists():
             raise UsageError(f"--{option}: no such file or folder: {path}")
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise UsageError(f"--output: {arguments.output} is a file; expected a folder, or a name for a new one.")
+    for option in ("output", "tensorboard"):
+        path = getattr(arguments, option)
+        if path is not None and path.exists() and not path.is_dir():
+            raise UsageError(f"--{option}: {path} is a file; expected a folder, or a name for a new one.")
+    if arguments.tensorboard is not None:
+        from sae_steer_retriever.train.board import require_tensorboard
+
+        require_tensorboard()
     if arguments.dry_run:
         return _plan(arguments, config)
     from sae_steer_retriever.train.pipeline import train
@@ -89,6 +102,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         queries=arguments.queries,
         resume=arguments.resume,
         progress=not arguments.quiet,
+        tensorboard=arguments.tensorboard,
     )
     return Outcome(report.summary(), report.to_json())
 
@@ -132,6 +146,7 @@ def _settings(arguments: argparse.Namespace) -> TrainConfig:
 def _plan(arguments: argparse.Namespace, config: TrainConfig) -> Outcome:
     """What a run would do, found out by reading the corpus and loading the encoder, but embedding nothing."""
     from sae_steer_retriever.embedders import as_embedder
+    from sae_steer_retriever.train.advice import advise
     from sae_steer_retriever.train.corpus import read_corpus
     from sae_steer_retriever.train.data import require_enough
     from sae_steer_retriever.train.queries import query_texts
@@ -143,6 +158,7 @@ def _plan(arguments: argparse.Namespace, config: TrainConfig) -> Outcome:
     rows = len(corpus.passages) + len(made) + len(corpus.queries)
     dimension = as_embedder(config.model).spec.dimension
     sizes = choose_sizes(config, len(corpus.passages), rows, dimension)
+    advice = advise(len(corpus.passages), rows, sizes, config.k_names, latents_given=config.latents is not None)
     plan = {
         "corpus": str(arguments.corpus),
         "passages": len(corpus.passages),
@@ -161,9 +177,11 @@ def _plan(arguments: argparse.Namespace, config: TrainConfig) -> Outcome:
         "settings": dataclasses.asdict(config),
         "skipped": [{"file": file, "reason": reason} for file, reason in corpus.skipped],
         "notes": [{"file": file, "note": note} for file, note in corpus.notes],
+        "advice": list(advice),
     }
     lines = [f"{name.replace('_', ' '):<11}  {value}" for name, value in plan.items()]
     lines += _file_lines("skipped", corpus.skipped) + _file_lines("note", corpus.notes)
+    lines += [f"{'advice':<11}  {sentence}" for sentence in advice]
     return Outcome("\n".join([*lines, "nothing was embedded or written: leave out --dry-run to train"]), data)
 
 

@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from sae_steer_retriever.calibration import calibrate
 from sae_steer_retriever.embedders import Embedder
 from sae_steer_retriever.errors import MismatchError
-from sae_steer_retriever.evaluate.coherence import corpus_mean, feature_coherence, group_coherence, random_groups
 from sae_steer_retriever.evaluate.frequencies import Frequencies, measure_frequencies, passage_counts
 from sae_steer_retriever.evaluate.median import Median, bootstrap_median
 from sae_steer_retriever.evaluate.recurrence import Recurrence, measure_recurrence
 from sae_steer_retriever.interpret.baselines import kmeans_dictionary, random_dictionary
+from sae_steer_retriever.interpret.coherence import corpus_mean, feature_coherence, group_coherence, random_groups
+from sae_steer_retriever.interpret.evidence import strengths
 from sae_steer_retriever.interpret.labels import label_features
 from sae_steer_retriever.sae import Array, TopKSAE
 from sae_steer_retriever.train.corpus import Corpus, Passage
 from sae_steer_retriever.train.data import require_enough
-from sae_steer_retriever.train.pipeline import calibrate_on
 
 _RANDOM_GROUPS = 2000
 
@@ -178,13 +179,14 @@ def measure_dictionary(
         seed: Of the split into passages for labels and passages for scores, and of the negatives.
     """
     n = sae.config.n
-    # The spread of scores matters to steering, not to labels.
-    calibration = calibrate_on(sae, vectors, score_spread=1.0)
-    ids, texts = [passage.id for passage in passages], [passage.text for passage in passages]
-    report = label_features(sae, calibration, ids, texts, vectors, embedder, seed=seed)
-    scores = np.array(list(report.scores.values()), dtype=np.float64).reshape(-1, 2)
     codes = sae.encode(vectors)
     names = codes.leading(sae.config.k_names)
+    strong = strengths(sae, vectors, names)
+    # The spread of scores matters to steering, not to labels.
+    calibration = calibrate([names], n, score_spread=1.0)
+    ids, texts = [passage.id for passage in passages], [passage.text for passage in passages]
+    report = label_features(sae, calibration, ids, texts, vectors, embedder, names=names, seed=seed)
+    scores = np.array(list(report.scores.values()), dtype=np.float64).reshape(-1, 2)
     return DictionaryMeaning(
         labelled=report.labelled,
         share_labelled=report.labelled / n,
@@ -192,7 +194,7 @@ def measure_dictionary(
         share_scored=report.scored / n,
         auroc_random=bootstrap_median(scores[:, 0], seed),
         auroc_hard=bootstrap_median(scores[:, 1], seed),
-        coherence=bootstrap_median(feature_coherence(names, n, vectors, corpus_mean(vectors)), seed),
+        coherence=bootstrap_median(feature_coherence(strong, n, vectors, corpus_mean(vectors)), seed),
         frequencies={"k": measure_frequencies(codes, n), "k_names": measure_frequencies(names, n)},
         label_scores=tuple(scores[:, 1].tolist()),
         shares=tuple((passage_counts(names, n) / len(passages)).tolist()),

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.embedders import Embedder
 from sae_steer_retriever.errors import ArtifactError, CorpusError
-from sae_steer_retriever.evaluate.coherence import corpus_mean, feature_coherence
 from sae_steer_retriever.evaluate.frequencies import passage_counts
 from sae_steer_retriever.evaluate.median import Median, bootstrap_median
 from sae_steer_retriever.interpret.baselines import kmeans_dictionary, random_dictionary
+from sae_steer_retriever.interpret.coherence import corpus_mean, feature_coherence
+from sae_steer_retriever.interpret.evidence import strengths
 from sae_steer_retriever.sae import Array, TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.corpus import Corpus, Passage
@@ -182,7 +183,9 @@ def recorded_recipe(sae: TopKSAE, steps: int) -> TrainConfig:
             "sae-steer train: leave the recurrence out (recurrence_steps=0, --recurrence-steps 0)."
         )
     try:
-        return TrainConfig(**{**settings, "latents": sae.config.n, "k": sae.config.k, "epochs": None, "steps": steps})
+        return TrainConfig(
+            **{**settings, "latents": sae.config.n, "k": sae.config.k, "epochs": None, "steps": steps, "patience": 0}
+        )
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"the settings that {sae!r} was fitted with cannot be used again: {error}") from error
 
@@ -198,7 +201,7 @@ def _dictionaries(
     return {
         "sae": fit.sae,
         "random": random_dictionary(fit.sae, seed),
-        "kmeans": kmeans_dictionary(fit.sae, data.everything.rows, seed),
+        "kmeans": kmeans_dictionary(fit.sae, np.asarray(data.everything.rows), seed),
     }
 
 
@@ -209,5 +212,5 @@ def _live(sae: TopKSAE, vectors: Array) -> Array:
 
 
 def _coherence(sae: TopKSAE, vectors: Array, mean: Array, k_names: int | None) -> NDArray[np.float64]:
-    codes = sae.encode(vectors, k=min(k_names or sae.config.k_names, sae.config.k))
-    return feature_coherence(codes, sae.config.n, vectors, mean)
+    codes = sae.encode(vectors).leading(min(k_names or sae.config.k_names, sae.config.k))
+    return feature_coherence(strengths(sae, vectors, codes), sae.config.n, vectors, mean)

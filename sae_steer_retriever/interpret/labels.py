@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from sae_steer_retriever.calibration import Calibration
 from sae_steer_retriever.embedders import Embedder
 from sae_steer_retriever.features import Feature, FeatureCatalog
-from sae_steer_retriever.interpret.evidence import gather_evidence
+from sae_steer_retriever.interpret.evidence import gather_evidence, nearest_features, read_names, strengths
 from sae_steer_retriever.interpret.keywords import Vocabulary, contrastive_keywords
 from sae_steer_retriever.interpret.scoring import LabelScore, score_label
-from sae_steer_retriever.sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae import Codes, TopKSAE
+from sae_steer_retriever.vector_rows import VectorRows, Vectors
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +61,10 @@ def label_features(
     calibration: Calibration,
     ids: Sequence[str],
     texts: Sequence[str],
-    vectors: Array,
+    vectors: Vectors,
     embedder: Embedder,
     *,
+    names: Codes[NDArray[Any]] | None = None,
     seed: int = 0,
 ) -> LabelReport:
     """Name every feature that is active often enough, and score the names on passages they were not made of.
@@ -72,16 +74,18 @@ def label_features(
         calibration: Its statistics over the same passages.
         ids: Passage ids.
         texts: The passages.
-        vectors: (N, d) their unit embeddings.
+        vectors: (N, d) their unit embeddings; only those that a score needs are in memory.
         embedder: Embeds the labels.
+        names: (N, k_names) their naming reading; read here if not given.
         seed: Of the split into halves and of the negatives.
     """
     generator = np.random.default_rng(seed)
-    names: Codes[NDArray[Any]] = sae.encode(vectors, k=sae.config.k_names)
+    names = strengths(sae, vectors, read_names(sae, vectors) if names is None else names)
     order = generator.permutation(len(texts))
     label_rows, test_rows = np.sort(order[: (len(texts) + 1) // 2]), np.sort(order[(len(texts) + 1) // 2 :])
-    evidence = gather_evidence(sae, _rows(names, label_rows))
-    unseen = gather_evidence(sae, _rows(names, test_rows))
+    neighbours = nearest_features(sae)
+    evidence = gather_evidence(_rows(names, label_rows), neighbours)
+    unseen = gather_evidence(_rows(names, test_rows), neighbours)
     vocabulary = Vocabulary([texts[row] for row in label_rows])
     keywords: dict[int, tuple[str, ...]] = {}
     for feature in range(sae.config.n):
@@ -93,9 +97,10 @@ def label_features(
     label_embeddings = np.zeros((sae.config.n, sae.config.d), dtype=np.float32)
     if labels:
         label_embeddings[list(labels)] = embedder.embed_queries(list(labels.values()))
+    tested = (vectors if isinstance(vectors, VectorRows) else VectorRows(vectors)).select(test_rows)
     scores: dict[int, LabelScore] = {}
     for feature in labels:
-        score = score_label(feature, label_embeddings[feature], vectors[test_rows], unseen, generator)
+        score = score_label(feature, label_embeddings[feature], tested, unseen, generator)
         if score is not None:
             scores[feature] = score
     features = []

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.interpret.evidence import Evidence
 from sae_steer_retriever.sae import Array
+from sae_steer_retriever.vector_rows import VectorRows
 
 _NEGATIVES = 200
+# Rows in memory at once.
+_TILE = 16_384
 # Fewer positives than this make an AUROC that says nothing.
 _POSITIVES_FROM = 4
 
@@ -28,11 +31,11 @@ class LabelScore(NamedTuple):
 
 
 def score_label(
-    feature: int, label: Array, vectors: Array, evidence: Evidence, generator: np.random.Generator
+    feature: int, label: Array, vectors: VectorRows, evidence: Evidence, generator: np.random.Generator
 ) -> LabelScore | None:
     """Embedding detection: does the cosine of label and passage separate passages with the feature from others?
 
-    Positives are the passages in the upper half of the feature's activations.
+    Positives are the passages in the upper half of the feature's activations. Only they and the negatives are read.
 
     Args:
         feature: Latent id.
@@ -49,13 +52,37 @@ def score_label(
     if len(positives) < _POSITIVES_FROM:
         return None
     misses = evidence.near_misses(feature)
-    others = np.setdiff1d(np.arange(len(vectors)), rows)
-    if len(misses) < _POSITIVES_FROM or len(others) < _POSITIVES_FROM:
+    if len(misses) < _POSITIVES_FROM or len(vectors) - len(rows) < _POSITIVES_FROM:
         return None
     misses = generator.permutation(misses)[:_NEGATIVES]
-    others = generator.permutation(others)[:_NEGATIVES]
-    found = vectors[positives] @ label
-    return LabelScore(auroc(found, vectors[others] @ label), auroc(found, vectors[misses] @ label))
+    others = sample_others(rows, len(vectors), _NEGATIVES, generator)
+    found = _cosines(vectors.select(positives), label)
+    return LabelScore(
+        auroc(found, _cosines(vectors.select(others), label)), auroc(found, _cosines(vectors.select(misses), label))
+    )
+
+
+def sample_others(rows: NDArray[np.int64], count: int, most: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Up to `most` different numbers below `count` that are not among `rows`, each equally likely.
+
+    What it costs depends on `rows` and `most`, not on `count`: the sample is of the others' ranks, and the rows below
+    it make a rank a number.
+
+    Args:
+        rows: Different numbers below `count`, in any order.
+        count: How many numbers there are.
+        most: Size of the sample; all the others where there are no more.
+        generator: For the sample.
+    """
+    left = count - len(rows)
+    ranks = generator.choice(left, size=min(most, left), replace=False)
+    # Of the others, so many are below each of the rows.
+    below = np.sort(rows) - np.arange(len(rows))
+    return ranks + np.searchsorted(below, ranks, side="right")
+
+
+def _cosines(vectors: VectorRows, label: Array) -> Array:
+    return np.concatenate([batch @ label for batch in vectors.batches(_TILE)])
 
 
 def auroc(positives: NDArray[np.floating], negatives: NDArray[np.floating]) -> float:

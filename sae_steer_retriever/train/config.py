@@ -29,6 +29,7 @@ class TrainConfig:
     latents: int | None = _option(None, "number of latents n; chosen by the size of the corpus if not given")
     k: int = _option(64, "active latents per embedding, for reconstruction")
     k_names: int = _option(8, "how many of the strongest latents are names: labels, explanations, steering")
+    pursuit_steps: int = _option(8, "steps that refine a code after the encoder's TopK; 0: the paper's one product")
     epochs: float | None = _option(None, "passes over the rows; chosen by the size of the corpus if not given")
     steps: int | None = _option(None, "steps of the fit, instead of epochs")
     batch_size: int = _option(512, "rows per step")
@@ -42,8 +43,10 @@ class TrainConfig:
         choices=LOSSES,
     )
     rkl_weight: float = _option(0.2, "weight of the relative KL")
-    names_weight: float = _option(0.3, "weight of the FVU of the naming reading")
-    init: InitName = _option("random", "how the decoder starts: random, data (points), kmeans", choices=INITS)
+    names_weight: float = _option(0.0, "weight of the FVU of the naming reading; .3 without pursuit")
+    patience: int = _option(3, "measurements without an improvement after which a fit ends early; 0: never")
+    init: InitName = _option("kmeans", "how the decoder starts: kmeans (centres), data (points), random", choices=INITS)
+    start_weight: float = _option(0.3, "pull of the decoder's rows towards those centres or points, for meaning")
     sentences: int = _option(4, "sentences of each passage that join the rows as query-like texts")
     passage_characters: int = _option(1200, "longest passage, in characters")
     holdout: float = _option(0.1, "share of the rows held out for measuring")
@@ -55,6 +58,12 @@ class TrainConfig:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected a positive number.")
+        if self.patience < 0:
+            raise ValueError(f"patience = {self.patience}: expected a whole number, 0 for never.")
+        if self.start_weight < 0:
+            raise ValueError(f"start_weight = {self.start_weight}: expected 0 (no pull) or a positive number.")
+        if self.pursuit_steps < 0:
+            raise ValueError(f"pursuit_steps = {self.pursuit_steps}: expected a whole number, 0 for none.")
         if self.latents is not None and self.latents < self.k:
             raise ValueError(f"latents = {self.latents}, k = {self.k}: expected at least k latents.")
         if self.epochs is not None and self.epochs <= 0:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from sae_steer_retriever.sae import SAEConfig, TopKSAE
-from sae_steer_retriever.train.sparse import sparse_decode, sparse_encode
+from sae_steer_retriever.train.sparse import sparse_decode, sparse_decode_prefixes, sparse_encode
+
+# Decoder rows whose gradient is projected at once.
+_TILE = 512
 
 
 class FittingSAE(torch.nn.Module):
@@ -18,6 +23,7 @@ class FittingSAE(torch.nn.Module):
 
     mu: Tensor
     s: Tensor
+    start: Tensor
 
     def __init__(self, mu: Tensor, s: float, W_e: Tensor, D: Tensor, *, unit_rows: bool = True) -> None:
         """Take the constants and the starting weights.
@@ -36,6 +42,8 @@ class FittingSAE(torch.nn.Module):
         self.c = torch.nn.Parameter(torch.zeros(len(W_e)))
         self.D = torch.nn.Parameter(D.clone())
         self.b = torch.nn.Parameter(torch.zeros(len(mu)))
+        # Made again from the seed by whoever resumes: no part of the state.
+        self.register_buffer("start", D.clone(), persistent=False)
         self.unit_rows = unit_rows
 
     def encode(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -46,11 +54,24 @@ class FittingSAE(torch.nn.Module):
         """(B, d) reconstructions."""
         return self.mu + self.s * (sparse_decode(values, indices, self.D) + self.b)
 
+    def decode_prefixes(self, values: Tensor, indices: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        """(B, d) reconstructions from the first `length` latents, for each of the ascending lengths, in one pass."""
+        sums = sparse_decode_prefixes(values, indices, self.D, lengths)
+        offset = self.mu + self.s * self.b
+        return [offset + self.s * part for part in sums]
+
+    def alignment_with_start(self) -> Tensor:
+        """Mean cosine between the decoder's rows, of unit norm, and where they started."""
+        return (self.D * self.start).sum(dim=1).mean()
+
     @torch.no_grad()
     def before_step(self) -> None:
         """Drop the part of the decoder's gradient that would only change a row's length."""
         if self.unit_rows and self.D.grad is not None:
-            self.D.grad -= (self.D.grad * self.D).sum(dim=1, keepdim=True) * self.D
+            # In tiles that stay in the cache: whole, the product is one more matrix to write and to read.
+            tiles = zip(torch.split(self.D.grad, _TILE), torch.split(self.D, _TILE), strict=True)
+            for gradient, rows in tiles:
+                gradient.addcmul_((gradient * rows).sum(dim=1, keepdim=True), rows, value=-1)
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -25,11 +25,13 @@ class Constants(NamedTuple):
 def ranking_objective(
     model: FittingSAE, sampler: Sampler, step: int, config: TrainConfig, sizes: SAEConfig, constants: Constants
 ) -> Tensor:
-    """`FVU(k) + names_weight * FVU(k_names) + what config.loss adds`, over rows, list queries and their documents.
+    """`FVU(k) + names_weight FVU(k_names) + what config.loss adds + start_weight (1 - mean_i <d_i, d_i at the start>)`.
 
-    The two FVUs read one sorted code at two lengths (multi-TopK): the strongest few latents learn to stand on their
-    own, which is what makes them nameable, and all of them to reconstruct. Each document of the step's lists is
-    encoded once. All losses see the same rows, so that a comparison compares the losses.
+    The first three are over rows, list queries and their documents.
+
+    The two FVUs read one sorted code at two lengths (multi-TopK), so that the strongest few latents learn to stand on
+    their own: what makes them nameable where nothing refines a code and no start is kept to. Each document of the
+    step's lists is encoded once. All losses see the same rows, so that a comparison compares the losses.
     """
     chosen = sampler.draw_queries(step, config.list_queries)
     unique, place = torch.unique(sampler.lists[chosen], return_inverse=True)
@@ -37,14 +39,18 @@ def ranking_objective(
     parts.append(sampler.documents[unique])
     batch = torch.cat(parts).to(model.mu.device)
     values, indices = model.encode(batch, sizes.k)
-    x_hat = model.decode(values, indices)
+    lengths = (sizes.k_names, sizes.k) if config.names_weight and sizes.k_names < sizes.k else (sizes.k,)
+    *named, x_hat = model.decode_prefixes(values, indices, lengths)
     loss = fraction_unexplained(batch, x_hat, constants.variance)
-    if sizes.k_names < sizes.k:
-        named = model.decode(values[:, : sizes.k_names].contiguous(), indices[:, : sizes.k_names].contiguous())
-        loss = loss + config.names_weight * fraction_unexplained(batch, named, constants.variance)
-    lengths = [len(part) for part in parts]
-    (_, q, documents), (_, q_hat, documents_hat) = torch.split(batch, lengths), torch.split(x_hat, lengths)
-    return loss + _added(config, _Lists(q, documents, q_hat, documents_hat, place.to(batch.device)), constants)
+    for part in named:
+        loss = loss + config.names_weight * fraction_unexplained(batch, part, constants.variance)
+    counts = [len(part) for part in parts]
+    (_, q, documents), (_, q_hat, documents_hat) = torch.split(batch, counts), torch.split(x_hat, counts)
+    loss = loss + _added(config, _Lists(q, documents, q_hat, documents_hat, place.to(batch.device)), constants)
+    # Directions of random starts mean nothing: there is nothing to stay near.
+    if config.start_weight and config.init != "random":
+        loss = loss + config.start_weight * (1 - model.alignment_with_start())
+    return loss
 
 
 class _Lists(NamedTuple):

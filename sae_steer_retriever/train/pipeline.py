@@ -8,30 +8,38 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 import sae_steer_retriever
 from sae_steer_retriever.artifact import write_files
-from sae_steer_retriever.calibration import Calibration, calibrate
+from sae_steer_retriever.calibration import calibrate
 from sae_steer_retriever.embedders import Embedder, as_embedder
 from sae_steer_retriever.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.features import FeatureCatalog
 from sae_steer_retriever.interpret.baselines import random_dictionary
+from sae_steer_retriever.interpret.evidence import read_names
 from sae_steer_retriever.interpret.labels import LabelReport, label_features
-from sae_steer_retriever.sae import Array, EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.sae import EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.train.advice import advise
+from sae_steer_retriever.train.board import ScalarBoard
 from sae_steer_retriever.train.checkpoint import CHECKPOINT_FOLDER, Checkpoint
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.corpus import Corpus, read_corpus
-from sae_steer_retriever.train.data import EmbeddedCorpus, embed_corpus, require_enough
+from sae_steer_retriever.train.data import EmbeddedCorpus, embed_corpus, require_enough, short_texts
+from sae_steer_retriever.train.journal import JOURNAL_FILE, Journal
 from sae_steer_retriever.train.report import TrainReport, model_card
 from sae_steer_retriever.train.sizing import choose_sizes
 from sae_steer_retriever.train.trainer import Fit, Trainer
+from sae_steer_retriever.vector_rows import VectorRows, Vectors
 
 logger = logging.getLogger(__name__)
 
 _CARD_EXAMPLES = 20
+# Rows hashed at once.
+_HASHED = 16_384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +63,7 @@ def train(
     progress: bool = True,
     embedder: Embedder | None = None,
     on_step: Callable[[int], None] | None = None,
+    tensorboard: Path | None = None,
 ) -> TrainReport:
     """Fit, label and save an SAE for a corpus.
 
@@ -64,31 +73,36 @@ def train(
         config: Settings.
         queries: File of real queries.
         resume: Whether to take up a checkpoint in `output`.
-        progress: Whether to show progress bars on stderr.
+        progress: Whether to show progress on stderr.
         embedder: The encoder; loaded by `config.model` if not given.
         on_step: Called after each step of the fit.
+        tensorboard: Folder to write curves for TensorBoard to.
 
     Raises:
         CorpusError: The corpus cannot be read or is too small.
-        ArtifactError: `output` cannot be written, or its checkpoint is of another fit.
+        ArtifactError: `output` or `tensorboard` cannot be written, or the checkpoint is of another fit.
+        MissingExtraError: Curves are asked for, and TensorBoard is not installed.
     """
     read = read_corpus(corpus, passage_characters=config.passage_characters, queries=queries)
     require_enough(read)
     if output.exists() and not output.is_dir():
         raise ArtifactError(f"{output} is a file; --output names a folder.")
+    boards = [] if tensorboard is None else [ScalarBoard(tensorboard)]
     timer = _Timer()
     embed = CachedEmbedder(embedder or as_embedder(config.model), progress=progress)
-    embedded = embed_corpus(read, config, embed)
+    advice, embedded = _advised_and_embedded(read, config, embed)
     seconds_embedding = timer.seconds
 
     timer = _Timer()
     trainer, checkpoint = prepare(read, embedded, config, embed.spec, output, resume=resume)
-    fit = trainer.fit(checkpoint=checkpoint, progress=progress, on_step=on_step)
+    journal = Journal(output / CHECKPOINT_FOLDER)
+    fit = trainer.fit(checkpoint=checkpoint, progress=progress, on_step=on_step, watchers=[journal, *boards])
     seconds_fitting = timer.seconds
 
     timer = _Timer()
-    labels = _label(fit.sae, read, embedded, embed, config.seed)
-    control = _label(random_dictionary(fit.sae, config.seed), read, embedded, embed, config.seed)
+    passages = _LabelledPassages(read, embedded.passages, embedded.score_spread)
+    labels = _label(fit.sae, passages, embed, config.seed)
+    control = _label(random_dictionary(fit.sae, config.seed), passages, embed, config.seed)
     report = TrainReport(
         output=str(output),
         corpus=str(corpus),
@@ -111,9 +125,12 @@ def train(
         seconds_fitting=seconds_fitting,
         seconds_labelling=timer.seconds,
         skipped=tuple(read.skipped),
+        advice=advice,
+        measured=journal.records,
     )
-    _save(output, fit, labels.catalog, report)
+    _save(output, fit, labels.catalog, report, journal)
     checkpoint.remove()
+    journal.remove()
     return report
 
 
@@ -136,8 +153,16 @@ def prepare(
         logger.warning("k = %d instead of %d: %d passages bear only %d latents", k, config.k, passages, n)
     settings: dict[str, object] = {**dataclasses.asdict(config), "latents": n, "k": k}
     settings["epochs"] = round(epochs, 2) if config.steps is None else None
-    sae_config = SAEConfig(d=spec.dimension, n=n, k=k, k_names=min(config.k_names, k), encoder=spec, training=settings)
-    digest = hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()
+    sae_config = SAEConfig(
+        d=spec.dimension,
+        n=n,
+        k=k,
+        k_names=min(config.k_names, k),
+        pursuit_steps=config.pursuit_steps,
+        encoder=spec,
+        training=settings,
+    )
+    digest = _digest(rows)
     checkpoint = Checkpoint(
         output / CHECKPOINT_FOLDER, {**settings, "encoder": spec.name, "rows": digest}, resume=resume
     )
@@ -152,21 +177,48 @@ def fitted_sae(fit: Fit, metrics: dict[str, float] | None = None) -> TopKSAE:
     return TopKSAE(fit.sae.W_enc, fit.sae.b_enc, fit.sae.W_dec, fit.sae.b_dec, config)
 
 
-def calibrate_on(sae: TopKSAE, vectors: Array, score_spread: float) -> Calibration:
-    """Statistics of an SAE's naming reading over passages, in batches."""
-    starts = range(0, len(vectors), 4096)
-    batches = (sae.encode(vectors[start : start + 4096], k=sae.config.k_names) for start in starts)
-    return calibrate(batches, sae.config.n, score_spread)
+def _digest(rows: Vectors) -> str:
+    """Of all values in order, read in batches."""
+    digest = hashlib.blake2b(digest_size=16)
+    for start in range(0, len(rows), _HASHED):
+        digest.update(rows[start : start + _HASHED].tobytes())
+    return digest.hexdigest()
 
 
-def _label(sae: TopKSAE, corpus: Corpus, embedded: EmbeddedCorpus, embedder: Embedder, seed: int) -> LabelReport:
-    calibration = calibrate_on(sae, embedded.passages, embedded.score_spread)
-    ids = [passage.id for passage in corpus.passages]
-    texts = [passage.text for passage in corpus.passages]
-    return label_features(sae, calibration, ids, texts, embedded.passages, embedder, seed=seed)
+def _advised_and_embedded(
+    corpus: Corpus, config: TrainConfig, embedder: Embedder
+) -> tuple[tuple[str, ...], EmbeddedCorpus]:
+    """A corpus' embeddings, and what was said of its size before they were made.
+
+    The query-like texts, of which there may be millions, are made once and let go of before the fit.
+    """
+    short = short_texts(corpus, config)
+    passages, rows = len(corpus.passages), len(corpus.passages) + len(short) + len(corpus.queries)
+    sizes = choose_sizes(config, passages, rows, embedder.spec.dimension)
+    advice = advise(passages, rows, sizes, config.k_names, latents_given=config.latents is not None)
+    # Before the embedding, which takes longest: whoever reads it may want to stop.
+    for sentence in advice:
+        logger.warning("%s", sentence)
+    return advice, embed_corpus(corpus, config, embedder, short)
 
 
-def _save(output: Path, fit: Fit, catalog: FeatureCatalog, report: TrainReport) -> None:
+class _LabelledPassages(NamedTuple):
+    """What labels are made of."""
+
+    corpus: Corpus
+    vectors: VectorRows
+    score_spread: float
+
+
+def _label(sae: TopKSAE, passages: _LabelledPassages, embedder: Embedder, seed: int) -> LabelReport:
+    names = read_names(sae, passages.vectors)
+    calibration = calibrate([names], sae.config.n, passages.score_spread)
+    ids = [passage.id for passage in passages.corpus.passages]
+    texts = [passage.text for passage in passages.corpus.passages]
+    return label_features(sae, calibration, ids, texts, passages.vectors, embedder, names=names, seed=seed)
+
+
+def _save(output: Path, fit: Fit, catalog: FeatureCatalog, report: TrainReport, journal: Journal) -> None:
     sae = fitted_sae(fit, report.metrics())
     # Frequent features first: their labels say what the corpus is about.
     order = np.argsort(-catalog.calibration.frequency, kind="stable")
@@ -175,4 +227,4 @@ def _save(output: Path, fit: Fit, catalog: FeatureCatalog, report: TrainReport) 
     card = model_card(report, sae, examples, sae_steer_retriever.__version__, command)
     sae.save_pretrained(output)
     catalog.save(output)
-    write_files(output, {"README.md": card.encode()})
+    write_files(output, {"README.md": card.encode(), JOURNAL_FILE: journal.to_bytes()})

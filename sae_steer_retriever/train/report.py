@@ -6,6 +6,9 @@ import dataclasses
 from typing import Any
 
 from sae_steer_retriever.sae import TopKSAE
+from sae_steer_retriever.train.journal import Measured
+
+_COURSE_COLUMNS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,8 @@ class TrainReport:
         seconds_fitting: Time spent fitting.
         seconds_labelling: Time spent labelling and scoring labels.
         skipped: Files and rows that were left out, with the reasons.
+        advice: What suffers from the corpus' size, and what to do about it.
+        measured: The measurements on the way, before the held-out rows joined.
     """
 
     output: str
@@ -57,6 +62,8 @@ class TrainReport:
     seconds_fitting: float
     seconds_labelling: float
     skipped: tuple[tuple[str, str], ...] = ()
+    advice: tuple[str, ...] = ()
+    measured: tuple[Measured, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as one JSON object; a figure that could not be measured is null."""
@@ -82,16 +89,37 @@ class TrainReport:
             f"time     embedding {self.seconds_embedding:.0f} s, fitting {self.seconds_fitting:.0f} s, "
             f"labelling {self.seconds_labelling:.0f} s",
         ]
+        lines += _course(self.measured)
         if self.skipped:
             lines.append(
                 f"skipped  {len(self.skipped)}: " + "; ".join(f"{path} ({why})" for path, why in self.skipped[:3])
             )
+        lines += [f"advice   {sentence}" for sentence in self.advice]
         lines.append(f"next     sae-steer index --corpus {self.corpus} --sae {self.output} --store ./chroma")
         lines.append(
             f"FVU {self.fvu:.3f} (held out {self.fvu_held_out:.3f}) · retention {self.overlap:.3f} overlap@10 · "
             f"dead {100 * self.dead:.1f} % · L0 {self.l0:.0f} · {total:.0f} s -> {self.output}"
         )
         return "\n".join(lines)
+
+
+def _course(measured: tuple[Measured, ...]) -> list[str]:
+    """A small table of the measurements: the first, the last and some between them."""
+    if not measured:
+        return []
+    columns = min(_COURSE_COLUMNS, len(measured))
+    last = len(measured) - 1
+    shown = [measured[round(column * last / max(1, columns - 1))] for column in range(columns)]
+    rows = {
+        "step": [f"{record.step:,}" for record in shown],
+        "held-out FVU": [f"{record.fvu:.3f}" for record in shown],
+        "retention": [f"{record.overlap:.3f}" for record in shown],
+        "dead %": [f"{100 * record.dead:.1f}" for record in shown],
+    }
+    return [
+        f"{'course' if name == 'step' else '':<8} {name:<12}" + "".join(f"{cell:>8}" for cell in cells)
+        for name, cells in rows.items()
+    ]
 
 
 def _figure(value: float) -> str:

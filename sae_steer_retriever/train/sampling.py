@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_steer_retriever.sae import Array
 from sae_steer_retriever.train.measure import HeldOut
+from sae_steer_retriever.vector_rows import VectorRows, Vectors
 
 
 class Rows(NamedTuple):
@@ -23,14 +23,14 @@ class Rows(NamedTuple):
         lists: (Q, L) rows of `documents` nearest to each.
     """
 
-    rows: Array
-    documents: Array
-    queries: Array
+    rows: Vectors
+    documents: Vectors
+    queries: Vectors
     lists: NDArray[np.int64]
 
 
 class TrainingData(NamedTuple):
-    """What is fitted.
+    """What is fitted. The parts of a corpus that is memory-mapped share one store and differ in positions only.
 
     Attributes:
         fitted: For the first and longest part, which ends with the measurement.
@@ -43,12 +43,35 @@ class TrainingData(NamedTuple):
     held_out: HeldOut
 
 
+class DrawnRows:
+    """(N, d) rows of which only what a step asks for becomes a tensor."""
+
+    def __init__(self, rows: Vectors) -> None:
+        """Take the rows, without copying them."""
+        self._rows = rows if isinstance(rows, VectorRows) else VectorRows(rows)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows, and their size."""
+        return self._rows.shape
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, chosen: Tensor | slice) -> Tensor:
+        """A copy of some rows: (..., d) for (...) positions."""
+        return torch.from_numpy(self._rows[chosen if isinstance(chosen, slice) else chosen.numpy()])
+
+
 class Sampler:
     """Draws the rows and list queries of each step: a function of seed and step alone, so that a fit can resume."""
 
     def __init__(self, source: Rows, seed: int) -> None:
-        """Take the arrays, without copying them."""
-        self.rows, self.documents, self.queries, self.lists = (torch.from_numpy(part) for part in source)
+        """Take the rows, without copying them."""
+        self.rows, self.documents, self.queries = (
+            DrawnRows(part) for part in (source.rows, source.documents, source.queries)
+        )
+        self.lists = torch.from_numpy(source.lists)
         self._seed = seed
         self._orders: dict[str, tuple[int, Tensor]] = {}
 
@@ -59,6 +82,13 @@ class Sampler:
     def draw_queries(self, step: int, size: int) -> Tensor:
         """(size,) positions in `queries`, likewise."""
         return self._draw("queries", len(self.queries), step, size)
+
+    def sample_rows(self, most: int) -> Tensor:
+        """(min(N, most), d) a copy of all rows, or of a seeded sample in their order where there are more."""
+        if len(self.rows) <= most:
+            return self.rows[:]
+        generator = torch.Generator().manual_seed(self._seed)
+        return self.rows[torch.randperm(len(self.rows), generator=generator)[:most].sort().values]
 
     def _draw(self, name: str, count: int, step: int, size: int) -> Tensor:
         size = min(size, count)

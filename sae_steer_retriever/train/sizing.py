@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sae_steer_retriever.train.config import TrainConfig
 
-_FIRINGS = 0.4
+_PER_PASSAGE = 0.2
 _SMALLEST = 64
 _WIDEST_EXPANSION = 32
 _STEPS = 1900
@@ -24,9 +24,10 @@ class Sizes(NamedTuple):
 def choose_sizes(config: TrainConfig, passages: int, rows: int, d: int) -> Sizes:
     """What the settings leave open, by the size of the corpus.
 
-    Latents: the power of two nearest to 0.4 per passage; with eight names a passage a latent then fires about twenty
-    times, enough to be labelled and to be tested. `k` is at most a quarter of them, unless both were given. Epochs: as
-    many as make about 1,900 steps; what counts is steps, not epochs.
+    Latents: the power of two nearest to 0.2 per passage; with eight names a passage a latent then names about forty,
+    enough to be labelled and to be tested, and two halves of the corpus still find many of the same. `k` is at most a
+    quarter of them, unless both were given. Epochs: as many as make about 1,900 steps; what counts is steps, not
+    epochs.
 
     Args:
         config: Settings.
@@ -37,7 +38,7 @@ def choose_sizes(config: TrainConfig, passages: int, rows: int, d: int) -> Sizes
     if config.latents is not None:
         latents, k = config.latents, config.k
     else:
-        wanted = max(_SMALLEST, min(_FIRINGS * passages, _WIDEST_EXPANSION * d))
+        wanted = max(_SMALLEST, min(_PER_PASSAGE * passages, _WIDEST_EXPANSION * d))
         latents = int(2 ** round(math.log2(wanted)))
         k = min(config.k, latents // 4)
     epochs = config.epochs or min(400.0, max(2.0, _STEPS * config.batch_size / rows))

@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sae_steer_retriever.memory import keep_large_buffers
 from sae_steer_retriever.sae import SAEConfig, TopKSAE
 from sae_steer_retriever.train.checkpoint import Checkpoint
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.init import initial_directions
+from sae_steer_retriever.train.journal import Measured
 from sae_steer_retriever.train.losses import choose_temperature
-from sae_steer_retriever.train.measure import Measurement, measure
+from sae_steer_retriever.train.measure import IMPROVEMENT, Measurement, Standstill, measure
 from sae_steer_retriever.train.model import FittingSAE
 from sae_steer_retriever.train.objective import Constants, paper_objective, ranking_objective
+from sae_steer_retriever.train.progress import FitProgress
 from sae_steer_retriever.train.sampling import Sampler, TrainingData
+from sae_steer_retriever.train.watching import Watcher, watched_by
 
 logger = logging.getLogger(__name__)
 
 _WARM_UP = 0.03
 _CLIP = 1.0
-_MEASUREMENTS = 8
+# Regular measurements of the first part; a fit of at least `_LONG` steps has more.
+_MEASUREMENTS, _MEASUREMENTS_OF_LONG, _LONG = 8, 16, 4000
+# Share of the steps after which a person sees figures for the first time.
+_FIRST_LOOK = 0.02
 # Share of the steps after which the fit is measured and the held-out rows join the others.
 _HELD_OUT_UNTIL = 0.8
 # Peak learning rate of the rest, in shares of the first: enough to take in the new rows, not to forget the old.
 _ABSORBING = 0.3
 _SAMPLE = 4096
+# Name, among the tensors of the best state, of what early stopping knows.
+_COURSE = "course"
+# Rows that mean, variance and the starting directions are taken of, and how many of them are squared at once.
+_STATISTICS_ROWS, _TILE = 200_000, 65_536
 
 
 class Fit(NamedTuple):
@@ -39,11 +50,12 @@ class Fit(NamedTuple):
 
     Attributes:
         sae: The SAE.
-        measurement: Held-out quality of the best state before the held-out rows joined.
+        measurement: Held-out quality of the best state before the held-out rows joined, by the codes that the SAE is
+            used with: those of the pursuit, if its config has one. The figures on the way leave the pursuit out.
         train_fvu: FVU on fitted rows, at the end.
         variance: E|x - mu|^2 over the rows.
         temperature: Of the relative KL.
-        steps: How many were done.
+        steps: How many were done; fewer than planned if the fit ended early.
     """
 
     sae: TopKSAE
@@ -61,6 +73,11 @@ class Trainer:
     the second starts from the state that measured best and takes in everything, since the corpus that will be
     searched holds the held-out passages too. See `objective` for the loss. `loss="paper"` has neither warm-up, nor
     clipping, nor second part.
+
+    What is measured on the way, and chooses the best state, leaves the pursuit out, which would cost a product more
+    for each of its steps. The first part ends early once `config.patience` regular measurements in a row have
+    improved neither overlap, nor FVU, nor coherence; the second is then shortened in proportion. A fit with
+    `loss="paper"` never ends early.
     """
 
     def __init__(self, data: TrainingData, config: TrainConfig, sae_config: SAEConfig, epochs: float) -> None:
@@ -75,28 +92,33 @@ class Trainer:
         keep_large_buffers()
         self._config = config
         self._sae_config = sae_config
+        self._measured_config = dataclasses.replace(sae_config, pursuit_steps=0)
         self._held_out = data.held_out
         self._fitted, self._everything = Sampler(data.fitted, config.seed), Sampler(data.everything, config.seed)
         device = _device(config.device)
-        rows = self._fitted.rows
+        rows = self._fitted.sample_rows(_STATISTICS_ROWS)
         mean = rows.mean(dim=0)
-        variance = float((rows - mean).square().sum(dim=1).mean())
+        centred = rows.sub_(mean)  # in place: the sample may be the largest thing in memory
+        variance = float(torch.cat([part.square().sum(dim=1) for part in torch.split(centred, _TILE)]).mean())
         generator = torch.Generator().manual_seed(config.seed)
         n, d = sae_config.n, sae_config.d
         if config.loss == "paper":
             encoder, decoder = _default_linear(n, d, generator)
             self._model = FittingSAE(torch.zeros(d), 1.0, encoder, decoder, unit_rows=False)
         else:
-            directions = initial_directions(config.init, rows - mean, n, generator)
+            directions = initial_directions(config.init, centred, n, generator)
             self._model = FittingSAE(mean, math.sqrt(variance), directions, directions)
         self._model.to(device)
         self.constants = Constants(variance, choose_temperature(_list_scores(self._fitted)))
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=config.lr, fused=device in ("cpu", "cuda"))
-        drawn = len(self._fitted.queries if config.loss == "paper" else rows)
+        drawn = len(self._fitted.queries if config.loss == "paper" else self._fitted.rows)
         self.steps = config.steps or max(2, round(epochs * math.ceil(drawn / config.batch_size)))
         share = 1.0 if config.loss == "paper" else _HELD_OUT_UNTIL
         self._measured_steps = max(1, round(share * self.steps))
+        self._patience = 0 if config.loss == "paper" else config.patience
         self._best: tuple[float, dict[str, Tensor]] | None = None
+        self._standstill = Standstill()
+        self._ended = 0
 
     def fit(
         self,
@@ -104,45 +126,90 @@ class Trainer:
         checkpoint: Checkpoint | None = None,
         progress: bool = False,
         on_step: Callable[[int], None] | None = None,
+        watchers: Sequence[Watcher] = (),
     ) -> Fit:
         """Run to the end.
 
         Args:
             checkpoint: Where the state is kept, and taken up from if there is one. A kill or Ctrl-C loses at most
                 the steps since the last save.
-            progress: Whether to show a progress bar on stderr.
+            progress: Whether to show progress on stderr.
             on_step: Called after each step, with the number of steps done.
+            watchers: Are told of steps and measurements.
 
         Raises:
             FloatingPointError: The loss is no longer finite.
         """
-        first = checkpoint.restore(self._model, self._optimizer) if checkpoint is not None else 0
-        if checkpoint is not None and first:
-            self._best = checkpoint.best()
-        every = max(1, self._measured_steps // _MEASUREMENTS)
-        with tqdm(
-            total=self.steps, initial=first, desc="fitting", unit="step", disable=None if progress else True
-        ) as bar:
-            for step in range(first, self.steps):
+        # Of the steps that were planned: a checkpoint may know that there are fewer.
+        every = max(1, self._measured_steps // (_MEASUREMENTS if self.steps < _LONG else _MEASUREMENTS_OF_LONG))
+        first_look = max(1, round(_FIRST_LOOK * self.steps))
+        done = self._restore(checkpoint)
+        shown = FitProgress(self.steps, self._measured_steps) if progress else None
+        if shown is not None:
+            watchers = [*watchers, shown]
+        started = time.monotonic()
+        with watched_by(watchers, done) as watching:
+            while done < self.steps:
+                step = done
                 if step == self._measured_steps and self._best is not None:
                     self._model.load_state_dict(self._best[1])
                 loss = self._step(step)
                 done = step + 1
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"the loss is {loss} at step {done}: lower the learning rate.")
-                measured = done <= self._measured_steps and (done % every == 0 or done == self._measured_steps)
+                regular = done % every == 0 or done == self._measured_steps
+                measured = done <= self._measured_steps and (regular or done == first_look)
                 if measured:
-                    found = self._measure()
-                    bar.set_postfix_str(
-                        f"FVU {found.fvu:.3f}, overlap {found.overlap:.3f}, dead {100 * found.dead:.1f} %",
-                        refresh=False,
-                    )
+                    found = self._measure(candidate=regular, patient=done <= self._measured_steps // 2)
+                    seconds, lr = time.monotonic() - started, self._optimizer.param_groups[0]["lr"]
+                    watching.measured(Measured(done, seconds, loss, **dataclasses.asdict(found), lr=lr))
+                    if self._stands_still() and done < self._measured_steps:
+                        self._end_early(done, shown)
                 if checkpoint is not None and (measured or checkpoint.is_due()):
-                    checkpoint.save(done, self._model, self._optimizer, self._best)
-                bar.update()
+                    self._save(checkpoint, done)
+                watching.step(done, loss)
                 if on_step is not None:
                     on_step(done)
         return self._finish()
+
+    def _stands_still(self) -> bool:
+        return 0 < self._patience <= self._standstill.measurements
+
+    def _end_early(self, done: int, shown: FitProgress | None) -> None:
+        """End the first part, and tell."""
+        planned = self.steps
+        self._shorten(done)
+        why = (
+            f"{self._patience} measurements in a row improved neither overlap@10 nor FVU nor coherence by more than "
+            f"{IMPROVEMENT}: {self.steps:,} steps instead of {planned:,}"
+        )
+        logger.info("the held-out part ends early, at step %d: %s", done, why)
+        if shown is not None:
+            shown.ended_early(done, self.steps, why)
+
+    def _shorten(self, ended: int) -> None:
+        """Let the first part end with step `ended`, and the second keep its share."""
+        absorbing = max(1, round((self.steps - self._measured_steps) * ended / self._measured_steps))
+        self._ended, self._measured_steps, self.steps = ended, ended, ended + absorbing
+
+    def _save(self, checkpoint: Checkpoint, done: int) -> None:
+        best = self._best
+        if best is not None:
+            course = torch.tensor([*self._standstill, self._ended], dtype=torch.float64)
+            best = (best[0], {**best[1], _COURSE: course})
+        checkpoint.save(done, self._model, self._optimizer, best)
+
+    def _restore(self, checkpoint: Checkpoint | None) -> int:
+        """Take up what a checkpoint holds; the number of steps already done."""
+        done = checkpoint.restore(self._model, self._optimizer) if checkpoint is not None else 0
+        best = checkpoint.best() if checkpoint is not None and done else None
+        if best is not None:
+            score, state = best
+            overlap, fvu, coherence, measurements, ended = state.pop(_COURSE).tolist()
+            self._best, self._standstill = (score, state), Standstill(overlap, fvu, coherence, int(measurements))
+            if ended:
+                self._shorten(int(ended))
+        return done
 
     def _finish(self) -> Fit:
         last = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
@@ -182,8 +249,18 @@ class Trainer:
             return _warm_cosine(step, self._measured_steps)
         return _ABSORBING * _warm_cosine(step - self._measured_steps, self.steps - self._measured_steps)
 
-    def _measure(self) -> Measurement:
-        found = measure(self._model.fold(self._sae_config), self._held_out, self.constants.variance)
+    def _measure(self, *, candidate: bool = True, patient: bool = False) -> Measurement:
+        """Measure the present state without the pursuit; a candidate is kept if it is the best so far.
+
+        Only candidates, the regular measurements, count for early stopping, and none while the rate is high
+        (`patient`): figures may stand still there and move again once it falls.
+        """
+        found = measure(self._model.fold(self._measured_config), self._held_out, self.constants.variance)
+        if not candidate:
+            return found
+        self._standstill = self._standstill.after(found)
+        if patient:
+            self._standstill = self._standstill._replace(measurements=0)
         # The later of two equals has the smaller learning rate behind it.
         if self._best is None or found.overlap >= self._best[0]:
             state = {name: tensor.detach().cpu().clone() for name, tensor in self._model.state_dict().items()}
