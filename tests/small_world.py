@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sae_steer_retriever.calibration import calibrate
+from sae_steer_retriever.directions import data_directions, spherical_kmeans
 from sae_steer_retriever.embedders import SentenceTransformerEmbedder
 from sae_steer_retriever.embedding_cache import CachedEmbedder
 from sae_steer_retriever.features import FeatureCatalog
@@ -18,7 +19,6 @@ from sae_steer_retriever.interpret.labels import label_features
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae import Array, SAEConfig, TopKSAE
 from sae_steer_retriever.store import ChromaStore
-from sae_steer_retriever.train.init import initial_directions
 
 MODULES = (
     "asyncio", "threading", "subprocess", "concurrent.futures", "json", "csv", "datetime", "calendar", "pathlib",
@@ -77,7 +77,9 @@ def world(embedder: SentenceTransformerEmbedder, cached_embedder: CachedEmbedder
     mean = vectors.mean(axis=0)
     centred = vectors - mean
     generator = torch.Generator().manual_seed(0)
-    directions = initial_directions("kmeans", torch.from_numpy(centred), 64, generator)
+    # Started at points drawn evenly: the draws of k-means++ depend on the last digits of the embeddings.
+    points = torch.nn.functional.normalize(torch.from_numpy(centred), dim=1)
+    directions = spherical_kmeans(points, data_directions(points, 64, generator, noise=0.05))
     config = SAEConfig(d=vectors.shape[1], n=64, k=16, k_names=4, encoder=embedder.spec)
     # Half the projection: overlapping directions would otherwise reconstruct the same part several times.
     sae = TopKSAE(0.3 * directions, torch.zeros(64), directions, torch.tensor(mean), config)

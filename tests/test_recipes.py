@@ -21,7 +21,7 @@ def test_every_recipe_is_read(name: str) -> None:
 
 
 def test_no_recipe_is_untested() -> None:
-    assert {path.stem for path in RECIPES.glob("*.toml")} == {"default", "paper", "small", "large", "gpu"}
+    assert {path.stem for path in RECIPES.glob("*.toml")} == {"default", "paper", "small", "large", "gpu", "v0.1"}
 
 
 def test_the_default_recipe_is_the_defaults() -> None:

@@ -169,10 +169,11 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
     """The settings that all fits of a study share."""
     from sae_steer_retriever.train.config import TrainConfig, read_config
 
-    settings: dict[str, Any] = {}
+    # All fits of a comparison take the same number of steps.
+    settings: dict[str, Any] = {"patience": 0}
     try:
         if arguments.config is not None:
-            settings = read_config(arguments.config)
+            settings |= read_config(arguments.config)
         given = {name: getattr(arguments, name) for name in ("model", "latents", "steps")}
         settings |= {name: value for name, value in given.items() if value is not None}
         # A study goes through several K: the recipe's own must not be refused beside fewer latents.

@@ -28,7 +28,7 @@ class TrainConfig:
     model: str = _option(DEFAULT_MODEL, "encoder: a sentence-transformers name or folder")
     latents: int | None = _option(None, "number of latents n; chosen by the size of the corpus if not given")
     k: int = _option(64, "active latents per embedding, for reconstruction")
-    k_names: int = _option(8, "how many of the strongest latents are names: labels, explanations, steering")
+    k_names: int = _option(8, "how many of a code's first latents are names: labels, explanations, steering")
     pursuit_steps: int = _option(8, "steps that refine a code after the encoder's TopK; 0: the paper's one product")
     epochs: float | None = _option(None, "passes over the rows; chosen by the size of the corpus if not given")
     steps: int | None = _option(None, "steps of the fit, instead of epochs")
