@@ -116,10 +116,11 @@ def _course(measured: tuple[Measured, ...]) -> list[str]:
         "retention": [f"{record.overlap:.3f}" for record in shown],
         "dead %": [f"{100 * record.dead:.1f}" for record in shown],
     }
-    return [
+    table = [
         f"{'course' if name == 'step' else '':<8} {name:<12}" + "".join(f"{cell:>8}" for cell in cells)
         for name, cells in rows.items()
     ]
+    return [*table, f"{'':<8} (measured on the way by the encoder alone; the last line below has the refined codes)"]
 
 
 def _figure(value: float) -> str:
