@@ -174,11 +174,6 @@ class TopKSAE:
         """decode(encode(x)): (batch, d) to (batch, d)."""
         return self.decode(self.encode(x))
 
-    def pre_activations(self, x: Array, latents: NDArray[np.integer[Any]]) -> Array:
-        """W_enc (x - b_dec) + b_enc of a few latents only, before TopK: (batch, d) to (batch, len(latents))."""
-        chosen = torch.as_tensor(latents, device=self.W_enc.device).long()
-        return functional.linear(self._rows(x), self.W_enc[chosen], self._folded_bias[chosen]).cpu().numpy()
-
     def _rows(self, x: Tensor | Array) -> Tensor:
         # A copy: torch warns of arrays it must not write to, and embeddings are often memory-mapped.
         rows = torch.from_numpy(np.array(x, dtype=np.float32, order="C")) if isinstance(x, np.ndarray) else x

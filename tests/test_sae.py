@@ -137,12 +137,6 @@ def test_embeddings_of_other_precision_or_layout_are_read_and_left_alone(tmp_pat
     np.testing.assert_array_equal(x, before)
 
 
-def test_pre_activations_of_a_few_latents_are_those_of_equation_1() -> None:
-    sae, x = random_sae(), unit_rows(7, 5)
-    pre, _, _ = naive(sae, x, 6)
-    np.testing.assert_allclose(sae.pre_activations(x, np.array([3, 30, 3])), pre[:, [3, 30, 3]], atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("x", "message"),
     [
