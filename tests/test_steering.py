@@ -358,7 +358,7 @@ def test_presence_is_the_weighted_sum_of_saturated_activations() -> None:
 @settings(max_examples=40, deadline=None)
 @given(name=NAMES, low=STRENGTHS, high=STRENGTHS)
 def test_a_stronger_gate_never_lowers_a_passage_that_has_the_feature(name: Any, low: float, high: float) -> None:
-    assume(low < high)
+    assume(high - low > 1e-6)  # neighbouring floats round to the same gain
     (weak,), (strong,) = (planned({name: Add(s, side="document")}, QUERIES[0]).gates for s in (low, high))
     presence = gate_presence(weak, CODES, UNIT)
     gain = strong.amount * presence - weak.amount * presence
