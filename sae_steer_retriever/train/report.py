@@ -149,8 +149,8 @@ base_model: {encoder.name}
 
 # A TopK sparse autoencoder for {encoder.name}
 
-{sae.config.d} dimensions -> {sae.config.n} latents, {sae.config.k} of them active in an embedding; the strongest
-{sae.config.k_names} are its names.
+{sae.config.d} dimensions -> {sae.config.n} latents, {sae.config.k} of them active in an embedding; the first
+{sae.config.k_names} of a code, those that fit the text best, are its names.
 
 ```python
 from sae_steer_retriever import SteeredRetriever
@@ -164,6 +164,7 @@ hits = retriever.search("a question", steer={{"{examples[0].split(",")[0] if exa
 | | |
 |---|---|
 | passages / rows fitted | {report.passages:,} / {report.rows:,} |
+| steps of pursuit after the encoder's guess | {sae.config.pursuit_steps} |
 | FVU, fitted / held out | {report.fvu:.3f} / {report.fvu_held_out:.3f} |
 | overlap@10 of held-out queries, reconstructed on both sides | {report.overlap:.3f} |
 | dead latents | {100 * report.dead:.1f} % |
