@@ -1,8 +1,8 @@
 """From the encoder's guess of a code to one that reconstructs: iterative hard thresholding.
 
 A linear encoder guesses a code in one product. On text it was not fitted to the guess is off: on unseen queries it
-loses two to four times as much variance as the same decoder needs to. A few gradient steps on the squared error, each
-followed by TopK, mend that with the decoder as it is.
+loses one and a half to three times as much variance as the same decoder needs to. A few gradient steps on the squared
+error, each followed by TopK, mend that with the decoder as it is.
 """
 
 from __future__ import annotations

@@ -158,7 +158,8 @@ def prepare(
         n=n,
         k=k,
         k_names=min(config.k_names, k),
-        pursuit_steps=config.pursuit_steps,
+        # Eq. 1 of the paper is one product, and its decoder's rows have any length.
+        pursuit_steps=0 if config.loss == "paper" else config.pursuit_steps,
         encoder=spec,
         training=settings,
     )
