@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.latent_index import LatentIndex
+from sae_steer_retriever.latent_index import LatentIndex, damped
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
 
 # The memory of a process that does nothing but hold the index and ask it.
@@ -86,12 +86,12 @@ def dense_top(x: Array, q: Array, k: int) -> NDArray[np.int64]:
 
 
 def agreement(index: LatentIndex, codes: Codes[Any], queries: Codes[Any], k: int, n: int) -> tuple[float, float]:
-    """Against dense codes, a thousand passages at a time: largest score difference, share of the same ids."""
+    """Against dense damped codes, a thousand passages at a time: largest score difference, share of the same ids."""
     gap, same = 0.0, 0
-    dense_queries = densified(queries, n)
+    dense_queries = unit_codes(densified(damped(queries), n))
     products = np.concatenate(
         [
-            dense_queries @ unit_codes(densified(Codes(*(part[start : start + 1000] for part in codes)), n)).T
+            dense_queries @ unit_codes(densified(damped(Codes(*(part[start : start + 1000] for part in codes))), n)).T
             for start in range(0, len(codes.indices), 1000)
         ],
         axis=1,
@@ -151,7 +151,6 @@ def main() -> int:
     x = np.concatenate([x[: arguments.passages], mixtures(x, max(arguments.passages - real, 0), random)])
     codes = sae.encode(x)
     queries = sae.encode(q)
-    queries = Codes(queries.indices, unit_codes(queries.values))
     began = time.perf_counter()
     index = LatentIndex.build(codes, sae.config.n)
     ratios: dict[str, float] = {

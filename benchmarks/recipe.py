@@ -34,7 +34,13 @@ from sae_steer_retriever.sae import Array, TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.corpus import Corpus, read_corpus
 
-ROWS = {"reconstructed": "reconstructed", "original_x_reconstructed": "mixed", "latent": "dot", "latent_cosine": "cos"}
+ROWS = {
+    "reconstructed": "reconstructed",
+    "original_x_reconstructed": "mixed",
+    "latent": "dot",
+    "latent_cosine": "cos",
+    "latent_damped": "damped",
+}
 
 
 def fidelity_of(sae: TopKSAE, folder: Path, embedder: Embedder) -> dict[str, float]:

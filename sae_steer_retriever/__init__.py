@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sae_steer_retriever.attribution import Attribution, Contribution
+    from sae_steer_retriever.contrast import Contrast
     from sae_steer_retriever.embedders import (
         Embedder,
         LangChainEmbedder,
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
         StoreError,
         UnknownFeatureError,
     )
-    from sae_steer_retriever.features import Feature, FeatureCatalog
+    from sae_steer_retriever.explanation import Explanation
+    from sae_steer_retriever.feature import Feature
+    from sae_steer_retriever.feature_page import FeaturePage
+    from sae_steer_retriever.features import FeatureCatalog
     from sae_steer_retriever.retriever import Hit, SteeredRetriever
     from sae_steer_retriever.sae import Codes, EncoderSpec, SAEConfig, TopKSAE
     from sae_steer_retriever.steering import Clamp, Edit, Scale, Steering, Suppress
@@ -45,13 +49,16 @@ __all__ = [
     "ChromaStore",
     "Clamp",
     "Codes",
+    "Contrast",
     "Contribution",
     "CorpusError",
     "Edit",
     "Embedder",
     "EncoderSpec",
+    "Explanation",
     "Feature",
     "FeatureCatalog",
+    "FeaturePage",
     "Hit",
     "LangChainEmbedder",
     "LlamaIndexEmbedder",
@@ -73,6 +80,7 @@ __all__ = [
 
 _EXPORTS = {
     "attribution": ("Attribution", "Contribution"),
+    "contrast": ("Contrast",),
     "embedders": (
         "Embedder",
         "LangChainEmbedder",
@@ -91,7 +99,10 @@ _EXPORTS = {
         "StoreError",
         "UnknownFeatureError",
     ),
-    "features": ("Feature", "FeatureCatalog"),
+    "explanation": ("Explanation",),
+    "feature": ("Feature",),
+    "feature_page": ("FeaturePage",),
+    "features": ("FeatureCatalog",),
     "retriever": ("Hit", "SteeredRetriever"),
     "sae": ("Codes", "EncoderSpec", "SAEConfig", "TopKSAE"),
     "steering": ("Clamp", "Edit", "Scale", "Steering", "Suppress"),

@@ -46,7 +46,7 @@ class Attribution:
 
     Attributes:
         features: The query's own features, largest first: `h_f(q) (d_f . x)`; in the latent space those that the
-            passage has too, `h_f(q) h_f(d)`.
+            passage has too, the product of both damped activations over the lengths of both damped codes.
         steering: One term per edit and side.
         bias: The decoder bias' share, `b_dec . x`: what every query has in common. None in the latent space: 0.
         residual: What the SAE does not reconstruct of the query, `(q - q_hat) . x`: unexplained; 0 in the latent space.
@@ -128,7 +128,7 @@ class CodeExplainer:
         """Look at the query, once for all its hits.
 
         Args:
-            h_q: (1, K) the query's code, before it is edited.
+            h_q: (1, K) the query's code, before it is edited, as it is compared: damped in the latent space.
             name: From a latent id to its display name.
         """
         self._own = dict(zip(h_q.indices[0].tolist(), h_q.values[0].tolist(), strict=True))
@@ -140,7 +140,7 @@ class CodeExplainer:
         """Decompose one score into the latents that query and passage share.
 
         Args:
-            codes: (1, K) the passage's code.
+            codes: (1, K) the passage's code, as it is compared.
             steering: The steering's terms, already in score units.
             scale: One over the lengths of the two codes, that of the query after its edits.
         """

@@ -3,82 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sae_steer_retriever.artifact import write_files
-from sae_steer_retriever.calibration import CALIBRATION_FILE, Calibration, load_calibration, save_calibration
-from sae_steer_retriever.errors import AmbiguousFeatureError, ArtifactError, UnknownFeatureError, nearest_names
-from sae_steer_retriever.feature_names import feature_id, stem
-from sae_steer_retriever.sae import Array, Codes, resolve_folder
+from sae_steer_retriever.annotations import (
+    Annotation,
+    Annotations,
+    annotations_for,
+    checked_label,
+    checked_note,
+    directions_of,
+    write_annotations,
+)
+from sae_steer_retriever.calibration import Calibration
+from sae_steer_retriever.catalog_files import read_catalog, write_catalog
+from sae_steer_retriever.concept import Concept
+from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError, nearest_names
+from sae_steer_retriever.family import Family
+from sae_steer_retriever.feature import Feature
+from sae_steer_retriever.feature_evidence import FeatureEvidence, read_evidence, write_evidence
+from sae_steer_retriever.feature_names import feature_id
+from sae_steer_retriever.feature_page import FeaturePage, NamedNeighbour
+from sae_steer_retriever.feature_search import FeatureSearch
+from sae_steer_retriever.resolution import NameResolver
+from sae_steer_retriever.sae import Array, resolve_folder
 from sae_steer_retriever.steering import Resolution
 
-FEATURES_FILE = "features.json"
-_FORMAT_VERSION = 1
-# A label that cannot tell its own passages from hard negatives better than this is shown as unclear.
-CLEAR_FROM = 0.7
-# Cosines between short texts and labels under all-MiniLM-L6-v2: related words lie above, unrelated ones below.
-_MEANT_FROM = 0.35
-_CERTAIN_FROM = 0.6
-_RELATED_FROM = 0.2
-# A name steers at most this many features, none weaker than this share of the strongest.
-_FAMILY_SIZE = 5
-_FAMILY_WEIGHT = 0.2
-
-
-@dataclasses.dataclass(frozen=True)
-class Feature:
-    """One latent, as a person sees it.
-
-    Attributes:
-        id: The latent's row in the dictionary.
-        label: A few words, e.g. "employment, salary, wages"; empty if it fires too rarely to be labelled.
-        keywords: The label's words and phrases, the most telling first.
-        label_score: How well the label detects the feature's passages on text that was not used to make it: AUROC
-            against hard negatives, None where there were too few passages.
-        frequency: Share of the corpus' passages in which it is active.
-        unit: The activation that 1.0 in `steer=` stands for.
-        examples: Ids of passages in which it is strongest.
-    """
-
-    id: int
-    label: str
-    keywords: tuple[str, ...]
-    label_score: float | None
-    frequency: float
-    unit: float
-    examples: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """What to show: the label, marked where it is not to be trusted, or the id."""
-        if not self.label:
-            return f"#{self.id}"
-        if self.label_score is not None and self.label_score < CLEAR_FROM:
-            return f"unclear #{self.id} ({self.label})"
-        return self.label
-
-
-class Concept(NamedTuple):
-    """A name read as text.
-
-    Attributes:
-        embedding: (d,) unit vector.
-        codes: (1, K) its codes.
-    """
-
-    embedding: Array
-    codes: Codes[NDArray[Any]]
+_NEIGHBOURS = 5
 
 
 class FeatureCatalog:
-    """All features of one SAE, with their calibration."""
+    """All features of one SAE, with their calibration.
+
+    Attributes:
+        features: One per latent, in order of their ids, under the names that a person gave where there are any.
+        calibration: Their statistics.
+        fingerprint: Of the SAE.
+        label_embeddings: (n, d) unit vectors of the labels, zero rows where there is none; None if there are none.
+        families: Groups of features that passages have together.
+        annotations: The names that a person gave.
+        revision: How often a name was changed since the catalog was made: what was looked up before may be outdated.
+    """
 
     def __init__(
         self,
@@ -86,6 +53,8 @@ class FeatureCatalog:
         calibration: Calibration,
         fingerprint: str,
         label_embeddings: Array | None = None,
+        families: Sequence[Family] = (),
+        evidence: Mapping[int, FeatureEvidence] | None = None,
     ) -> None:
         """Take the parts.
 
@@ -94,21 +63,36 @@ class FeatureCatalog:
             calibration: Their statistics.
             fingerprint: Of the SAE.
             label_embeddings: (n, d) unit vectors of the labels, zero rows where there is none.
+            families: Groups of features.
+            evidence: By feature id.
         """
-        self.features = tuple(features)
         self.calibration = calibration
         self.fingerprint = fingerprint
-        self.label_embeddings = label_embeddings
-        self._by_label: dict[str, list[int]] = {}
-        self._by_keyword: dict[str, list[int]] = {}
-        # How a keyword is written, by its stem: suggestions are words, not stems.
-        self._written: dict[str, str] = {}
-        for feature in self.features:
-            if feature.label:
-                self._by_label.setdefault(feature.label.casefold(), []).append(feature.id)
-            for key, keyword in {stem(keyword): keyword for keyword in reversed(feature.keywords)}.items():
-                self._by_keyword.setdefault(key, []).append(feature.id)
-                self._written.setdefault(key, keyword)
+        self.families = tuple(families)
+        self.revision = 0
+        self._generated = tuple(features)
+        self._generated_embeddings = label_embeddings
+        self._evidence = evidence
+        self._folder: Path | None = None
+        self._name(Annotations(fingerprint))
+
+    def _name(self, annotations: Annotations) -> None:
+        """Put a person's names over the generated ones."""
+        self.annotations = annotations
+        names = {feature: one for feature, one in annotations.names.items() if feature < len(self._generated)}
+        embeddings = self._generated_embeddings
+        embedded = {feature: one.embedding for feature, one in names.items() if one.embedding is not None}
+        if embeddings is not None and embedded:
+            embeddings = embeddings.copy()
+            for feature, embedding in embedded.items():
+                if len(embedding) == embeddings.shape[1]:
+                    embeddings[feature] = embedding
+        self.label_embeddings = embeddings
+        self.features = tuple(
+            names[feature.id].of(feature) if feature.id in names else feature for feature in self._generated
+        )
+        self._resolver = NameResolver(self)
+        self._search = FeatureSearch(self)
 
     def __len__(self) -> int:
         """Number of latents, n."""
@@ -129,36 +113,41 @@ class FeatureCatalog:
         return self[latent].name
 
     @property
+    def generated(self) -> tuple[Feature, ...]:
+        """The features under the names that were generated for them: what `features` is without a person's names."""
+        return self._generated
+
+    @property
     def labelled(self) -> tuple[Feature, ...]:
         """The features that have a label."""
         return tuple(feature for feature in self.features if feature.label)
 
-    def search(self, text: str, *, concept: Concept | None = None, limit: int = 10) -> list[Feature]:
-        """Features that answer to a text: by their words first, then by meaning.
+    # -- looking things up --------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        text: str,
+        *,
+        concept: Concept | None = None,
+        limit: int = 10,
+        include_hubs: bool = False,
+        include_dead: bool = False,
+    ) -> list[Feature]:
+        """Features that answer to a text, by their words, by meaning and by what the text itself activates.
 
         Args:
             text: Words to look for.
             concept: The same text, embedded; without it only words are compared.
             limit: How many features at most.
+            include_hubs: Also features that more than a tenth of the passages have.
+            include_dead: Also features that no passage has.
         """
-        words = {stem(word) for word in text.casefold().split()} | {stem(text)}
-        scores = np.zeros(len(self))
-        for feature in self.labelled:
-            for rank, keyword in enumerate(feature.keywords):
-                hits = words & ({stem(keyword)} | {stem(word) for word in keyword.split()})
-                scores[feature.id] += len(hits) / (1.0 + rank)
-        if concept is not None and self.label_embeddings is not None:
-            meaning = self.label_embeddings @ concept.embedding
-            scores += np.where(meaning >= _MEANT_FROM, meaning, 0.0)
-        order = np.argsort(-scores, kind="stable")[:limit]
-        return [self.features[latent] for latent in order if scores[latent] > 0]
+        return self._search.find(
+            text, concept=concept, limit=limit, include_hubs=include_hubs, include_dead=include_dead
+        )
 
     def resolve(self, name: str | int, concept: Callable[[str], Concept] | None = None) -> Resolution:
-        """The features a name means.
-
-        In order: an id (`84340`, `"#84340"`), a display name or whole label, a keyword, free text by its meaning.
-        A keyword or text may mean a family of features: those that its own embedding activates and whose labels
-        agree with it, weighted by that activation.
+        """The features a name means; see `NameResolver.resolve`.
 
         Args:
             name: As the user wrote it.
@@ -168,112 +157,180 @@ class FeatureCatalog:
             UnknownFeatureError: No live feature answers to the name; the nearest names are listed.
             AmbiguousFeatureError: Several unrelated features do; they are listed.
         """
-        latent = feature_id(name)
+        return self._resolver.resolve(name, concept)
+
+    def evidence(self, feature: int) -> FeatureEvidence | None:
+        """What a feature's name rests on; None if the catalog was made without. Read when it is first asked for.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+            ArtifactError: The evidence is damaged, or of another SAE.
+        """
+        return self._all_evidence().get(self[feature].id)
+
+    def _all_evidence(self) -> Mapping[int, FeatureEvidence]:
+        if self._evidence is None:
+            self._evidence = {} if self._folder is None else read_evidence(self._folder, self.fingerprint)
+        return self._evidence
+
+    def show(self, feature: int | str, *, directions: Array | None = None) -> FeaturePage:
+        """All that is known of a feature, to be printed or shown in a notebook.
+
+        Args:
+            feature: Its id, also a dead one's, or a name that means one feature.
+            directions: (n, d) the SAE's decoder: gives the neighbours where there is no evidence.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+            AmbiguousFeatureError: The name means several.
+        """
+        found = self[self._one(feature)]
+        evidence = self.evidence(found.id)
+        return FeaturePage(
+            feature=found,
+            count=int(self.calibration.count[found.id]),
+            rows=self.calibration.rows,
+            maximum=float(self.calibration.maximum[found.id]),
+            evidence=evidence,
+            neighbours=self._neighbours(found.id, evidence, directions),
+            family=self._family_of(found),
+            note=self.annotations.names[found.id].note if found.id in self.annotations.names else None,
+            generated=self._generated[found.id].label,
+        )
+
+    def _one(self, feature: int | str) -> int:
+        latent = feature_id(feature)
         if latent is not None:
-            if self.calibration.count[self[latent].id] == 0:
-                raise UnknownFeatureError(f"feature #{latent} is dead: it is active in no passage of the corpus.")
-            return Resolution((latent,), (1.0,), "id")
-        text = str(name).strip()
-        alike = self._by_label.get(text.casefold())
-        if alike is not None:
-            return Resolution(tuple(alike[:_FAMILY_SIZE]), (1.0,) * len(alike[:_FAMILY_SIZE]), "label")
-        matches = self._by_keyword.get(stem(text), [])
-        if concept is None:
-            return self._resolve_by_words(text, matches)
-        return self._resolve_by_meaning(text, matches, concept(text))
+            return latent
+        features = self.resolve(feature).features
+        if len(features) > 1:
+            options = "; ".join(f"#{latent} {self.name(latent)}" for latent in features)
+            raise AmbiguousFeatureError(f"{feature!r} means {len(features)} features: {options}. Show one by its id.")
+        return features[0]
 
-    def _resolve_by_words(self, text: str, matches: list[int]) -> Resolution:
-        if not matches:
-            raise self._unknown(text, None)
-        self._refuse_unrelated(text, matches)
-        ranks = {latent: self._rank_of(text, latent) for latent in matches}
-        family = sorted(matches, key=lambda latent: ranks[latent])[:_FAMILY_SIZE]
-        first = 1.0 + ranks[family[0]]
-        return Resolution(tuple(family), tuple(first / (1.0 + ranks[latent]) for latent in family), "keyword")
+    def _neighbours(
+        self, feature: int, evidence: FeatureEvidence | None, directions: Array | None
+    ) -> tuple[NamedNeighbour, ...]:
+        if evidence is not None and evidence.neighbours:
+            return tuple(NamedNeighbour(self[other], cosine) for other, cosine in evidence.neighbours)
+        if directions is None:
+            return ()
+        cosines = directions @ directions[feature]
+        others = sorted(
+            (other for other in self.labelled if other.id != feature), key=lambda other: (-cosines[other.id], other.id)
+        )
+        return tuple(NamedNeighbour(other, float(cosines[other.id])) for other in others[:_NEIGHBOURS])
 
-    def _resolve_by_meaning(self, text: str, matches: list[int], concept: Concept) -> Resolution:
-        activations = {
-            int(latent): float(value)
-            for latent, value in zip(concept.codes.indices[0], concept.codes.values[0], strict=True)
-            if value > 0 and self.calibration.count[latent] > 0
-        }
-        agreeing = set(matches) | self._meant(text, activations, concept)
-        family = sorted((latent for latent in activations if latent in agreeing), key=lambda a: -activations[a])
-        family = family[:_FAMILY_SIZE]
-        if not family:
-            if matches:
-                return self._resolve_by_words(text, matches)
-            raise self._unknown(text, concept)
-        strongest = activations[family[0]]
-        family = [latent for latent in family if activations[latent] >= _FAMILY_WEIGHT * strongest]
-        rivals = [latent for latent in family if activations[latent] >= 0.8 * strongest]
-        self._refuse_unrelated(text, rivals)
-        weights = tuple(activations[latent] / strongest for latent in family)
-        return Resolution(tuple(family), weights, "keyword" if family[0] in matches else "meaning")
+    # -- families -----------------------------------------------------------------------------------------------------
 
-    def _meant(self, text: str, activations: dict[int, float], concept: Concept) -> set[int]:
-        """The activated features whose labels are near the text, none if it looks like a misspelt keyword."""
-        if self.label_embeddings is None:
-            return set()
-        near = {latent: float(self.label_embeddings[latent] @ concept.embedding) for latent in activations}
-        misspelt = stem(text) not in self._by_keyword and bool(self._spelt_like(text, 1))
-        threshold = _CERTAIN_FROM if misspelt else _MEANT_FROM
-        if max(near.values(), default=0.0) < threshold:
-            return set()
-        return {latent for latent, cosine in near.items() if cosine >= _MEANT_FROM}
+    def family(self, name: str | int) -> Family:
+        """A family by its name or number.
 
-    def _refuse_unrelated(self, text: str, rivals: Sequence[int]) -> None:
-        if self.label_embeddings is None or len(rivals) < 2:
-            return
-        first, *others = rivals
-        unrelated = [
-            other for other in others if self.label_embeddings[first] @ self.label_embeddings[other] < _RELATED_FROM
-        ]
-        if unrelated:
-            options = "; ".join(f"#{latent} {self.name(latent)}" for latent in [first, *unrelated][:5])
-            raise AmbiguousFeatureError(
-                f"{text!r} is ambiguous, it fits unrelated features: {options}. Name one by its id or its whole label."
-            )
+        Raises:
+            UnknownFeatureError: There is none; the nearest names are listed.
+        """
+        number = feature_id(name)
+        for family in self.families:
+            if family.id == number or str(name).strip().casefold() == family.name.casefold():
+                return family
+        if not self.families:
+            raise UnknownFeatureError(f"unknown family {name!r}: this catalog was made without families.")
+        names = {family.name.lower(): family.name for family in self.families}
+        near = [names[key] for key in nearest_names(str(name), names, 3)]
+        words = set(str(name).casefold().replace(",", " ").split())
+        near += [
+            family.name
+            for family in self.families
+            if family.name not in near and words & set(family.name.casefold().replace(",", " ").split())
+        ][:3]
+        hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+        raise UnknownFeatureError(
+            f"unknown family {name!r}.{hint} There are {len(self.families)}: see `sae-steer features families`."
+        )
 
-    def _unknown(self, text: str, concept: Concept | None) -> UnknownFeatureError:
-        spelt = self._spelt_like(text, 3)
-        nearest = [f"#{feature.id} {feature.name}" for feature in self.search(text, concept=concept, limit=3)]
-        if concept is not None and self.label_embeddings is not None and not nearest:
-            order = np.argsort(-(self.label_embeddings @ concept.embedding))[:3]
-            nearest = [f"#{latent} {self.name(int(latent))}" for latent in order]
-        message = f"unknown feature {text!r}."
-        if spelt:
-            message += f" Did you mean {', '.join(repr(name) for name in spelt)}?"
-        if nearest:
-            message += f" Nearest features: {'; '.join(nearest)}."
-        return UnknownFeatureError(f"{message} {len(self.labelled)} features have names: see `sae-steer features`.")
+    def _family_of(self, feature: Feature) -> Family | None:
+        return next((family for family in self.families if feature.id in family.features), None)
 
-    def _spelt_like(self, text: str, limit: int) -> list[str]:
-        return [self._written[key] for key in nearest_names(stem(text), self._by_keyword, limit)]
+    # -- a person's names ---------------------------------------------------------------------------------------------
 
-    def _rank_of(self, text: str, latent: int) -> int:
-        stems = [stem(keyword) for keyword in self.features[latent].keywords]
-        return stems.index(stem(text))
+    def annotate(self, feature: int, label: str, note: str | None = None, *, embedding: Array | None = None) -> Feature:
+        """Name a feature oneself. The name wins over the generated one, is kept with the SAE, and survives retraining.
+
+        A catalog that was loaded from a folder keeps the name there at once, any other where it is saved. Two features
+        of one label are steered together.
+
+        Args:
+            feature: Its id.
+            label: A few words, at most 120 characters.
+            note: Anything else worth keeping.
+            embedding: (d,) unit vector of the label, by which it is found by meaning; that of the generated label is
+                used if not given.
+
+        Returns:
+            The feature under its new name.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+            ValueError: The label is empty, too long, or reads as an id, or the embedding is of another width.
+            ArtifactError: The SAE's folder cannot be written to; nothing is changed then.
+        """
+        latent = self[feature].id
+        given = None if embedding is None else np.asarray(embedding, dtype=np.float32)
+        width = None if self._generated_embeddings is None else self._generated_embeddings.shape[1:]
+        if given is not None and (given.shape != (width or given.shape[:1]) or not np.isfinite(given).all()):
+            raise ValueError(f"embedding has shape {given.shape}, expected {width or '(d,)'}, finite.")
+        return self._change(latent, Annotation(latent, checked_label(label), checked_note(note), embedding=given))
+
+    def remove_annotation(self, feature: int) -> Feature:
+        """Take a person's name back: the feature has its generated name again.
+
+        Raises:
+            UnknownFeatureError: There is no such feature, or nobody named it.
+            ArtifactError: The SAE's folder cannot be written to; nothing is changed then.
+        """
+        latent = self[feature].id
+        if latent not in self.annotations.names:
+            raise UnknownFeatureError(f"feature #{latent} has no name given by a person.")
+        return self._change(latent, None)
+
+    def _change(self, latent: int, annotation: Annotation | None) -> Feature:
+        # Read again: somebody else may have named another feature since.
+        current = self.annotations if self._folder is None else annotations_for(self._folder, self.fingerprint)
+        if annotation is not None and self._folder is not None:
+            decoder = directions_of(self._folder, self.fingerprint)
+            annotation = annotation if decoder is None else annotation.located(decoder)
+        changed = current.without(latent) if annotation is None else current.with_name(annotation)
+        if self._folder is not None:
+            write_annotations(self._folder, changed)
+        self._name(changed)
+        self.revision += 1
+        return self[latent]
+
+    # -- files --------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write `features.json` and `calibration.safetensors` into the SAE's folder, atomically."""
-        rows = [dataclasses.asdict(feature) for feature in self.features]
-        calibration = save_calibration(self.calibration, self.label_embeddings)
-        body = {
-            "format_version": _FORMAT_VERSION,
-            "fingerprint": self.fingerprint,
-            "calibration": _digest(calibration),
-            "features": rows,
-        }
-        files = {
-            FEATURES_FILE: json.dumps(body, ensure_ascii=False, indent=1).encode(),
-            CALIBRATION_FILE: calibration,
-        }
-        write_files(Path(folder), files)
+        """Write the catalog's files into the SAE's folder, each atomically.
+
+        A person's names go to `annotations.json`; those already kept in the folder stay.
+        """
+        target = Path(folder)
+        families, embeddings = self.families, self._generated_embeddings
+        write_catalog(target, self._generated, self.calibration, self.fingerprint, embeddings, families)
+        if self._folder is None or self._folder.resolve() != target.resolve():
+            evidence = self._all_evidence()
+            if evidence:
+                write_evidence(target, evidence, self.fingerprint)
+        if self.annotations.names or self.annotations.unmatched:
+            kept = annotations_for(target, self.fingerprint)
+            decoder = directions_of(target, self.fingerprint)
+            for one in self.annotations.names.values():
+                kept = kept.with_name(one if one.direction is not None or decoder is None else one.located(decoder))
+            others = [one for one in self.annotations.unmatched if one not in kept.unmatched]
+            write_annotations(target, dataclasses.replace(kept, unmatched=(*kept.unmatched, *others)))
 
     @classmethod
     def load(cls, folder: str | Path, fingerprint: str) -> FeatureCatalog:
-        """Read the catalog of a saved SAE.
+        """Read the catalog of a saved SAE, with the names that a person gave.
 
         Args:
             folder: The SAE's folder, or its hub id.
@@ -282,35 +339,11 @@ class FeatureCatalog:
         Raises:
             ArtifactError: A file is missing, damaged, or belongs to another SAE.
         """
-        path = resolve_folder(folder) / FEATURES_FILE
-        if not path.is_file():
-            raise ArtifactError(f"{path.parent} holds no {FEATURES_FILE}: train again, or copy the whole SAE folder.")
-        try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-            if body["format_version"] != _FORMAT_VERSION:
-                raise ArtifactError(f"{path} has format version {body['format_version']}, expected {_FORMAT_VERSION}.")
-            found, written_with = str(body["fingerprint"]), str(body["calibration"])
-            features = [
-                Feature(**{**row, "keywords": tuple(row["keywords"]), "examples": tuple(row["examples"])})
-                for row in body["features"]
-            ]
-            if [feature.id for feature in features] != list(range(len(features))):
-                raise ValueError("its features are not numbered from 0 without gaps")
-        except ArtifactError:
-            raise
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise ArtifactError(f"{path} is not a feature catalog of this library ({error!r}).") from error
-        if found != fingerprint:
-            raise ArtifactError(f"{path} names the features of SAE {found}, the weights are of {fingerprint}.")
-        calibration_path = path.parent / CALIBRATION_FILE
-        calibration, label_embeddings = load_calibration(calibration_path, len(features))
-        if _digest(calibration_path.read_bytes()) != written_with:
-            raise ArtifactError(
-                f"{path.parent}: {CALIBRATION_FILE} is not the one that {FEATURES_FILE} was written with: "
-                "copy the whole SAE folder, or train again."
-            )
-        return cls(features, calibration, fingerprint, label_embeddings)
+        path = resolve_folder(folder)
+        catalog = cls(*read_catalog(path, fingerprint))
+        catalog._folder = path
+        catalog._name(annotations_for(path, fingerprint))
+        return catalog
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+__all__ = ["Concept", "Feature", "FeatureCatalog"]

@@ -1,4 +1,4 @@
-"""One query in the space of latents: passages by the cosine of their codes with the query's, which is edited itself."""
+"""One query in the latent space, that of damped codes: passages by their cosine with the query's, which is edited."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sae_steer_retriever.code_index import CodeIndex
 from sae_steer_retriever.document_collection import Record
 from sae_steer_retriever.features import FeatureCatalog
 from sae_steer_retriever.hits import Explain
-from sae_steer_retriever.latent_index import LatentEngine, LatentIndex, best, lengths
+from sae_steer_retriever.latent_index import LatentEngine, LatentIndex, best, damped, lengths
 from sae_steer_retriever.plan import plan_code
 from sae_steer_retriever.ranking import Ranker, Ranking
 from sae_steer_retriever.sae import Array, Codes
@@ -23,7 +23,10 @@ from sae_steer_retriever.store import ChromaStore, Metadata
 
 @dataclasses.dataclass(frozen=True)
 class LatentRanker(Ranker):
-    """A `Ranker` whose space is the code itself: `cos(z_q + v, z_d) + gates`.
+    """A `Ranker` whose space is the code itself, damped: `cos(damp(z_q) + v, damp(z_d)) + gates`.
+
+    It takes codes as the SAE gives them. Gates read them as they are; all else is in the latent space, where codes are
+    `damped`: `vector` and the plan's tilts are, too.
 
     Attributes:
         latents: (m,) which latents the coordinates of `vector` and of the plan's tilts are.
@@ -32,21 +35,21 @@ class LatentRanker(Ranker):
     latents: NDArray[np.int32]
 
     def cosines(self, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]:
-        """(N,) cosines of passages' codes with the query's, before its edits."""
+        """(N,) cosines of passages' damped codes with the query's, before its edits."""
         norms = np.maximum(self._lengths(codes) * np.linalg.norm(self.vector), np.finfo(np.float32).tiny)
         return self._projections(codes, self.vector) / norms
 
     def _projections(self, codes: Codes[NDArray[Any]], vector: Array) -> Array:
         along = np.zeros(self.sae.config.n, dtype=np.float32)
         along[self.latents] = vector
-        return np.asarray((codes.values * along[codes.indices]).sum(axis=1), dtype=np.float32)
+        return np.asarray((damped(codes).values * along[codes.indices]).sum(axis=1), dtype=np.float32)
 
     def _lengths(self, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]:
-        return lengths(codes).astype(np.float64)
+        return lengths(damped(codes)).astype(np.float64)
 
 
 class LatentSearch:
-    """Ranks by `z_q . z_d / (|z_q| |z_d|)` over all K latents, plus what gates add. Nothing is decoded.
+    """Ranks by `z_q . z_d / (|z_q| |z_d|)` of `damped` codes, over all K latents, plus what gates add; no decoding.
 
     Only passages that share a latent with the query, or gain one from a steering, are found, and only those whose
     codes are in the companion. With the exact engine the ranking is that of all passages; another engine proposes
@@ -68,7 +71,7 @@ class LatentSearch:
             store: The passages.
             catalog: Names and units of the features.
             steering: The edits of the query's code.
-            h_q: (1, K) the code.
+            h_q: (1, K) the code, as the SAE gives it.
             where: Chroma's metadata filter.
             engine: What finds candidates.
         """
@@ -112,9 +115,9 @@ class LatentSearch:
 
     def explain(self, ranking: Ranking) -> Explain:
         """What decomposes the scores of a ranking."""
-        codes = self._store.codes(ranking.ids)
+        codes = damped(self._store.codes(ranking.ids))
         scales = 1.0 / np.maximum(lengths(codes).astype(np.float64) * _length(self._edited), np.finfo(np.float32).tiny)
-        explainer = CodeExplainer(self._h_q, self._catalog.name)
+        explainer = CodeExplainer(damped(self._h_q), self._catalog.name)
 
         def shared(row: int, record: Record) -> Attribution:
             code: Codes[NDArray[Any]] = Codes(codes.indices[row : row + 1], codes.values[row : row + 1])
@@ -131,7 +134,7 @@ class LatentSearch:
         latents, query = self._ranker.latents, _unit(self._ranker.vector)
         engine = index.latent_engine(self._engine, self._store.sae.config.n)
         if not isinstance(engine, LatentIndex):
-            found = engine.search(Codes(latents[None], query[None]), limit, allowed=allowed)[0].rows
+            found = engine.nearest(latents, query, limit, allowed=allowed).rows
             return (found, self._proposed(index, found, limit, allowed)) if steered else (found, found)
         plain = engine.scores(latents, query)
         if allowed is not None:
@@ -151,9 +154,8 @@ class LatentSearch:
     ) -> NDArray[np.int64]:
         """Candidates of another engine: neighbours of both codes, and the passages that have a rewarded feature."""
         engine = index.latent_engine(self._engine, self._store.sae.config.n)
-        code: Codes[NDArray[Any]] = Codes(self._ranker.latents[None], _unit(self._edited)[None])
         rewarded = [gate for gate in self._ranker.plan.gates if gate.amount > 0]
-        parts = [base, engine.search(code, limit, allowed=allowed)[0].rows]
+        parts = [base, engine.nearest(self._ranker.latents, _unit(self._edited), limit, allowed=allowed).rows]
         parts += [index.posting(latent).astype(np.int64) for gate in rewarded for latent in gate.features]
         rows = np.unique(np.concatenate(parts))
         rows = rows[self._ranker.kept(index)[rows]]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.calibration import Calibration
+from sae_steer_retriever.latent_index import damp, damped
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
 
 if TYPE_CHECKING:  # steering.py offers these names too
@@ -88,15 +89,15 @@ def plan(steering: Steering, q: Array, h_q: Codes[NDArray[Any]], sae: TopKSAE, c
         sae: The dictionary.
         calibration: Its units.
     """
-    return _plan(steering, q, h_q, lambda features: sae.decoder[features], calibration)
+    return _plan(steering, q, h_q, lambda features: sae.decoder[features], calibration.unit, calibration.score_spread)
 
 
 class CodePlan(NamedTuple):
-    """What a steering does to one query's code, in coordinates of the latents that it is about.
+    """What a steering does to one query's damped code, in coordinates of the latents that it is about.
 
     Attributes:
         latents: (m,) those of the query and those of the edits, ascending.
-        vector: (m,) the query's activations of them.
+        vector: (m,) the query's damped activations of them.
         plan: The plan; its tilts are (m,) changes of these activations, which may become negative.
     """
 
@@ -106,13 +107,17 @@ class CodePlan(NamedTuple):
 
 
 def plan_code(steering: Steering, h_q: Codes[NDArray[Any]], calibration: Calibration) -> CodePlan:
-    """The same on the code itself: every latent is a direction of its own, and nothing is decoded.
+    """The same on the damped code: every latent is a direction of its own, and nothing is decoded.
+
+    Units are damped as the code is, so that an edit by one unit adds as much as a passage has that has the feature at
+    one unit. Strengths are not damped: edits stay linear in them.
 
     Args:
-        steering: The edits; their drift cap is a cosine of codes here.
-        h_q: (1, K) the query's code.
-        calibration: The features' units.
+        steering: The edits; their drift cap is a cosine of damped codes here.
+        h_q: (1, K) the query's code, as the SAE gives it.
+        calibration: The features' units, of codes that are not damped.
     """
+    h_q = damped(h_q)
     active = h_q.values[0] > 0
     own = h_q.indices[0][active]
     latents = np.unique(np.array([*own.tolist(), *(f for edit in steering.edits for f in edit.features)], np.int32))
@@ -122,7 +127,9 @@ def plan_code(steering: Steering, h_q: Codes[NDArray[Any]], calibration: Calibra
     def directions(features: NDArray[np.int64]) -> Array:
         return np.asarray(features[:, None] == latents[None], dtype=np.float32)
 
-    return CodePlan(latents, vector, _plan(steering, vector, h_q, directions, calibration))
+    return CodePlan(
+        latents, vector, _plan(steering, vector, h_q, directions, damp(calibration.unit), calibration.score_spread)
+    )
 
 
 def _plan(
@@ -130,7 +137,8 @@ def _plan(
     q: Array,
     h_q: Codes[NDArray[Any]],
     directions_of: Callable[[NDArray[np.int64]], Array],
-    calibration: Calibration,
+    unit: Array,
+    score_spread: float,
 ) -> Plan:
     own = dict(zip(h_q.indices[0].tolist(), h_q.values[0].tolist(), strict=True))
     # What two suppressed families share is taken away once: each of them takes its part.
@@ -141,14 +149,14 @@ def _plan(
     for edit in steering.edits:
         features = np.array(edit.features)
         weights = np.array(edit.weights, dtype=np.float32)
-        units = calibration.unit[features]
+        units = unit[features]
         present = np.array([own.get(feature, 0.0) for feature in edit.features], dtype=np.float32)
         directions = directions_of(features)
         if edit.op == "add":
             if edit.side in ("query", "both"):
                 tilts.append(Tilt(edit.name, edit.strength * _family_direction(weights, units, directions)))
             if edit.side in ("document", "both"):
-                amount = edit.strength * calibration.score_spread
+                amount = edit.strength * score_spread
                 gates.append(Gate(edit.name, edit.features, edit.weights, amount))
         elif edit.op == "clamp":
             change = np.asarray(weights * edit.strength * units - present, dtype=np.float32)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from sae_steer_retriever.attribution import Attribution, attribute
+from sae_steer_retriever.concept import Concept, read_concept
 from sae_steer_retriever.embedders import Embedder, unit_rows
 from sae_steer_retriever.errors import MismatchError
-from sae_steer_retriever.features import Concept, FeatureCatalog
+from sae_steer_retriever.features import FeatureCatalog
 from sae_steer_retriever.plan import plan
 from sae_steer_retriever.ranking import Ranker
 from sae_steer_retriever.sae import Array, TopKSAE
@@ -149,7 +150,7 @@ class Reranker:
 
     def _concept(self, text: str) -> Concept:
         embedding = self.embedder.embed_queries([text])
-        return Concept(embedding[0], self.sae.encode(embedding))
+        return read_concept(self.sae, embedding[0])
 
     def _vectors(self, texts: Sequence[str], vectors: Sequence[Sequence[float] | Array | None] | None) -> Array:
         known = dict(enumerate(vectors)) if vectors is not None else {}

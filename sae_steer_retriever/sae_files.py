@@ -24,6 +24,8 @@ CONFIG_FILE = "config.json"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 # What belongs to an SAE on the hub: weights, config, catalog, calibration and card.
 _SHARED = ["*.safetensors", "*.json", "README.md"]
+# And what does not, though it is in the folder: the names and notes that a person gave to features.
+_PRIVATE = ["annotations.json"]
 
 
 def write_sae(folder: Path, tensors: Mapping[str, Tensor], config: SAEConfig, fingerprint: str) -> None:
@@ -116,7 +118,7 @@ def resolve_folder(path: str | Path, *, revision: str | None = None, token: str 
 
 
 def upload_folder(folder: Path, repo_id: str, *, private: bool, token: str | None, message: str) -> str:
-    """Upload a saved SAE with its catalog and card.
+    """Upload a saved SAE with its catalog and card; the names and notes that a person gave stay here.
 
     Returns:
         The repository's address.
@@ -129,7 +131,13 @@ def upload_folder(folder: Path, repo_id: str, *, private: bool, token: str | Non
     try:
         api = HfApi(token=token)
         address = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=_SHARED, commit_message=message)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=_SHARED,
+            ignore_patterns=_PRIVATE,
+            commit_message=message,
+        )
     except Exception as error:  # see resolve_folder
         reason = str(error).partition("\n")[0]
         raise ArtifactError(f"cannot upload to {repo_id!r}: {type(error).__name__}: {reason}") from error

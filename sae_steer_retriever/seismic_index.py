@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import MissingExtraError
-from sae_steer_retriever.latent_index import LatentHits, best, lengths, require_known
+from sae_steer_retriever.latent_index import (
+    LatentHits,
+    Similarity,
+    best,
+    compared,
+    require_known,
+    require_similarity,
+)
 from sae_steer_retriever.sae import Array, Codes
 
 # Passages handed over at a time.
@@ -27,45 +34,46 @@ class SeismicIndex:
     It finds most of the nearest passages; the scores of those it finds are exact, they are computed from the codes.
     """
 
-    def __init__(self, index: Any, codes: Codes[NDArray[Any]], n: int, *, normalise: bool) -> None:  # noqa: ANN401
+    def __init__(self, index: Any, codes: Codes[NDArray[Any]], n: int, similarity: Similarity) -> None:  # noqa: ANN401
         """Take the parts; `build` makes them.
 
         Args:
             index: Seismic's index of the codes.
             codes: (N, K) the codes, for the scores; may be memory-mapped.
             n: Number of latents.
-            normalise: Whether scores are of codes at unit length.
+            similarity: What codes are compared by.
         """
         self._index = index
         self._codes = codes
-        self._normalise = normalise
         self.n = n
+        self.similarity: Similarity = similarity
 
     def __len__(self) -> int:
         """Number of passages."""
         return len(self._codes.indices)
 
     @classmethod
-    def build(cls, codes: Codes[NDArray[Any]], n: int, *, normalise: bool = True) -> SeismicIndex:
+    def build(cls, codes: Codes[NDArray[Any]], n: int, *, similarity: Similarity = "damped") -> SeismicIndex:
         """Hand all codes to Seismic. It takes half a minute for 100,000 passages on one core, and reports on stdout.
 
         Args:
             codes: (N, K), may be memory-mapped. An empty place (value 0) is in no list.
             n: Number of latents.
-            normalise: Whether each passage's code is scaled to unit length.
+            similarity: What codes are compared by.
 
         Raises:
             MissingExtraError: `pyseismic-lsr` is not installed.
             MismatchError: The codes name a latent that is not below `n`.
+            ValueError: There is no such similarity.
         """
+        require_similarity(similarity)
         seismic = require_seismic()
         narrow = n <= _NARROW
         dataset = (seismic.SeismicDataset if narrow else seismic.SeismicDatasetLV)(dim=n)
         for start in range(0, len(codes.indices), _TILE):
-            indices, values = (np.asarray(array[start : start + _TILE]) for array in codes)
-            require_known(indices[values > 0], n)
-            if normalise:
-                values = values / lengths(Codes(indices, values))[:, None]
+            part: Codes[NDArray[Any]] = Codes(*(np.asarray(array[start : start + _TILE]) for array in codes))
+            require_known(part.indices[part.values > 0], n)
+            indices, values = compared(part, similarity)
             order = np.argsort(indices, axis=1)
             indices, values = np.take_along_axis(indices, order, 1), np.take_along_axis(values, order, 1)
             active = values > 0
@@ -75,18 +83,15 @@ class SeismicIndex:
                 names, indices[active].astype(np.int64), values[active].astype(np.float32), offsets.astype(np.int64)
             )
         kind = seismic.SeismicIndex if narrow else seismic.SeismicIndexLV
-        return cls(kind.build_from_dataset(dataset) if dataset.len else None, codes, n, normalise=normalise)
+        return cls(kind.build_from_dataset(dataset) if dataset.len else None, codes, n, similarity)
 
     def search(
         self, codes: Codes[NDArray[Any]], k: int, *, allowed: NDArray[np.bool_] | None = None
     ) -> list[LatentHits]:
-        """The passages with about the largest dot products; see `LatentIndex.search`.
-
-        Seismic knows no filter and no negative weights: with `allowed` it is asked for more until enough of them are
-        allowed, and it looks for the positive part of a code.
+        """The passages whose codes are about the most similar; see `LatentIndex.search`.
 
         Args:
-            codes: (batch, K) the queries' codes.
+            codes: (batch, K) the queries' codes, as the SAE gives them.
             k: How many passages a query.
             allowed: (N,) which passages may be found; all if not given.
 
@@ -96,15 +101,33 @@ class SeismicIndex:
         Raises:
             MismatchError: A latent is not below `n`.
         """
-        require_known(codes.indices, self.n)
-        return [
-            self._search(latents[weights != 0], weights[weights != 0], k, allowed)
-            for latents, weights in zip(codes.indices, codes.values, strict=True)
-        ]
+        pairs = zip(*compared(codes, self.similarity), strict=True)
+        return [self.nearest(latents, weights, k, allowed=allowed) for latents, weights in pairs]
 
-    def _search(
-        self, latents: NDArray[np.integer[Any]], weights: Array, k: int, allowed: NDArray[np.bool_] | None
+    def nearest(
+        self,
+        latents: NDArray[np.integer[Any]],
+        weights: Array,
+        k: int,
+        *,
+        allowed: NDArray[np.bool_] | None = None,
     ) -> LatentHits:
+        """The passages with about the largest dot products; see `LatentIndex.nearest`.
+
+        Seismic knows no filter and no negative weights: with `allowed` it is asked for more until enough of them are
+        allowed, and it looks for the positive part of a query.
+
+        Args:
+            latents: The query's latents, each once.
+            weights: What it has of them where codes are compared.
+            k: How many passages.
+            allowed: (N,) which passages may be found; all if not given.
+
+        Raises:
+            MismatchError: A latent is not below `n`.
+        """
+        require_known(latents, self.n)
+        latents, weights = latents[weights != 0], weights[weights != 0]
         if self._index is None or not (weights > 0).any():
             return LatentHits(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
         wanted = k
@@ -126,8 +149,8 @@ class SeismicIndex:
         codes: Codes[NDArray[Any]] = Codes(*(np.asarray(array[rows]) for array in self._codes))
         along = np.zeros(self.n, dtype=np.float32)
         along[latents] = weights
-        scores = (codes.values * along[codes.indices]).sum(axis=1)
-        return np.asarray(scores / lengths(codes) if self._normalise else scores, dtype=np.float32)
+        ready = compared(codes, self.similarity)
+        return np.asarray((ready.values * along[ready.indices]).sum(axis=1), dtype=np.float32)
 
 
 def require_seismic() -> Any:  # noqa: ANN401 - a module without types

@@ -48,7 +48,7 @@ def fidelity_of(
     kept: float, latent_kept: float = 0.9, *, width: float = 0.02, dataset: str = "toy", dead: float = 0.0
 ) -> Fidelity:
     """A fidelity with these retentions of nDCG@10, every interval as wide."""
-    shares = dict.fromkeys(ROWS, kept) | {"original": 1.0, "latent_cosine": latent_kept}
+    shares = dict.fromkeys(ROWS, kept) | {"original": 1.0, "latent_damped": latent_kept}
     metrics = ("mrr@10", "p@10", "r@10", "ndcg@10")
     qualities = []
     for name, share in shares.items():

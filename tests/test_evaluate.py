@@ -21,6 +21,7 @@ from toy import random_sae
 from sae_steer_retriever.evaluate.__main__ import main as evaluate_main
 from sae_steer_retriever.evaluate.fidelity import ROWS
 from sae_steer_retriever.evaluate.metrics import METRICS, score_rankings, summarise
+from sae_steer_retriever.retriever import SteeredRetriever
 
 TABLES = ["--latents", "32", "--ks", "4", "8", "--seeds", "0", "--steps", "6"]
 
@@ -90,6 +91,23 @@ def test_a_judged_set_gives_one_object(sae_steer: Run, judged: Path, sae: Path) 
             assert row["retention"][metric] == pytest.approx(row[metric] / original[metric])
     mixed, latent = found["rows"][-1], found["rows"][1]
     assert latent["ndcg@10"] < mixed["ndcg@10"] <= original["ndcg@10"] + 0.05
+
+
+def test_the_damped_row_is_what_the_latent_space_ranks_by(
+    sae_steer: Run, judged: Path, sae: Path, retriever: SteeredRetriever
+) -> None:
+    rows = evaluate(sae_steer, "--dataset", judged, "--sae", sae, "--json").data["rows"]
+    queries = [json.loads(line) for line in (judged / "queries.jsonl").read_text(encoding="utf-8").splitlines()]
+    judgments: dict[str, dict[str, int]] = {}
+    for line in (judged / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()[1:]:
+        query, name, grade = line.split("\t")
+        judgments.setdefault(query, {})[name] = int(grade)
+    rankings = [[hit.id for hit in retriever.search(query["text"], k=10, space="latent")] for query in queries]
+    values = score_rankings(rankings, [query["_id"] for query in queries], judgments)
+    row = next(row for row in rows if row["name"] == "latent_damped")
+    assert {metric: row[metric] for metric in METRICS} == pytest.approx(
+        {metric: values[metric].mean() for metric in METRICS}
+    )
 
 
 def test_the_module_is_the_same_command(sae_steer: Run, judged: Path, sae: Path) -> None:

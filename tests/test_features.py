@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_world import World
 from toy import D, random_sae, unit_rows
 
 from sae_steer_retriever.calibration import Calibration, calibrate
+from sae_steer_retriever.concept import Concept, read_concept
 from sae_steer_retriever.errors import AmbiguousFeatureError, ArtifactError, UnknownFeatureError
-from sae_steer_retriever.features import Concept, Feature, FeatureCatalog
+from sae_steer_retriever.family import Family
+from sae_steer_retriever.feature import Feature, LabelScore
+from sae_steer_retriever.feature_evidence import Example, FeatureEvidence, Neighbour
+from sae_steer_retriever.features import FeatureCatalog
+from sae_steer_retriever.interpret.trie import Trie, Window
 from sae_steer_retriever.sae import Codes
 
 # id: keywords; the label is their list. 5 never fires, 6 is not labelled, 7 is not to be trusted.
@@ -48,7 +55,7 @@ def catalog() -> FeatureCatalog:
     for latent, direction in DIRECTIONS.items():
         labels[latent, direction] = 1.0
     features = [
-        Feature(latent, ", ".join(words), words, 0.5 if latent == 7 else 0.9, 0.09, 0.5, ("p1",))
+        Feature(latent, ", ".join(words), words, LabelScore(0.9, 0.5 if latent == 7 else 0.9), 0.09, 0.5, ("p1",))
         for latent, words in KEYWORDS.items()
     ]
     return FeatureCatalog(features, calibration, "f" * 16, labels)
@@ -61,7 +68,10 @@ def concept(vector: np.ndarray, **activations: float) -> Any:
         np.array([[int(name[1:]) for name in latents]]),
         np.array([[activations[name] for name in latents]], dtype=np.float32),
     )
-    return lambda text: Concept(vector, codes)
+    matches = np.zeros(len(KEYWORDS), dtype=np.float32)
+    for name, activation in activations.items():
+        matches[int(name[1:])] = activation
+    return lambda text: Concept(vector, codes, matches)
 
 
 def nothing(text: str) -> Concept:
@@ -106,10 +116,10 @@ def test_what_is_shown_can_be_asked_for(catalog: FeatureCatalog, world: World) -
 
 
 def test_a_keyword_is_the_family_its_embedding_activates(catalog: FeatureCatalog) -> None:
-    resolution = catalog.resolve("salary", concept(embedding(1), _0=0.8, _4=0.4, _1=0.2, _3=0.7))
-    # 3 is active too, but its label has nothing to do with the word; 1 has, though it lacks the word.
+    resolution = catalog.resolve("salary", concept(embedding(1), _0=0.8, _4=0.6, _1=0.5, _3=0.7))
+    # 3 points there too, but its label has nothing to do with the word; 1 has, though it lacks the word.
     assert resolution.features == (0, 4, 1)
-    assert resolution.weights == pytest.approx((1.0, 0.5, 0.25))
+    assert resolution.weights == pytest.approx((1.0, (1.6 / 1.8) ** 2, (1.5 / 1.8) ** 2))
     assert resolution.how == "keyword"
 
 
@@ -169,7 +179,7 @@ def test_a_word_of_two_unrelated_features_is_ambiguous_unless_its_code_decides(c
     ("name", "suggested"), [("employmnt", "'employment'"), ("wimbeldon", "'wimbledon'"), ("famly", "'family'")]
 )
 def test_a_misspelt_name_is_answered_with_words_that_exist(catalog: FeatureCatalog, name: str, suggested: str) -> None:
-    for ask in (None, nothing, concept(embedding(0.5, 0, 0, 0, 0, 0, 0.8), _0=0.9)):
+    for ask in (None, nothing, concept(embedding(0.5, 0, 0, 0, 0, 0, 0.8), _0=0.3)):
         with pytest.raises(UnknownFeatureError, match=f"Did you mean .*{suggested}") as caught:
             catalog.resolve(name, ask)
         assert "\n" not in str(caught.value)
@@ -189,10 +199,10 @@ def test_a_name_that_means_nothing_lists_the_nearest_features(catalog: FeatureCa
 @given(name=st.one_of(st.text(max_size=20), st.integers()))
 def test_any_name_is_resolved_or_refused_never_a_crash(name: Any) -> None:
     calibration = Calibration(10, np.array([1, 0]), np.ones(2, np.float32), np.ones(2, np.float32), 0.2)
-    features = [Feature(0, "tax", ("tax",), 0.9, 0.1, 1.0, ()), Feature(1, "", (), None, 0.0, 1.0, ())]
+    features = [Feature(0, "tax", ("tax",), LabelScore(0.9, 0.9), 0.1, 1.0, ()), Feature(1, "", (), None, 0.0, 1.0, ())]
     labels = np.stack([embedding(1), np.zeros(D, np.float32)])
     catalog = FeatureCatalog(features, calibration, "f" * 16, labels)
-    for ask in (None, nothing):
+    for ask in (None, lambda text: nothing(text)._replace(matches=np.zeros(2, np.float32))):
         try:
             resolution = catalog.resolve(name, ask)
         except (UnknownFeatureError, AmbiguousFeatureError):
@@ -203,7 +213,7 @@ def test_any_name_is_resolved_or_refused_never_a_crash(name: Any) -> None:
 def test_every_label_of_a_real_catalog_resolves_to_its_feature(world: World) -> None:
     def ask(text: str) -> Concept:
         vector = world.embedder.embed_queries([text])
-        return Concept(vector[0], world.sae.encode(vector))
+        return read_concept(world.sae, vector[0])
 
     for feature in world.catalog.labelled[:15]:
         assert feature.id in world.catalog.resolve(feature.label, ask).features
@@ -218,9 +228,190 @@ def test_search_finds_words_first_and_then_meanings(catalog: FeatureCatalog) -> 
     assert catalog.search("nothing at all") == []
     meant = catalog.search(
         "earning",
-        concept=Concept(embedding(1), Codes(np.zeros((1, 0), np.int32), np.zeros((1, 0), np.float32))),
+        concept=concept(embedding(1))(""),
     )
     assert {feature.id for feature in meant} == {0, 1, 4, 8}
+
+
+def dictionary(*rows: tuple[str, float | None, float]) -> FeatureCatalog:
+    """Features of (label, score, frequency), and as many more without a label that 1 % of the passages have."""
+    features = [
+        Feature(
+            latent,
+            label,
+            tuple(label.split(", ")) if label else (),
+            None if score is None else LabelScore(0.9, score),
+            share,
+            0.5,
+            (),
+        )
+        for latent, (label, score, share) in enumerate([*rows, *[("", None, 0.01)] * 20])
+    ]
+    count = np.array([round(1000 * feature.frequency) for feature in features])
+    ones = np.ones(len(features), np.float32)
+    return FeatureCatalog(features, Calibration(1000, count, ones, ones, 0.2), "f" * 16)
+
+
+def test_search_hides_hubs_and_dead_features_unless_they_are_asked_for() -> None:
+    catalog = dictionary(("tax", 0.9, 0.02), ("tax, law", 0.9, 0.3), ("tax, income", 0.9, 0.0))
+    assert [one.id for one in catalog.search("tax")] == [0]
+    assert {one.id for one in catalog.search("tax", include_hubs=True)} == {0, 1}
+    assert {one.id for one in catalog.search("tax", include_dead=True)} == {0, 2}
+
+
+def test_in_a_dictionary_of_frequent_features_none_is_a_hub_for_that() -> None:
+    count = np.full(8, 400)
+    features = [Feature(i, f"word{i}", (f"word{i}",), None, 0.4, 0.5, ()) for i in range(8)]
+    catalog = FeatureCatalog(features, Calibration(1000, count, np.ones(8), np.ones(8), 0.2), "f" * 16)  # type: ignore[arg-type]
+    assert [one.id for one in catalog.search("word3")] == [3]
+
+
+def test_search_shows_labels_that_can_be_trusted_first() -> None:
+    catalog = dictionary(("tax", 0.55, 0.02), ("tax", None, 0.02), ("tax", 0.95, 0.02), ("tax", 0.8, 0.02))
+    assert [one.id for one in catalog.search("tax")] == [2, 3, 1, 0]
+    catalog.annotate(0, "tax")
+    assert catalog.search("tax")[0].id == 0
+
+
+def test_what_a_text_activates_is_found_though_no_word_is_shared(world: World) -> None:
+    text = "wait until another thread has released it"
+    concept_ = read_concept(world.sae, world.embedder.embed_queries([text])[0])
+    found = world.catalog.search(text, concept=concept_)
+    assert any("lock" in one.label or "thread" in one.label for one in found[:3])
+    assert len({one.id for one in found}) == len(found) <= 10
+
+
+# -- pages and families -----------------------------------------------------------------------------------------------
+
+
+EVIDENCE = FeatureEvidence(
+    top=(Example("p1", 0.9), Example("p2", 0.8)),
+    middle=(Example("p3", 0.4),),
+    near_misses=(Example("p4", 0.0),),
+    quantiles=(0.1, 0.2, 0.3, 0.4, 0.5),
+    neighbours=(Neighbour(4, 0.75), Neighbour(6, 0.5)),
+)
+
+
+@pytest.fixture
+def evident(catalog: FeatureCatalog) -> FeatureCatalog:
+    """The catalog with evidence for feature 0, and two families."""
+    families = [Family(0, "work, pay", (0, 4)), Family(1, "court", (2, 3))]
+    return FeatureCatalog(
+        catalog.features, catalog.calibration, "f" * 16, catalog.label_embeddings, families, {0: EVIDENCE}
+    )
+
+
+def test_a_page_has_all_that_is_known(evident: FeatureCatalog) -> None:
+    page = evident.show(0).with_texts({"p1": "A  wage\nis paid.", "p4": "Nobody is paid."})
+    text = str(page)
+    for part in (
+        "#0  employment, salary, wages", "0.90 against near misses", "9 of 100 passages", "0.300 (50%)",
+        "work, pay (2 features, family #0)", "+0.75  #4 family, children, salary", "+0.50  #6 #6",
+        "0.900  p1\n        A wage is paid.", "near misses", "Nobody is paid.",
+    ):  # fmt: skip
+        assert part in text, part
+    assert page.passages == ("p1", "p2", "p3", "p4")
+    data = json.loads(json.dumps(page.to_dict()))
+    assert data["top"][0] == {"id": "p1", "strength": 0.9, "text": "A  wage\nis paid."}
+    assert data["quantiles"]["0.5"] == 0.3
+    assert data["family"] == {"id": 0, "name": "work, pay"}
+    assert "dead" in str(evident.show("#5"))
+    assert evident.show("wimbledon").feature.id == 2
+    with pytest.raises(AmbiguousFeatureError, match="means 2 features: #0 .*; #4 "):
+        evident.show("salary")
+
+
+def test_without_evidence_neighbours_come_from_the_directions(catalog: FeatureCatalog) -> None:
+    directions = np.eye(9, D, dtype=np.float32)
+    directions[3] = embedding(0.8, 0, 0, 0.6)
+    assert catalog.evidence(0) is None
+    assert catalog.show(0).neighbours == ()
+    first = catalog.show(0, directions=directions).neighbours[0]
+    assert (first.feature.id, first.cosine) == (3, pytest.approx(0.8))
+    assert "p1" in str(catalog.show(0))
+
+
+def test_passages_and_labels_of_others_are_only_text_on_a_page(catalog: FeatureCatalog) -> None:
+    evil = "<img src=x onerror=alert(1)>\x1b[2J"
+    feature = dataclasses.replace(catalog.features[0], label=evil, keywords=(evil,))
+    features = [feature, *catalog.features[1:]]
+    evidence = dataclasses.replace(EVIDENCE, top=(Example(evil, 0.9),), neighbours=(Neighbour(0, 0.5),))
+    spoilt = FeatureCatalog(features, catalog.calibration, "f" * 16, None, [Family(0, evil, (0,))], {0: evidence})
+    page = spoilt.show(0).with_texts({evil: evil})
+    shown = page._repr_html_()
+    assert "<img" not in shown
+    assert shown.count("&lt;img") >= 5
+    assert "\x1b" not in shown
+    assert "\x1b" not in str(page)
+
+
+def test_a_page_of_real_features_can_be_printed(world: World) -> None:
+    for feature in world.catalog.features:
+        page = world.catalog.show(feature.id, directions=world.sae.decoder)
+        assert feature.name in str(page)
+        assert f"#{feature.id}" in page._repr_html_()
+
+
+def test_a_page_has_the_words_that_carry_the_feature(catalog: FeatureCatalog) -> None:
+    trie = Trie.build([Window(("minimum", "wage"), 0.9), Window(("salary",), 0.4)])
+    evidence = dataclasses.replace(EVIDENCE, trie=trie.to_json())
+    page = FeatureCatalog(catalog.features, catalog.calibration, "f" * 16, None, (), {0: evidence}).show(0)
+    for word in ("minimum", "wage", "salary"):
+        assert word in str(page).partition("words that carry it")[2]
+        assert word in page._repr_html_().partition("<pre>")[2]
+    assert page.to_dict()["trie"] == trie.to_json()
+
+
+def test_a_family_is_found_by_name_and_number(evident: FeatureCatalog, catalog: FeatureCatalog) -> None:
+    assert evident.family("Work, Pay").features == (0, 4)
+    assert evident.family(1) == evident.family("#1") == evident.family("court")
+    with pytest.raises(UnknownFeatureError, match=r"unknown family 'pay'\. Did you mean 'work, pay'\?"):
+        evident.family("pay")
+    with pytest.raises(UnknownFeatureError, match="There are 2"):
+        evident.family(7)
+    with pytest.raises(UnknownFeatureError, match="without families"):
+        catalog.family("court")
+
+
+def test_families_and_evidence_are_kept_and_evidence_is_read_when_asked_for(
+    evident: FeatureCatalog, tmp_path: Path
+) -> None:
+    evident.save(tmp_path)
+    again = FeatureCatalog.load(tmp_path, "f" * 16)
+    assert again.families == evident.families
+    assert again.evidence(0) == EVIDENCE
+    assert again.evidence(1) is None
+    (tmp_path / "evidence.json").write_text("{", encoding="utf-8")
+    later = FeatureCatalog.load(tmp_path, "f" * 16)  # nothing is wrong yet
+    assert later.resolve("wages").features == (0,)
+    with pytest.raises(ArtifactError, match="no evidence of this library"):
+        later.show(0)
+
+
+def test_families_and_pages_on_the_command_line(
+    sae_steer: Run, world: World, filled_folder: Path, tmp_path: Path
+) -> None:
+    world.sae.save_pretrained(tmp_path)
+    one, two, three = (feature.id for feature in world.catalog.labelled[:3])
+    evidence = dataclasses.replace(EVIDENCE, top=(Example(world.ids[0], 0.9),), neighbours=())
+    families = [Family(0, "small", (one,)), Family(1, "large", (two, three))]
+    FeatureCatalog(
+        world.catalog.generated,
+        world.catalog.calibration,
+        world.sae.fingerprint,
+        world.catalog.label_embeddings,
+        families,
+        {one: evidence},
+    ).save(tmp_path)
+    listed = sae_steer("features", "families", "--sae", tmp_path)
+    assert [line.split()[-1] for line in listed.out.splitlines()[2:]] == ["large", "small"]
+    members = sae_steer("features", "families", "large", "--sae", tmp_path, "--json").data
+    assert [row["id"] for row in members["features"]] == [two, three]
+    assert "Did you mean 'large'" in sae_steer("features", "families", "larg", "--sae", tmp_path).error
+    shown = sae_steer("features", "show", one, "--sae", tmp_path, "--store", filled_folder / "chroma", "--json").data
+    assert shown["features"][0]["top"] == [{"id": world.ids[0], "strength": 0.9, "text": world.texts[0]}]
+    assert shown["features"][0]["family"] == {"id": 0, "name": "small"}
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Searching by codes: cosines of codes that are exact sums of shared features, and steering that edits the code."""
+"""Searching by codes: cosines of damped codes, exact sums of shared features, and steering that edits the code."""
 
 from __future__ import annotations
 
@@ -31,17 +31,24 @@ def plain(hits: list[Hit]) -> list[tuple[str, float, float, int | None]]:
     return [(hit.id, hit.score, hit.base_score, hit.base_rank) for hit in hits]
 
 
-def cosines(world: World, query: str = QUERY) -> np.ndarray:
-    """(N,) cosines of codes, dense, in float64."""
+def damped_codes(world: World, query: str = QUERY) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) the query's and (N, n) the passages' codes, dense, in float64, to the power .7."""
     sae = world.sae
     codes = sae.encode(np.concatenate([world.embedder.embed_queries([query]), world.vectors]))
     z = np.zeros((len(codes.indices), sae.config.n))
-    np.put_along_axis(z, codes.indices.astype(np.int64), codes.values.astype(np.float64), axis=1)
-    z /= np.linalg.norm(z, axis=1, keepdims=True)
-    return np.asarray(z[1:] @ z[0])
+    np.put_along_axis(z, codes.indices.astype(np.int64), codes.values.astype(np.float64) ** 0.7, axis=1)
+    return z[0], z[1:]
 
 
-def test_without_steering_hits_are_by_the_cosine_of_codes(retriever: SteeredRetriever, world: World) -> None:
+def cosines(world: World, change: dict[int, float] | None = None) -> np.ndarray:
+    """(N,) cosines of damped codes, after some of the query's damped activations were set."""
+    z_q, z = damped_codes(world)
+    for latent, value in (change or {}).items():
+        z_q[latent] = value
+    return np.asarray(z @ z_q / (np.linalg.norm(z, axis=1) * np.linalg.norm(z_q)))
+
+
+def test_without_steering_hits_are_by_the_cosine_of_damped_codes(retriever: SteeredRetriever, world: World) -> None:
     expected = cosines(world)
     hits = retriever.search(QUERY, k=20, space="latent")
     rows = [world.ids.index(hit.id) for hit in hits]
@@ -58,6 +65,55 @@ def test_nothing_asked_for_changes_nothing(retriever: SteeredRetriever) -> None:
     nothings: list[dict[Any, Any]] = [{}, {own: 0, other: 0.0}, {own: Scale(1.0)}, {other: Scale(7.0)}]
     for steer in nothings:
         assert retriever.search(QUERY, k=12, space="latent", steer=steer) == expected
+
+
+@pytest.mark.parametrize("name", ["add", "take away", "clamp", "clamp own", "scale", "suppress"])
+def test_edits_change_the_damped_code_by_damped_units(retriever: SteeredRetriever, world: World, name: str) -> None:
+    own, other = features_of(retriever)
+    units = retriever.catalog.calibration.unit.astype(np.float64) ** 0.7
+    had = damped_codes(world)[0]
+    assert had[other] == 0 < had[own]
+    steer, change = {
+        # One unit is what a passage adds to the query's code that has the feature at one unit.
+        "add": ({other: 1.0}, {other: units[other]}),
+        "take away": ({own: -0.4}, {own: had[own] - 0.4 * units[own]}),
+        "clamp": ({other: Clamp(0.5)}, {other: 0.5 * units[other]}),
+        "clamp own": ({own: Clamp(2.0)}, {own: 2.0 * units[own]}),
+        "scale": ({own: Scale(0.5)}, {own: 0.5 * had[own]}),
+        "suppress": ({own: Suppress()}, {own: 0.0}),
+    }[name]
+    expected, before = cosines(world, change), cosines(world)
+    hits = retriever.search(QUERY, k=len(world.ids), space="latent", steer=steer, drift_cap=0.01)
+    rows = [world.ids.index(hit.id) for hit in hits]
+    assert len(rows) > 100
+    np.testing.assert_allclose([hit.score for hit in hits], expected[rows], atol=1e-5)
+    np.testing.assert_allclose([hit.base_score for hit in hits], before[rows], atol=1e-5)
+    assert np.abs(expected - before).max() > 0.01
+    if name != "suppress":  # which leaves passages out
+        answers = (before > 1e-9) | (expected > 1e-9)
+        assert len(rows) == answers.sum()
+
+
+def test_each_shared_feature_has_its_share_of_the_damped_cosine(retriever: SteeredRetriever, world: World) -> None:
+    z_q, z = damped_codes(world)
+    for hit in retriever.search(QUERY, k=5, space="latent"):
+        x = z[world.ids.index(hit.id)]
+        expected = z_q * x / (np.linalg.norm(z_q) * np.linalg.norm(x))
+        assert hit.attribution is not None
+        found = {part.feature: part.value for part in hit.attribution.features}
+        assert found == {int(latent): pytest.approx(expected[latent], abs=1e-5) for latent in np.nonzero(expected)[0]}
+
+
+def test_gates_read_codes_as_they_are(retriever: SteeredRetriever, world: World) -> None:
+    _, other = features_of(retriever)
+    calibration = retriever.catalog.calibration
+    names = world.sae.encode(world.vectors, k=world.sae.config.k_names)
+    activations = np.where(names.indices == other, names.values, 0).max(axis=1)
+    gains = 3.0 * calibration.score_spread * np.minimum(1, activations / calibration.unit[other])
+    assert ((gains > 0) & (activations < calibration.unit[other])).any()
+    steer = {other: Add(3.0, side="document")}
+    for hit in retriever.search(QUERY, k=len(world.ids), space="latent", steer=steer, explain=False):
+        assert hit.score - hit.base_score == pytest.approx(gains[world.ids.index(hit.id)], abs=1e-5)
 
 
 @pytest.mark.parametrize(

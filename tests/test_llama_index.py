@@ -306,11 +306,11 @@ def test_no_steering_now_is_the_plain_search(
 
 def test_a_misspelt_feature_is_loud_everywhere(plain: SAESteeredRetriever, retriever: SteeredRetriever) -> None:
     with pytest.raises(UnknownFeatureError, match="calendar"):
-        plain.retrieve(QUERY, steer={"calender": 1.0})
+        plain.retrieve(QUERY, steer={"clendar": 1.0})
     with pytest.raises(UnknownFeatureError, match="calendar"):
-        plain.retrieve(SteeredQuery(QUERY, steer={"calender": 1.0}))
+        plain.retrieve(SteeredQuery(QUERY, steer={"clendar": 1.0}))
     with pytest.raises(UnknownFeatureError, match="calendar"):
-        SAESteeredRetriever(retriever, steer={"calender": 1.0})
+        SAESteeredRetriever(retriever, steer={"clendar": 1.0})
     with pytest.raises(SteeringError, match="number"):
         plain.retrieve(QUERY, steer={"json": "much"})
 
@@ -831,7 +831,7 @@ def test_postprocessor_is_a_sound_component(postprocessor: SAESteerPostprocessor
     with pytest.raises(ValidationError, match="steeer"):
         SAESteerPostprocessor(reranker=postprocessor.reranker, steeer=STEER)  # type: ignore[call-arg]
     with pytest.raises(UnknownFeatureError, match="calendar"):
-        SAESteerPostprocessor(reranker=postprocessor.reranker, steer={"calender": 1.0})
+        SAESteerPostprocessor(reranker=postprocessor.reranker, steer={"clendar": 1.0})
     with pytest.raises(ValidationError, match="strength of 'json' is 'much': expected a number"):
         SAESteerPostprocessor(reranker=postprocessor.reranker, steer={"json": "much"})
 

@@ -62,6 +62,12 @@ def test_the_folder_holds_a_loadable_labelled_sae(trained: tuple[Path, TrainRepo
     catalog = FeatureCatalog.load(output, sae.fingerprint)
     assert (sae.config.n, sae.config.k, sae.config.k_names) == (64, 16, 4)
     assert len(catalog.labelled) == report.labelled > 30
+    shown = [catalog.evidence(feature.id) for feature in catalog.labelled]
+    assert [tuple(example.id for example in found.top[:5]) for found in shown] == [
+        feature.examples for feature in catalog.labelled
+    ]
+    assert {feature.family for feature in catalog.features} - {None} == {family.id for family in catalog.families}
+    assert catalog.families
     # A held-out docstring's reconstruction is far nearer to it than the mean is.
     assert report.fvu_held_out < 0.8
     assert report.fvu < report.fvu_held_out

@@ -90,7 +90,7 @@ def test_what_is_not_given_is_embedded(reranker: Reranker, world: World) -> None
 
 def test_refusals(reranker: Reranker, world: World) -> None:
     with pytest.raises(UnknownFeatureError, match="calendar"):
-        reranker.rerank(QUERY, world.texts[:2], {"calender": 1.0})
+        reranker.rerank(QUERY, world.texts[:2], {"clendar": 1.0})
     with pytest.raises(MismatchError, match="shape"):
         reranker.rerank(QUERY, world.texts[:1], {"json": 1.0}, vectors=[np.ones(3)])
     with pytest.raises(TypeError, match="got dict"):

@@ -11,6 +11,7 @@ import pytest
 from small_world import World
 from toy import ToyEmbedder, catalog_for, random_sae
 
+from sae_steer_retriever.concept import Concept
 from sae_steer_retriever.errors import (
     AmbiguousFeatureError,
     ArtifactError,
@@ -19,7 +20,7 @@ from sae_steer_retriever.errors import (
     StoreError,
     UnknownFeatureError,
 )
-from sae_steer_retriever.features import Concept, FeatureCatalog
+from sae_steer_retriever.features import FeatureCatalog
 from sae_steer_retriever.plan import plan_code
 from sae_steer_retriever.retriever import DEFAULT_FETCH_K, SPACES, SteeredRetriever, load_sae
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
@@ -62,12 +63,12 @@ def brute_force(
 def brute_force_of_codes(
     retriever: SteeredRetriever, h_q: Codes[np.ndarray], codes: Codes[np.ndarray], steering: Steering
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same for cosines of codes, dense; a passage that shares nothing with the query may be no hit."""
+    """The same for cosines of damped codes, dense; a passage that shares nothing with the query may be no hit."""
     sae, calibration = retriever.sae, retriever.catalog.calibration
 
     def dense(rows: Codes[np.ndarray]) -> np.ndarray:
         out = np.zeros((len(rows.indices), sae.config.n))
-        np.put_along_axis(out, rows.indices.astype(np.int64), rows.values.astype(np.float64), axis=1)
+        np.put_along_axis(out, rows.indices.astype(np.int64), rows.values.astype(np.float64) ** 0.7, axis=1)
         return out
 
     def cosines(vector: np.ndarray) -> np.ndarray:
@@ -323,9 +324,8 @@ def test_what_makes_no_sense_is_refused_before_the_query_is_embedded(
 
 def test_a_misspelt_name_is_answered_with_the_nearest(retriever: SteeredRetriever) -> None:
     word = max(retriever.catalog.labelled[0].keywords, key=len)
-    swapped = f"{word[:3]}{word[4]}{word[3]}{word[5:]}"
     with pytest.raises(UnknownFeatureError, match=rf"Did you mean .*'{word}'"):
-        retriever.search("thread", steer={swapped: 0.5})
+        retriever.search("thread", steer={"".join(reversed(word[:4])) + word[4:]: 0.5})
 
 
 def test_an_ambiguous_name_lists_what_it_may_mean(world: World) -> None:
@@ -340,7 +340,10 @@ def test_an_ambiguous_name_lists_what_it_may_mean(world: World) -> None:
     ]
     catalog = FeatureCatalog(features, world.catalog.calibration, world.catalog.fingerprint, embeddings)
     codes: Codes[np.ndarray] = Codes(np.array([[one.id, other.id]]), np.array([[0.5, 0.5]], dtype=np.float32))
-    concept = Concept(world.embedder.embed_queries(["court"])[0], codes)
+    matches = np.full(len(catalog), -1.0, dtype=np.float32)
+    text = (embeddings[one.id] + embeddings[other.id]) / np.linalg.norm(embeddings[one.id] + embeddings[other.id])
+    matches[[one.id, other.id]] = 0.5
+    concept = Concept(text, codes, matches)
     with pytest.raises(AmbiguousFeatureError, match=rf"(?s)#{one.id}\b.*#{other.id}\b|#{other.id}\b.*#{one.id}\b"):
         catalog.resolve("court", lambda text: concept)
 

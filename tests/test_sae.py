@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from toy import random_sae, unit_rows
 
 from sae_steer_retriever import artifact
+from sae_steer_retriever.annotations import ANNOTATIONS_FILE
 from sae_steer_retriever.errors import ArtifactError, MismatchError
 from sae_steer_retriever.sae import Array, Codes, EncoderSpec, SAEConfig, TopKSAE
 
@@ -461,8 +462,17 @@ class Hub:
         Hub.uploads.update(private=private)
         return f"https://hub/{repo_id}"
 
-    def upload_folder(self, *, repo_id: str, folder_path: str, allow_patterns: list[str], commit_message: str) -> None:
+    def upload_folder(
+        self,
+        *,
+        repo_id: str,
+        folder_path: str,
+        allow_patterns: list[str],
+        ignore_patterns: list[str],
+        commit_message: str,
+    ) -> None:
         names = {path.name for pattern in allow_patterns for path in Path(folder_path).glob(pattern)}
+        names -= {path.name for pattern in ignore_patterns for path in Path(folder_path).glob(pattern)}
         Hub.uploads.update(repo_id=repo_id, names=names)
 
 
@@ -472,10 +482,12 @@ def test_pushing_uploads_what_from_pretrained_needs(tmp_path: Path, monkeypatch:
     assert sae.push_to_hub("owner/name", private=True, token="t") == "https://hub/owner/name"
     assert Hub.uploads == {"token": "t", "private": True, "repo_id": "owner/name", "names": FILES}
     sae.save_pretrained(tmp_path)
-    for name in ("features.json", "calibration.safetensors", "README.md", "checkpoint.pt"):
+    shared = {*FILES, "features.json", "evidence.json", "calibration.safetensors", "README.md"}
+    # A person's own names and notes are nobody else's.
+    for name in (*shared - {*FILES}, "checkpoint.pt", ANNOTATIONS_FILE):
         (tmp_path / name).write_text("")
     sae.push_to_hub("owner/name", folder=tmp_path)
-    assert Hub.uploads["names"] == {*FILES, "features.json", "calibration.safetensors", "README.md"}
+    assert Hub.uploads["names"] == shared
     with pytest.raises(ArtifactError, match=sae.fingerprint):
         random_sae(9).push_to_hub("owner/name", folder=tmp_path)
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from sae_steer_retriever.calibration import calibrate
-from sae_steer_retriever.features import Feature, FeatureCatalog
+from sae_steer_retriever.feature import Feature, LabelScore
+from sae_steer_retriever.features import FeatureCatalog
 from sae_steer_retriever.sae import Array, EncoderSpec, SAEConfig, TopKSAE
 
 D, N, K, K_NAMES = 16, 32, 6, 3
@@ -78,7 +79,7 @@ def catalog_for(sae: TopKSAE, vectors: Array, *, score_spread: float = 0.2) -> F
             latent,
             f"feature {latent} name",
             (f"feature {latent} name",),
-            0.9,
+            LabelScore(0.95, 0.9),
             float(calibration.frequency[latent]),
             float(calibration.unit[latent]),
             (),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sae_steer_retriever.commands.execution import add_common_arguments, count
+from sae_steer_retriever.commands.location import make_folder
 from sae_steer_retriever.commands.outcome import Outcome, UsageError
 from sae_steer_retriever.errors import CorpusError
 
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if arguments.recurrence_steps is not None and not arguments.meaning:
         raise UsageError("--recurrence-steps goes with --meaning: add it, or leave the steps out.")
     if arguments.output is not None or arguments.figure == "3":
-        _make_folder(arguments.output or _DEFAULT_OUTPUT)
+        make_folder(arguments.output or _DEFAULT_OUTPUT, "--output")
     from sae_steer_retriever.evaluate.evaluation import evaluate_corpus, evaluate_set
     from sae_steer_retriever.sae import TopKSAE
 
@@ -146,7 +146,7 @@ def _study(arguments: argparse.Namespace) -> Outcome:
 
     config = _config(arguments)
     output = arguments.output or _DEFAULT_OUTPUT
-    _make_folder(output)
+    make_folder(output, "--output")
     study = Study.open(
         Path(arguments.dataset),
         arguments.out_of_domain,
@@ -181,16 +181,6 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
         return TrainConfig(**settings)
     except (CorpusError, TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
-
-
-def _make_folder(output: Path) -> None:
-    """See to it before anything is measured that there is a place to write what is found."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output: cannot make the folder {output}: {error.strerror or error}.") from error
-    if not os.access(output, os.W_OK):
-        raise UsageError(f"--output: the folder {output} cannot be written to; choose another one.")
 
 
 def _written(result: _Result, files: Sequence[Path]) -> Outcome:

@@ -1,8 +1,9 @@
-"""Where the store and the SAE of a command are."""
+"""Where the store and the SAE of a command are, and where it writes to."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -143,3 +144,21 @@ def sae_of(given: str | None, client: ClientAPI, collection: str) -> str:
 def recordable(sae: str) -> str:
     """How an SAE is recorded in a store, to be found from anywhere: an absolute path or a hub id."""
     return str(Path(sae).resolve()) if Path(sae).is_dir() else sae
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """See to it before anything is measured that there is a place to write what is found.
+
+    Args:
+        folder: Is made if it is not there.
+        option: That names it, for the error: "--output".
+
+    Raises:
+        UsageError: It cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{option}: cannot make the folder {folder}: {error.strerror or error}.") from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{option}: the folder {folder} cannot be written to; choose another one.")

@@ -12,7 +12,7 @@ from sae_steer_retriever.commands.outcome import Outcome, UsageError
 from sae_steer_retriever.errors import SteeringError
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.attribution import Attribution
+    from sae_steer_retriever.explanation import Explanation
     from sae_steer_retriever.features import FeatureCatalog
     from sae_steer_retriever.retriever import Hit
     from sae_steer_retriever.steering import Edit, Operation, Steering
@@ -22,7 +22,6 @@ SUMMARY = "search a store, steered by named features"
 SPACE_CHOICES = ("original", "reconstructed", "latent")
 SIDE_CHOICES = ("query", "document", "both")
 _SHOWN_CHARACTERS = 240
-_SHOWN_FEATURES = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +74,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if not arguments.query.strip():
         raise UsageError("the question is empty.")
     steer = steer_of(arguments.steer)
+    from sae_steer_retriever.explanation import Explanation
     from sae_steer_retriever.retriever import SteeredRetriever
 
     client = arguments.store.connect(create=False)
@@ -93,17 +93,24 @@ def run(arguments: argparse.Namespace) -> Outcome:
     before = retriever.search(arguments.query, explain=False, **options) if steering.edits else []
     kept = {hit.id for hit in hits}
     left = [hit for hit in before if hit.id not in kept]
+    reasons = {
+        hit.id: Explanation(arguments.query, hit, rank=rank, space=arguments.space, steered=bool(steering.edits))
+        for rank, hit in enumerate(hits, start=1)
+        if hit.attribution is not None
+    }
     data = {
         "query": arguments.query,
         "k": arguments.k,
         "space": arguments.space,
         "steering": [_edit_data(edit, retriever.catalog) for edit in steering.edits],
-        "hits": [_hit_data(rank, hit) for rank, hit in enumerate(hits, start=1)],
+        "hits": [_hit_data(rank, hit, reasons.get(hit.id)) for rank, hit in enumerate(hits, start=1)],
         "left": [{"id": hit.id, "base_rank": hit.base_rank, "base_score": hit.base_score} for hit in left],
     }
     lines = _steering_lines(steering, retriever.catalog)
     for rank, hit in enumerate(hits, start=1):
-        lines += _hit_lines(rank, hit, steered=bool(steering.edits))
+        lines += _hit_lines(rank, hit, reasons.get(hit.id), steered=bool(steering.edits))
+    if reasons:
+        lines += ["", next(iter(reasons.values())).note]
     if left:
         lines += ["no longer among them:", *(f"    {hit.id} (was {hit.base_rank})" for hit in left)]
     return Outcome("\n".join(lines) if hits or lines else "nothing found", data)
@@ -173,7 +180,7 @@ def _operation(edit: Edit) -> str:
     return f"{edit.op}:{edit.strength:g}"
 
 
-def _hit_lines(rank: int, hit: Hit, *, steered: bool) -> list[str]:
+def _hit_lines(rank: int, hit: Hit, why: Explanation | None, *, steered: bool) -> list[str]:
     moved = f"  {_movement(rank, hit)}" if steered else ""
     lines = [f"{rank:>3}  {hit.score:.3f}{moved}  {hit.id}"]
     text = " ".join(hit.text.split())
@@ -181,8 +188,8 @@ def _hit_lines(rank: int, hit: Hit, *, steered: bool) -> list[str]:
         text = text[: _SHOWN_CHARACTERS - 1].rstrip() + "…"
     if text:
         lines.append(f"     {text}")
-    if hit.attribution is not None:
-        lines += [f"     {line}" for line in _why(hit.attribution)]
+    if why is not None:
+        lines += [f"     {line}" for line in (why.sentence, *why.table.splitlines())]
     return lines
 
 
@@ -193,18 +200,6 @@ def _movement(rank: int, hit: Hit) -> str:
     steps = hit.base_rank - rank
     arrow = f"↑{steps}" if steps > 0 else f"↓{-steps}" if steps < 0 else "="
     return f"{arrow} (was {hit.base_rank})"
-
-
-def _why(attribution: Attribution) -> list[str]:
-    lines = [f"{term.value:+.3f}  steering: {term.name} ({term.side})" for term in attribution.steering]
-    top = attribution.top(_SHOWN_FEATURES)
-    lines += [f"{part.value:+.3f}  {_named(part.feature, part.label)}" for part in top]
-    if rest := attribution.features[len(top) :]:
-        others = sum(part.value for part in attribution.features) - sum(part.value for part in top)
-        lines.append(f"{others:+.3f}  {len(rest)} other feature{'s' if len(rest) > 1 else ''}")
-    lines.append(f"{attribution.bias:+.3f}  bias: what every query has in common")
-    lines.append(f"{attribution.residual:+.3f}  unexplained ({attribution.unexplained:.0%} of all parts by size)")
-    return lines
 
 
 def _edit_data(edit: Edit, catalog: FeatureCatalog) -> dict[str, Any]:
@@ -221,7 +216,7 @@ def _edit_data(edit: Edit, catalog: FeatureCatalog) -> dict[str, Any]:
     }
 
 
-def _hit_data(rank: int, hit: Hit) -> dict[str, Any]:
+def _hit_data(rank: int, hit: Hit, why: Explanation | None) -> dict[str, Any]:
     data: dict[str, Any] = {
         "rank": rank,
         "id": hit.id,
@@ -231,17 +226,14 @@ def _hit_data(rank: int, hit: Hit) -> dict[str, Any]:
         "text": hit.text,
         "metadata": hit.metadata,
     }
-    if hit.attribution is not None:
+    if why is not None:
+        attribution = why.attribution
+        data["explanation"] = why.sentence
         data["attribution"] = {
-            "features": [part._asdict() for part in hit.attribution.features],
-            "steering": [term._asdict() for term in hit.attribution.steering],
-            "bias": hit.attribution.bias,
-            "residual": hit.attribution.residual,
-            "unexplained": hit.attribution.unexplained,
+            "features": [part._asdict() for part in attribution.features],
+            "steering": [term._asdict() for term in attribution.steering],
+            "bias": attribution.bias,
+            "residual": attribution.residual,
+            "unexplained": attribution.unexplained,
         }
     return data
-
-
-def _named(feature: int, label: str) -> str:
-    """The label with its id; an unlabelled feature's label is its id."""
-    return label if label == f"#{feature}" else f"{label} #{feature}"

@@ -16,6 +16,7 @@ from sae_steer_retriever.evaluate.bootstrap import Estimate, estimate
 from sae_steer_retriever.evaluate.fidelity import (
     LATENT,
     LATENT_COSINE,
+    LATENT_DAMPED,
     MIXED,
     RECONSTRUCTED,
     decode_in_batches,
@@ -23,6 +24,7 @@ from sae_steer_retriever.evaluate.fidelity import (
     unit,
 )
 from sae_steer_retriever.evaluate.held_out import PseudoQuery, held_out_queries
+from sae_steer_retriever.latent_index import compared
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
 
 __all__ = ["Agreement", "PseudoQuery", "RankingAgreement", "held_out_queries", "measure_agreement"]
@@ -76,14 +78,15 @@ def measure_agreement(
     """Compare altered rankings with the original one, query by query.
 
     `reconstructed` searches reconstructions with reconstructions, `original_x_reconstructed` with the original
-    query, both by cosine; `latent` is the dot product of the codes, `latent_cosine` their cosine. A query that was
-    taken from a passage finds that passage in every way to search: read the figures as those of easy queries.
+    query, both by cosine; `latent` is the dot product of the codes, `latent_cosine` their cosine and `latent_damped`
+    the cosine of damped codes, what `space="latent"` ranks by. A query that was taken from a passage finds that passage
+    in every way to search: read the figures as those of easy queries.
 
     Args:
         sae: The SAE.
         passages_vectors: (N, d) unit vectors.
         query_vectors: (Q, d) unit vectors.
-        latent: Whether to measure the two latent rows as well; they take several times as long.
+        latent: Whether to measure the three latent rows as well; they take several times as long.
 
     Raises:
         CorpusError: There are fewer than two passages, or no query.
@@ -98,7 +101,7 @@ def measure_agreement(
         if vectors.ndim != 2 or vectors.shape[1] != sae.config.d:
             raise MismatchError(f"{what} of shape {vectors.shape}: expected ({len(vectors)}, {sae.config.d}).")
     altered = _AlteredScores(sae, passages_vectors, query_vectors, latent=latent)
-    names = (LATENT, LATENT_COSINE, RECONSTRUCTED, MIXED) if latent else (RECONSTRUCTED, MIXED)
+    names = (LATENT, LATENT_COSINE, LATENT_DAMPED, RECONSTRUCTED, MIXED) if latent else (RECONSTRUCTED, MIXED)
     overlaps: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     correlations: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     for tile in _tiles(len(query_vectors), len(passages_vectors)):
@@ -125,16 +128,19 @@ class _AlteredScores:
         self._queries_hat = unit(decode_in_batches(sae, query_codes))
         self._codes = _sparse(codes, sae.config.n) if latent else None
         self._query_codes = _sparse(query_codes, sae.config.n) if latent else None
+        self._damped = _sparse(compared(codes, "damped"), sae.config.n) if latent else None
+        self._query_damped = _sparse(compared(query_codes, "damped"), sae.config.n) if latent else None
         # Where a code is empty every score is 0, whatever it is divided by.
         self._norms = np.maximum(np.linalg.norm(codes.values, axis=1), np.finfo(np.float32).tiny)
 
     def of(self, tile: slice) -> Iterator[tuple[str, Array]]:
         """Names with (queries of the tile, N) scores, one after the other."""
         if self._codes is not None and self._query_codes is not None:
-            # Few queries against all passages: only theirs are made dense, (n, tile).
-            scores = np.ascontiguousarray((self._codes @ self._query_codes[tile].toarray().T).T)
+            scores = _products(self._query_codes[tile], self._codes)
             yield LATENT, scores
             yield LATENT_COSINE, scores / self._norms
+        if self._damped is not None and self._query_damped is not None:
+            yield LATENT_DAMPED, _products(self._query_damped[tile], self._damped)
         yield RECONSTRUCTED, self._queries_hat[tile] @ self._documents_hat.T
         yield MIXED, self._queries[tile] @ self._documents_hat.T
 
@@ -144,6 +150,11 @@ def _sparse(codes: Codes[NDArray[Any]], n: int) -> csr_array:
     rows, k = codes.indices.shape
     starts = np.arange(0, (rows + 1) * k, k, dtype=np.int64)
     return csr_array((codes.values.reshape(-1), codes.indices.reshape(-1), starts), shape=(rows, n))
+
+
+def _products(queries: csr_array, documents: csr_array) -> Array:
+    """(tile, N) dot products of few queries with all passages: only the queries are made dense, (n, tile)."""
+    return np.ascontiguousarray((documents @ queries.toarray().T).T)
 
 
 def _tiles(queries: int, documents: int) -> Iterator[slice]:

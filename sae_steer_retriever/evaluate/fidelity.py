@@ -13,17 +13,22 @@ from sae_steer_retriever.evaluate.datasets import RetrievalSet
 from sae_steer_retriever.evaluate.embedded import EmbeddedSet
 from sae_steer_retriever.evaluate.frequencies import measure_frequencies
 from sae_steer_retriever.evaluate.metrics import DEPTH, Quality, score_rankings, summarise
-from sae_steer_retriever.latent_index import LatentIndex
+from sae_steer_retriever.latent_index import LatentIndex, Similarity
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
 from sae_steer_retriever.train.lists import nearest_documents
 
 ORIGINAL = "original"
 LATENT = "latent"
 LATENT_COSINE = "latent_cosine"
+LATENT_DAMPED = "latent_damped"
 RECONSTRUCTED = "reconstructed"
 MIXED = "original_x_reconstructed"
-ROWS = (ORIGINAL, LATENT, LATENT_COSINE, RECONSTRUCTED, MIXED)
-"""The ways to search, in the order of the table."""
+ROWS = (ORIGINAL, LATENT, LATENT_COSINE, LATENT_DAMPED, RECONSTRUCTED, MIXED)
+"""The ways to search, in the order of the table.
+
+`latent` is the dot product of codes, as in the paper, `latent_cosine` their cosine, and `latent_damped` the cosine of
+damped codes: what `space="latent"` ranks by.
+"""
 
 _BATCH = 4096
 # Of unit vectors that are all the same float32 arithmetic finds up to about 1e-13.
@@ -83,7 +88,7 @@ class Fidelity:
 
 
 def measure_fidelity(sae: TopKSAE, judged: RetrievalSet, vectors: EmbeddedSet) -> Fidelity:
-    """Search a judged set in five ways and score each.
+    """Search a judged set in six ways and score each.
 
     Args:
         sae: The SAE.
@@ -95,8 +100,9 @@ def measure_fidelity(sae: TopKSAE, judged: RetrievalSet, vectors: EmbeddedSet) -
     documents_hat, queries_hat = decode_in_batches(sae, codes), sae.decode(query_codes)
     rankings: dict[str, Iterable[NDArray[np.int64]]] = {
         ORIGINAL: nearest_documents(queries, documents, DEPTH),
-        LATENT: latent_rankings(codes, query_codes, sae.config.n, normalise=False),
-        LATENT_COSINE: latent_rankings(codes, query_codes, sae.config.n, normalise=True),
+        LATENT: latent_rankings(codes, query_codes, sae.config.n, "dot"),
+        LATENT_COSINE: latent_rankings(codes, query_codes, sae.config.n, "cosine"),
+        LATENT_DAMPED: latent_rankings(codes, query_codes, sae.config.n, "damped"),
         RECONSTRUCTED: nearest_documents(unit(queries_hat), unit(documents_hat), DEPTH),
         MIXED: nearest_documents(queries, unit(documents_hat), DEPTH),
     }
@@ -143,10 +149,10 @@ def decode_in_batches(sae: TopKSAE, codes: Codes[NDArray[Any]]) -> Array:
 
 
 def latent_rankings(
-    codes: Codes[NDArray[Any]], query_codes: Codes[NDArray[Any]], n: int, *, normalise: bool
+    codes: Codes[NDArray[Any]], query_codes: Codes[NDArray[Any]], n: int, similarity: Similarity
 ) -> list[NDArray[np.int64]]:
-    """Each query's ten passages by dot product of codes; fewer where fewer share a latent with it."""
-    index = LatentIndex.build(codes, n, normalise=normalise)
+    """Each query's ten passages by similarity of codes; fewer where fewer share a latent with it."""
+    index = LatentIndex.build(codes, n, similarity=similarity)
     return [hits.rows for hits in index.search(query_codes, DEPTH)]
 
 

@@ -186,7 +186,7 @@ def measure_dictionary(
     calibration = calibrate([names], n, score_spread=1.0)
     ids, texts = [passage.id for passage in passages], [passage.text for passage in passages]
     report = label_features(sae, calibration, ids, texts, vectors, embedder, names=names, seed=seed)
-    scores = np.array(list(report.scores.values()), dtype=np.float64).reshape(-1, 2)
+    scores = np.array([(score.random, score.hard) for score in report.scores.values()]).reshape(-1, 2)
     return DictionaryMeaning(
         labelled=report.labelled,
         share_labelled=report.labelled / n,

@@ -46,7 +46,7 @@ class PaperSet(NamedTuple):
         return f"{self.data}, {self.encoder}"
 
     def row(self, search: str, k: int | None) -> PaperRow | None:
-        """A row by its way to search and K; None where the paper has none, such as for the cosine of latents."""
+        """A row by its way to search and K; None where the paper has none, such as for cosines of latents."""
         return next((row for row in self.rows if (row.search, row.k) == (search, k)), None)
 
     def kept(self, row: PaperRow) -> tuple[float, float, float]:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import coo_matrix, csr_matrix
 
+from sae_steer_retriever.feature_evidence import QUANTILES, Example, FeatureEvidence, Neighbour
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
 from sae_steer_retriever.vector_rows import Vectors
 
 _NEIGHBOURS = 5
+# Passages of each kind that are shown for a feature.
+_SHOWN = 10
+# A strength is kept to so many digits.
+_DIGITS = 6
 # Passages read at once, and elements of the directions gathered for some of them.
 _TILE, _GATHERED = 16_384, 2**24
 
@@ -103,9 +109,112 @@ def nearest_features(sae: TopKSAE) -> NDArray[np.int64]:
     decoder = sae.decoder
     limit = min(_NEIGHBOURS, sae.config.n - 1)
     nearest = np.empty((sae.config.n, limit), dtype=np.int64)
-    for start in range(0, sae.config.n, 1024):
-        cosines = decoder[start : start + 1024] @ decoder.T
+    if not limit:
+        return nearest
+    tile = max(1, _GATHERED // sae.config.n)
+    for start in range(0, sae.config.n, tile):
+        cosines = decoder[start : start + tile] @ decoder.T
         own = np.arange(len(cosines))
         cosines[own, start + own] = -np.inf
-        nearest[start : start + 1024] = np.argsort(-cosines, axis=1, kind="stable")[:, :limit]
+        # A whole sort of each row would take longer than all the rest.
+        found = np.sort(np.argpartition(-cosines, limit - 1, axis=1)[:, :limit], axis=1)
+        order = np.argsort(-np.take_along_axis(cosines, found, axis=1), axis=1, kind="stable")
+        nearest[start : start + tile] = np.take_along_axis(found, order, axis=1)
     return nearest
+
+
+def describe_features(
+    sae: TopKSAE, evidence: Evidence, ids: Sequence[str], vectors: Vectors
+) -> dict[int, FeatureEvidence]:
+    """What a person, or a language model, is shown of each feature that some passage has; without tries.
+
+    It is of the passages in `evidence` and no others. What is *shown* beside a label should be of the whole corpus;
+    what a label is *made* of must be of the half that it is not scored on (`labels.split_halves`).
+
+    Args:
+        sae: The dictionary.
+        evidence: Of some passages.
+        ids: Their ids.
+        vectors: (N, d) their unit embeddings, read once, from front to back.
+    """
+    misses = hardest_misses(sae, evidence, vectors)
+    cosines = _neighbour_cosines(sae, evidence.neighbours)
+    described = {}
+    for feature in np.flatnonzero(np.diff(evidence.presence.indptr)).tolist():
+        rows, values = evidence.passages(feature)
+        found = [Example(ids[row], round(float(value), _DIGITS)) for row, value in zip(rows, values, strict=True)]
+        described[feature] = FeatureEvidence(
+            top=tuple(found[:_SHOWN]),
+            middle=tuple(found[place] for place in _middles(len(found)) if place >= _SHOWN),
+            near_misses=tuple(Example(ids[row], 0.0) for row in misses.get(feature, ())),
+            quantiles=tuple(round(float(value), _DIGITS) for value in np.quantile(values, QUANTILES)),
+            neighbours=tuple(
+                Neighbour(int(other), round(float(cosine), _DIGITS))
+                for other, cosine in zip(evidence.neighbours[feature], cosines[feature], strict=True)
+            ),
+        )
+    return described
+
+
+def hardest_misses(
+    sae: TopKSAE, evidence: Evidence, vectors: Vectors, count: int = _SHOWN
+) -> dict[int, NDArray[np.int64]]:
+    """The near misses that match a feature's direction best, by `<d_i, x - b>`: by feature id, the hardest first.
+
+    Streamed over the passages: besides `evidence` a batch of them and `count` rows a feature are in memory.
+
+    Args:
+        sae: The dictionary.
+        evidence: Of some passages.
+        vectors: (N, d) their unit embeddings.
+        count: How many for a feature at most.
+    """
+    n = sae.config.n
+    has = csr_matrix(evidence.presence.T, copy=True)
+    has.data = np.ones(len(has.data), dtype=np.float32)
+    owner = np.repeat(np.arange(n), evidence.neighbours.shape[1])
+    near = csr_matrix((np.ones(len(owner), np.float32), (owner, evidence.neighbours.ravel())), shape=(n, n))
+    # (features, rows, matches) of the best so far.
+    features, rows, matches = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    tile = max(1, _GATHERED // n)
+    for start in range(0, has.shape[0], tile):
+        own = slice(start, start + tile)
+        row, feature = _misses(has[own], near)
+        match = (np.asarray(vectors[own]) - sae.bias) @ sae.decoder.T
+        features, rows = np.concatenate([features, feature]), np.concatenate([rows, start + row])
+        matches = np.concatenate([matches, match[row, feature]])
+        kept = _leading(features, matches, rows, count)
+        features, rows, matches = features[kept], rows[kept], matches[kept]
+    found, starts = np.unique(features, return_index=True)
+    return dict(zip(found.tolist(), np.split(rows, starts[1:]), strict=False))
+
+
+def _misses(has: csr_matrix, near: csr_matrix) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Passages and the features that they lack but have a neighbour of."""
+    reached = has @ near.T
+    # More than any number of neighbours: what is left above zero is reached, and not had.
+    lacking = coo_matrix(reached - has * (near.shape[0] + 1))
+    missed = lacking.data > 0
+    return lacking.row[missed].astype(np.int64), lacking.col[missed].astype(np.int64)
+
+
+def _leading(features: NDArray[np.int64], values: Array, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Places of the `count` largest values of each feature, by feature, the largest first."""
+    order = np.lexsort((rows, -values, features))
+    ordered = features[order]
+    rank = np.arange(len(order)) - np.searchsorted(ordered, ordered, side="left")
+    return order[rank < count]
+
+
+def _neighbour_cosines(sae: TopKSAE, neighbours: NDArray[np.int64]) -> Array:
+    cosines = np.empty(neighbours.shape, dtype=np.float32)
+    tile = max(1, _GATHERED // (max(neighbours.shape[1], 1) * sae.config.d))
+    for start in range(0, len(neighbours), tile):
+        own = slice(start, start + tile)
+        cosines[own] = np.einsum("bkd,bd->bk", sae.decoder[neighbours[own]], sae.decoder[own])
+    return cosines
+
+
+def _middles(count: int) -> list[int]:
+    """The place in the middle of each tenth of so many, none twice."""
+    return sorted({(2 * part + 1) * count // (2 * _SHOWN) for part in range(_SHOWN)}) if count else []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_steer_retriever.feature import LabelScore
 from sae_steer_retriever.interpret.evidence import Evidence
 from sae_steer_retriever.sae import Array
 from sae_steer_retriever.vector_rows import VectorRows
@@ -16,18 +17,8 @@ _NEGATIVES = 200
 _TILE = 16_384
 # Fewer positives than this make an AUROC that says nothing.
 _POSITIVES_FROM = 4
-
-
-class LabelScore(NamedTuple):
-    """Label detection AUROC of one feature: 0.5 says nothing, 1.0 tells every passage apart.
-
-    Attributes:
-        random: Against random passages without the feature.
-        hard: Against passages of neighbouring features without it.
-    """
-
-    random: float
-    hard: float
+# 95 % of a normal distribution lie within so many deviations.
+_DEVIATIONS = 1.96
 
 
 def score_label(
@@ -57,8 +48,14 @@ def score_label(
     misses = generator.permutation(misses)[:_NEGATIVES]
     others = sample_others(rows, len(vectors), _NEGATIVES, generator)
     found = _cosines(vectors.select(positives), label)
+    random = auroc(found, _cosines(vectors.select(others), label))
+    hard = auroc(found, _cosines(vectors.select(misses), label))
     return LabelScore(
-        auroc(found, _cosines(vectors.select(others), label)), auroc(found, _cosines(vectors.select(misses), label))
+        random,
+        hard,
+        auroc_interval(random, len(found), len(others)),
+        auroc_interval(hard, len(found), len(misses)),
+        len(found),
     )
 
 
@@ -91,3 +88,35 @@ def auroc(positives: NDArray[np.floating], negatives: NDArray[np.floating]) -> f
     below = np.searchsorted(ordered, positives, side="left")
     not_above = np.searchsorted(ordered, positives, side="right")
     return float((below + not_above).sum() / (2 * len(positives) * len(negatives)))
+
+
+def auroc_interval(area: float, positives: int, negatives: int) -> tuple[float, float]:
+    """95 % interval of an AUROC: all values from which the one that was found is no surprise.
+
+    Method 5 of Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2"
+    (Statistics in Medicine 25, 2006): unlike an interval of so many standard errors it is not empty at 1.0.
+
+    Args:
+        area: The AUROC, in [0, 1].
+        positives: How many positives.
+        negatives: How many negatives.
+    """
+    mean = (positives + negatives) / 2
+
+    def surprising(value: float) -> bool:
+        crowding = 2 * mean - 1 - 3 * (mean - 1) / ((2 - value) * (1 + value))
+        variance = value * (1 - value) * crowding / (positives * negatives)
+        return (area - value) ** 2 > _DEVIATIONS**2 * variance
+
+    return _boundary(surprising, 0.0, area), _boundary(surprising, 1.0, area)
+
+
+def _boundary(surprising: Callable[[float], bool], outer: float, inner: float) -> float:
+    """Where a condition that holds at `outer` and not at `inner` ends, by bisection."""
+    for _ in range(30):
+        middle = (outer + inner) / 2
+        if surprising(middle):
+            outer = middle
+        else:
+            inner = middle
+    return inner

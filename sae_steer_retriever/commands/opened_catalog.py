@@ -1,0 +1,131 @@
+"""What the options of `sae-steer features` name: an SAE with its catalog, and the store where one is given."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sae_steer_retriever.commands.execution import add_common_arguments, count
+from sae_steer_retriever.commands.location import DEFAULT_COLLECTION, StoreLocation, require_collection, sae_of
+from sae_steer_retriever.commands.outcome import UsageError
+from sae_steer_retriever.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
+
+    from sae_steer_retriever.concept import Concept
+    from sae_steer_retriever.embedders import Embedder
+    from sae_steer_retriever.features import FeatureCatalog
+    from sae_steer_retriever.sae import TopKSAE
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LIMIT = 20
+
+
+def add_options(parser: argparse.ArgumentParser, *, nested: bool) -> None:
+    """Add the options, which may stand before or after the word for what to do.
+
+    Args:
+        parser: Gets them.
+        nested: Whether the parser around this one has them too.
+    """
+
+    def default(value: object) -> Any:  # noqa: ANN401 - argparse takes any default
+        return argparse.SUPPRESS if nested else value
+
+    parser.add_argument("--sae", default=default(None), metavar="DIR", help="folder of the SAE")
+    parser.add_argument(
+        "--store",
+        type=StoreLocation.parse,
+        default=default(None),
+        metavar="DIR|http://HOST:PORT",
+        help="a store: its SAE is used where --sae is not given, and `show` shows its passages",
+    )
+    parser.add_argument(
+        "--collection",
+        default=default(DEFAULT_COLLECTION),
+        metavar="NAME",
+        help=f"the store's documents collection (default: {DEFAULT_COLLECTION})",
+    )
+    parser.add_argument(
+        "--limit",
+        type=count,
+        default=default(None),
+        metavar="N",
+        help=f"features to list at most (default: {DEFAULT_LIMIT}; 5 a side for contrast)",
+    )
+    add_common_arguments(parser, nested=nested)
+
+
+class OpenedCatalog(NamedTuple):
+    """An SAE, its catalog, and the store if there is one.
+
+    Attributes:
+        sae: The SAE.
+        folder: Where it is.
+        catalog: Its features.
+        client: The store.
+    """
+
+    sae: TopKSAE
+    folder: Path
+    catalog: FeatureCatalog
+    client: ClientAPI | None
+
+
+def open_catalog(arguments: argparse.Namespace) -> OpenedCatalog:
+    """Load what the options name.
+
+    Raises:
+        UsageError: Neither an SAE nor a store is named, or it is not there.
+        SAESteerError: The SAE is damaged, or the store does not answer.
+    """
+    if arguments.sae is None and arguments.store is None:
+        raise UsageError("whose features? Name an SAE with --sae DIR, or a store with --store DIR.")
+    from sae_steer_retriever.features import FeatureCatalog
+    from sae_steer_retriever.sae import TopKSAE, resolve_folder
+
+    client = None
+    location = arguments.sae
+    if arguments.store is not None:
+        client = arguments.store.connect(create=False)
+        require_collection(client, arguments.store, arguments.collection)
+        location = sae_of(arguments.sae, client, arguments.collection)
+    folder = resolve_folder(location)
+    sae = TopKSAE.from_pretrained(folder)
+    return OpenedCatalog(sae, folder, FeatureCatalog.load(folder, sae.fingerprint), client)
+
+
+def embedder_of(sae: TopKSAE) -> Embedder:
+    """The SAE's encoder.
+
+    Raises:
+        ArtifactError: It cannot be had.
+    """
+    from sae_steer_retriever.embedders import as_embedder
+
+    return as_embedder(sae.config.encoder.name)
+
+
+def concept_of(sae: TopKSAE, text: str) -> Concept:
+    """The text as the SAE reads it.
+
+    Raises:
+        ArtifactError: The SAE's encoder cannot be had.
+    """
+    from sae_steer_retriever.concept import read_concept
+
+    embedding = embedder_of(sae).embed_queries([text])
+    return read_concept(sae, embedding[0])
+
+
+def concept_if_possible(sae: TopKSAE, text: str) -> Concept | None:
+    """The same; None where the encoder cannot be had, so that words alone are compared."""
+    try:
+        return concept_of(sae, text)
+    except ArtifactError as error:
+        logger.warning("only words are compared, not meanings: %s", error)
+        return None
