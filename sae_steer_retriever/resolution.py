@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.concept import Concept
 from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError, nearest_names
-from sae_steer_retriever.feature import BY_PERSON, Feature
+from sae_steer_retriever.feature import BY_PERSON, CLEAR_FROM, Feature
 from sae_steer_retriever.feature_names import feature_id, stem
 from sae_steer_retriever.steering import Resolution
 
@@ -61,22 +61,26 @@ class NameResolver:
         self._by_family |= {str(family.id): family.features for family in catalog.families}
         self._trust = np.array([_TRUST * _trusted(feature) for feature in catalog.features])
         alive = catalog.calibration.count > 0
-        self._eligible = np.array([bool(feature.label) for feature in catalog.features], dtype=bool) & alive
+        named = np.array([bool(feature.label) for feature in catalog.features], dtype=bool) & alive
+        self._weak = np.array([_is_weak(feature) for feature in catalog.features], dtype=bool) & named
+        self._eligible = named & ~self._weak
 
     def resolve(self, name: str | int, concept: Callable[[str], Concept] | None = None) -> Resolution:
         """The features a name means.
 
         In order: an id (`84340`, `"#84340"`), a display name or whole label, a family (its name, or `"family:12"`),
         free text by its meaning. By meaning a feature is relevant if the text is near its label and its direction;
-        labels that were found to be weak come later. A text may mean several features: the five most relevant, with
-        weights that fall as the square of relevance.
+        the better its label detects its passages, the better. A text may mean several features: the five most relevant,
+        with weights that fall as the square of relevance. A feature whose label is weak answers to its id and to its
+        whole name, and to nothing else.
 
         Args:
             name: As the user wrote it.
             concept: Embeds and encodes a text; without it only ids, labels, families and keywords are known.
 
         Raises:
-            UnknownFeatureError: No live feature answers to the name; the nearest names are listed.
+            UnknownFeatureError: No live feature answers to the name, or only one whose label is weak; the nearest names
+                are listed.
             AmbiguousFeatureError: Several unrelated features do; they are listed.
         """
         latent = feature_id(name)
@@ -92,6 +96,10 @@ class NameResolver:
         if family is not None:
             return Resolution(family, (1.0,) * len(family), "family")
         matches = self._by_keyword.get(stem(text), [])
+        weak = [latent for latent in matches if self._weak[latent]]
+        matches = [latent for latent in matches if not self._weak[latent]]
+        if weak and not matches and concept is None:
+            raise self._too_weak(text, weak[0])
         if concept is None or self._catalog.label_embeddings is None or not self._eligible.any():
             return self._resolve_by_words(text, matches)
         return self._resolve_by_meaning(text, matches, concept(text))
@@ -122,6 +130,9 @@ class NameResolver:
         if relevance[best] < self._meant_from(text):
             if matches:
                 return self._resolve_by_words(text, matches)
+            weak = np.where(self._weak, relevance, -np.inf)
+            if weak.max() >= _MEANT_FROM:
+                raise self._too_weak(text, int(weak.argmax()))
             raise self._unknown(text, concept)
         rivals = [int(latent) for latent in order[:_FAMILY_SIZE] if ranking[latent] >= ranking[best] - _RIVAL_WITHIN]
         self._refuse_unrelated(text, rivals)
@@ -159,6 +170,14 @@ class NameResolver:
                 f"{text!r} is ambiguous, it fits unrelated features: {options}. Name one by its id or its whole label."
             )
 
+    def _too_weak(self, text: str, latent: int) -> UnknownFeatureError:
+        feature = self._catalog[latent]
+        return UnknownFeatureError(
+            f"{text!r} fits only {feature.name}, whose label does not tell its own passages from near misses "
+            f"({feature.label_score:.2f}, 0.5 is chance): look at it with `sae-steer features show {latent}`, "
+            f"and write '#{latent}' to steer by it all the same."
+        )
+
     def _unknown(self, text: str, concept: Concept | None) -> UnknownFeatureError:
         spelt = self._spelt_like(text, 3)
         nearest = [f"#{feature.id} {feature.name}" for feature in self._catalog.search(text, concept=concept, limit=3)]
@@ -187,3 +206,7 @@ def _trusted(feature: Feature) -> float:
     if feature.label_by == BY_PERSON:
         return 1.0
     return _UNMEASURED if feature.label_score is None else feature.label_score
+
+
+def _is_weak(feature: Feature) -> bool:
+    return feature.label_score is not None and feature.label_score < CLEAR_FROM

@@ -188,6 +188,25 @@ def test_a_misspelt_name_is_answered_with_words_that_exist(catalog: FeatureCatal
     assert {word.strip("' ") for word in suggestion.split(",")} <= words
 
 
+def test_a_feature_with_a_weak_label_answers_to_its_id_alone(catalog: FeatureCatalog) -> None:
+    for ask in (None, concept(embedding(0, 0, 0, 0, 1), _7=0.9)):
+        with pytest.raises(UnknownFeatureError, match=r"'misc' fits only unclear #7 .*\(0.50, .*and write '#7'"):
+            catalog.resolve("misc", ask)
+        for name in (7, "#7", "misc, other", "unclear #7 (misc, other)"):
+            assert catalog.resolve(name, ask).features == (7,)
+
+
+def test_a_family_is_steered_by_its_name_or_number(catalog: FeatureCatalog) -> None:
+    families = [Family(0, "employment, tax", (0, 1, 8)), Family(1, "court", (2, 3))]
+    grouped = FeatureCatalog(
+        catalog.features, catalog.calibration, catalog.fingerprint, catalog.label_embeddings, families
+    )
+    for name in ("employment, tax", "Family: employment, tax", "family:0"):
+        assert grouped.resolve(name, nothing) == ((0, 1, 8), (1.0, 1.0, 1.0), "family")
+    assert grouped.resolve("0", nothing) == ((0,), (1.0,), "id")
+    assert grouped.resolve("court", nothing).how == "family"
+
+
 def test_a_name_that_means_nothing_lists_the_nearest_features(catalog: FeatureCatalog) -> None:
     with pytest.raises(UnknownFeatureError, match="Nearest features: #"):
         catalog.resolve("xylophone", nothing)
