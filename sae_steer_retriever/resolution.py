@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 _MEANT_FROM = 0.8
 # What may be a misspelt keyword must mean something all the same to be taken at its word.
 _CERTAIN_FROM = 0.95
-# A label that finds its own passages is worth this much of relevance, and one that was not measured counts as weak.
-_TRUST, _UNMEASURED = 0.5, 0.6
+# A label's score counts as much as relevance does; one that was not measured counts as weak.
+_UNMEASURED = 0.6
+# What a feature without passages would lose, and of how many passages it loses half of that: who types a word means a
+# feature of many passages rather than one of the few that go furthest with the word.
+_RARE_LOSES, _RARE = 0.25, 20
 # A name that is itself a keyword.
-_KEYWORD_BONUS = 0.1
+_KEYWORD_BONUS = 0.2
 # Features this close to the best are rivals; labels with cosines below this are unrelated.
 _RIVAL_WITHIN, _RELATED_FROM = 0.1, 0.2
 # A name steers at most this many features, none with less than this share of the best one's relevance.
@@ -59,7 +62,8 @@ class NameResolver:
             self._by_label[label] = own or alike
         self._by_family = {family.name.casefold(): family.features for family in catalog.families}
         self._by_family |= {str(family.id): family.features for family in catalog.families}
-        self._trust = np.array([_TRUST * _trusted(feature) for feature in catalog.features])
+        rare = _RARE / (catalog.calibration.count + _RARE)
+        self._trust = np.array([_trusted(feature) for feature in catalog.features]) - _RARE_LOSES * rare
         alive = catalog.calibration.count > 0
         named = np.array([bool(feature.label) for feature in catalog.features], dtype=bool) & alive
         self._weak = np.array([_is_weak(feature) for feature in catalog.features], dtype=bool) & named
@@ -123,7 +127,7 @@ class NameResolver:
         relevance = self.relevance(concept)
         ranking = relevance + self._trust
         for latent in matches:
-            ranking[latent] += _KEYWORD_BONUS / (1.0 + self._rank_of(text, latent))
+            ranking[latent] += _KEYWORD_BONUS
         ranking[~self._eligible] = -np.inf
         order = np.argsort(-ranking, kind="stable")
         best = int(order[0])
@@ -152,7 +156,8 @@ class NameResolver:
         return found
 
     def _meant_from(self, text: str) -> float:
-        misspelt = stem(text) not in self._by_keyword and bool(self._spelt_like(text, 1))
+        # Several words are not one keyword misspelt.
+        misspelt = " " not in text and stem(text) not in self._by_keyword and bool(self._spelt_like(text, 1))
         return _CERTAIN_FROM if misspelt else _MEANT_FROM
 
     def _related(self, one: int, other: int) -> bool:
