@@ -111,6 +111,15 @@ def test_held_out_rows_are_not_fitted(corpus: Path, embedder: SentenceTransforme
     assert seen(data.everything.rows) == 1
 
 
+@pytest.mark.parametrize(("loss", "steps"), [("paper", 0), ("rkl", 8)])
+def test_the_papers_sae_is_one_product_and_the_default_refines(
+    loss: str, steps: int, corpus: Path, embedder: SentenceTransformerEmbedder, tmp_path: Path
+) -> None:
+    config = TrainConfig(loss=loss, steps=2, latents=64, k=16)  # type: ignore[arg-type]
+    train(corpus, tmp_path / "sae", config, embedder=embedder)
+    assert TopKSAE.from_pretrained(tmp_path / "sae").config.pursuit_steps == steps
+
+
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_killed_run_ends_as_an_undisturbed_one(
     corpus: Path, trained: tuple[Path, TrainReport], tmp_path: Path, resume: bool
