@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import logging
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,15 +96,16 @@ class Annotations:
 
 
 def checked_label(label: str) -> str:
-    """A label as it is kept: one line, spaces once.
+    """A label as it is kept: one line, spaces once, accents composed (NFC).
 
     Raises:
         TypeError: It is no text.
-        ValueError: It is empty, too long, not printable, or reads as a feature's id.
+        ValueError: It is empty, too long, not printable, or reads as a feature's id or a family's.
     """
     if not isinstance(label, str):
         raise TypeError(f"a label is a text, got {type(label).__name__}.")
-    clean = " ".join(label.split())
+    # An accent typed as a character of its own looks the same: it must be the same name.
+    clean = unicodedata.normalize("NFC", " ".join(label.split()))
     if not any(character.isalnum() for character in clean):
         raise ValueError(f"the label {label[:40]!r} has no letter in it: give a few words, e.g. 'ice hockey'.")
     if len(clean) > LONGEST_LABEL:
@@ -115,6 +117,8 @@ def checked_label(label: str) -> str:
         raise ValueError(f"the label {clean!r} holds characters that cannot be shown.")
     if feature_id(clean) is not None:
         raise ValueError(f"the label {clean!r} reads as the id of a feature: steering by it would mean that feature.")
+    if clean.casefold().startswith("family:"):
+        raise ValueError(f"the label {clean!r} reads as a family: steering by it would mean that family.")
     return clean
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -96,6 +96,7 @@ class Contrast(Steering):
             "negatives": self.negatives,
             "features": [{**reason._asdict(), "reason": self.explain(reason)} for reason in self.reasons],
             "steer": self.steer,
+            "warning": self.warning,
         }
 
     def explain(self, reason: Reason) -> str:
@@ -103,16 +104,24 @@ class Contrast(Steering):
         clause = f"in {reason.positives} of {self.positives} positives"
         if self.negatives:
             clause += f", {reason.negatives} of {self.negatives} negatives"
-        return f"{clause}, {reason.frequency:.1%} of the corpus"
+        return f"{clause}, {_percent(reason.frequency)} of the corpus"
+
+    @property
+    def warning(self) -> str | None:
+        """What to doubt: that no feature is in more than one of several positives; None if there is nothing."""
+        if self.positives < 2 or any(reason.positives > 1 for reason in self.reasons if reason.strength > 0):
+            return None
+        return f"none of these is in more than one of the {self.positives} positives: are they about one thing?"
 
     def __str__(self) -> str:
         """A table: strength, feature, reason."""
         names = [_shown(reason) for reason in self.reasons]
         width = max(map(len, names), default=0)
-        return "\n".join(
+        lines = [
             f"{reason.strength:>+6.2f}  {name:<{width}}  {self.explain(reason)}"
             for reason, name in zip(self.reasons, names, strict=True)
-        )
+        ]
+        return "\n".join(lines if self.warning is None else [*lines, self.warning])
 
     def _repr_html_(self) -> str:
         """The same for a notebook; labels are anybody's texts, so all is escaped."""
@@ -123,7 +132,13 @@ class Contrast(Steering):
             f'<td style="{cell}">{html.escape(self.explain(reason))}</td></tr>'
             for reason in self.reasons
         )
-        return f'<table style="border-collapse:collapse">{rows}</table>'
+        doubt = "" if self.warning is None else f"<p>{html.escape(self.warning)}</p>"
+        return f'<table style="border-collapse:collapse">{rows}</table>{doubt}'
+
+
+def _percent(frequency: float) -> str:
+    """A share of the corpus; what is rare is not 0."""
+    return "<0.1%" if 0 < frequency < 0.0005 else f"{frequency:.1%}"
 
 
 def _shown(reason: Reason) -> str:
@@ -164,10 +179,11 @@ def contrast(
     """
     if positive is None or not len(positive.indices):
         raise ValueError("contrast needs at least one positive example.")
-    if not 0 < strength <= LARGEST_STRENGTH or limit < 1:
+    numbers = isinstance(strength, int | float | np.number) and isinstance(limit, int | np.integer)
+    if not numbers or not 0 < strength <= LARGEST_STRENGTH or limit < 1:
         raise ValueError(
-            f"strength is {strength}, limit {limit}: expected a strength above 0 and at most {LARGEST_STRENGTH:g}, "
-            "and a limit of at least 1."
+            f"strength is {strength!r}, limit {limit!r}: expected a strength above 0 and at most "
+            f"{LARGEST_STRENGTH:g}, and a limit that is a whole number of at least 1."
         )
     side, drift_cap = check_side(side) or DEFAULT_SIDE, check_drift_cap(drift_cap)
     having = _Presence(positive, catalog)
@@ -270,7 +286,11 @@ def names_of_passages(store: ChromaStore, ids: Sequence[str]) -> Codes[NDArray[A
     there = set(store.existing(ids))
     missing = [name for name in ids if name not in there]
     if missing:
-        raise StoreError(f"passage {missing[0]!r} is not in collection {store.documents.name!r}.")
+        shown = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        verb = "are" if len(missing) > 1 else "is"
+        raise StoreError(
+            f"{shown} {verb} not in collection {store.documents.name!r}: give ids of passages as hits have them."
+        )
     return store.codes(ids).leading(store.sae.config.k_names)
 
 
@@ -283,21 +303,23 @@ def joined_names(parts: Sequence[Codes[NDArray[Any]]]) -> Codes[NDArray[Any]] | 
 
 
 def checked_texts(examples: Sequence[str], what: str) -> list[str]:
-    """Examples as a list of texts.
+    """Examples, texts or ids, as a list.
 
     Args:
-        examples: As the user gave them.
+        examples: As the user gave them; anything that yields texts.
         what: What to call them in an error: "positive".
 
     Raises:
-        TypeError: They are one text, or not texts.
+        TypeError: They are one text, no list, or not texts.
         ValueError: One is blank.
     """
-    if isinstance(examples, str) or not all(isinstance(text, str) for text in examples):
-        raise TypeError(f"{what} must be a list of texts, e.g. ['a passage', 'another'].")
-    if any(not text.strip() for text in examples):
+    # Listed first: a generator has its texts only once.
+    given = None if isinstance(examples, str) or not isinstance(examples, Iterable) else list(examples)
+    if given is None or not all(isinstance(text, str) for text in given):
+        raise TypeError(f"{what} must be a list of texts or of ids, e.g. ['one', 'another'].")
+    if any(not text.strip() for text in given):
         raise ValueError(f"{what} holds an empty text.")
-    return list(examples)
+    return given
 
 
 __all__ = [

@@ -13,6 +13,7 @@ from sae_steer_retriever.errors import ArtifactError
 
 EVIDENCE_FILE = "evidence.json"
 _FORMAT_VERSION = 1
+_REMEDY = "Label again with `sae-steer features label`, or move the file away."
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """The quantiles of a feature's activations that are kept."""
 
@@ -95,12 +96,26 @@ def read_evidence(folder: str | Path, fingerprint: str) -> dict[int, FeatureEvid
         version, found = body["format_version"], str(body["fingerprint"])
         rows = {int(feature): _from_json(row) for feature, row in body["features"].items()}
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise ArtifactError(f"{path} is no evidence of this library ({error!r}).") from error
+        raise ArtifactError(f"{path} is no evidence of this library ({error!r}). {_REMEDY}") from error
     if version != _FORMAT_VERSION:
-        raise ArtifactError(f"{path} has format version {version}, expected {_FORMAT_VERSION}.")
+        raise ArtifactError(f"{path} has format version {version}, expected {_FORMAT_VERSION}. {_REMEDY}")
     if found != fingerprint:
-        raise ArtifactError(f"{path} is about the features of SAE {found}, the weights are of {fingerprint}.")
+        raise ArtifactError(f"{path} is about the features of SAE {found}, the weights are of {fingerprint}. {_REMEDY}")
     return rows
+
+
+def with_tries(
+    evidence: Mapping[int, FeatureEvidence], tries: Mapping[int, Mapping[str, Any]]
+) -> dict[int, FeatureEvidence]:
+    """Evidence with the tries that features have.
+
+    Args:
+        evidence: By feature id.
+        tries: By feature id, as JSON; features without keep what they have.
+    """
+    return {
+        feature: dataclasses.replace(found, trie=tries.get(feature, found.trie)) for feature, found in evidence.items()
+    }
 
 
 def _from_json(row: Mapping[str, Any]) -> FeatureEvidence:
@@ -124,5 +139,6 @@ __all__ = [
     "FeatureEvidence",
     "Neighbour",
     "read_evidence",
+    "with_tries",
     "write_evidence",
 ]

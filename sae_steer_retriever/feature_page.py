@@ -92,12 +92,12 @@ class FeaturePage:
 
     def __str__(self) -> str:
         """The page for a terminal."""
-        lines = [f"#{self.feature.id}  {_printable(self.feature.name)}"]
+        lines = [f"#{self.feature.id}  {_printable(_named(self.feature))}"]
         lines += [f"{name:<{_WIDTH}}{value}" for name, value in self._facts()]
         if self.neighbours:
             lines.append("nearest")
             lines += [
-                f"    {other.cosine:+.2f}  #{other.feature.id} {_printable(other.feature.name)}"
+                f"    {other.cosine:+.2f}  #{other.feature.id} {_printable(_named(other.feature))}"
                 for other in self.neighbours
             ]
         trie = self.trie
@@ -119,13 +119,13 @@ class FeaturePage:
             for name, value in self._facts()
         )
         parts = [
-            f"<h4>#{self.feature.id} {_escaped(self.feature.name)}</h4>",
+            f"<h4>#{self.feature.id} {_escaped(_named(self.feature))}</h4>",
             f'<table style="border-collapse:collapse">{facts}</table>',
         ]
         if self.neighbours:
             rows = (
                 f'<li>{other.cosine:+.2f} <span style="{_FAINT}">#{other.feature.id}</span> '
-                f"{_escaped(other.feature.name)}</li>"
+                f"{_escaped(_named(other.feature))}</li>"
                 for other in self.neighbours
             )
             parts.append(f"<h5>nearest</h5><ul>{''.join(rows)}</ul>")
@@ -199,14 +199,14 @@ class FeaturePage:
         facts.append(
             (
                 "unit",
-                f"{feature.unit:.4f}, the activation that a strength of 1.0 stands for; largest {self.maximum:.4f}",
+                f"{feature.unit:.4f}, the activation that 1.0 in a steering stands for; largest {self.maximum:.4f}",
             )
         )
         if self.evidence is not None and self.evidence.quantiles:
             shown = (
                 f"{value:.3f} ({share:.0%})" for share, value in zip(QUANTILES, self.evidence.quantiles, strict=False)
             )
-            facts.append(("strength", f"{'  '.join(shown)} of the passages that have it"))
+            facts.append(("strength", f"{'  '.join(shown)} of the passages that have it, which are ordered by it"))
         if self.family is not None:
             members = len(self.family.features)
             facts.append(("family", f"{_printable(self.family.name)} ({members} features, family #{self.family.id})"))
@@ -225,9 +225,18 @@ class FeaturePage:
         return tuple(group for group in groups if group.examples)
 
 
+def _named(feature: Feature) -> str:
+    """What stands beside the id, which a feature without a label has for a name."""
+    return feature.name if feature.label else "(no label)"
+
+
 def _score_line(feature: Feature) -> str:
     if feature.score is None:
-        reason = "a person's name is not measured" if feature.label_by == BY_PERSON else "not measured"
+        reason = "not measured: too few unseen passages with it, or too few of its neighbours' without it"
+        if not feature.label:
+            reason = "it has no label"
+        elif feature.label_by == BY_PERSON:
+            reason = "a person's name is not measured"
         return f"-  ({reason})"
     score = feature.score
     line = f"{score.hard:.2f}{_interval(score, 'hard_interval')} against near misses"

@@ -53,7 +53,18 @@ class FeatureSearch:
     def find(
         self, text: str, *, concept: Concept | None, limit: int, include_hubs: bool, include_dead: bool
     ) -> list[Feature]:
-        """See `FeatureCatalog.search`."""
+        """See `FeatureCatalog.search`.
+
+        Raises:
+            TypeError: `text` is no text.
+            ValueError: `limit` is below 0.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a text to look for, got {type(text).__name__}.")
+        if limit < 0:
+            raise ValueError(f"limit is {limit}: expected how many features at most, 0 or more.")
+        if not text.strip():
+            return []
         scores = self._by_words(text)
         if concept is not None:
             scores = scores + self._by_meaning(concept)

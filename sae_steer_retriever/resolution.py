@@ -60,8 +60,7 @@ class NameResolver:
         for label, alike in self._by_label.items():
             own = [latent for latent in alike if catalog.features[latent].label_by == BY_PERSON]
             self._by_label[label] = own or alike
-        self._by_family = {family.name.casefold(): family.features for family in catalog.families}
-        self._by_family |= {str(family.id): family.features for family in catalog.families}
+        self._by_family = {family.name.casefold(): family for family in catalog.families}
         rare = _RARE / (catalog.calibration.count + _RARE)
         self._trust = np.array([_trusted(feature) for feature in catalog.features]) - _RARE_LOSES * rare
         alive = catalog.calibration.count > 0
@@ -89,16 +88,17 @@ class NameResolver:
         """
         latent = feature_id(name)
         if latent is not None:
-            if self._catalog.calibration.count[self._catalog[latent].id] == 0:
-                raise UnknownFeatureError(f"feature #{latent} is dead: it is active in no passage of the corpus.")
-            return Resolution((latent,), (1.0,), "id")
+            return self._alive([self._catalog[latent].id], "id")
         text = str(name).strip()
-        alike = self._by_label.get(text.casefold())
+        folded = text.casefold()
+        alike = self._by_label.get(folded)
         if alike is not None:
-            return Resolution(tuple(alike[:_FAMILY_SIZE]), (1.0,) * len(alike[:_FAMILY_SIZE]), "label")
-        family = self._by_family.get(self._family_name(text))
+            return self._alive(alike, "label")
+        family = self._by_family.get(folded)
+        if folded.startswith(_FAMILY_PREFIX):
+            family = self._catalog.family(text[len(_FAMILY_PREFIX) :].strip())
         if family is not None:
-            return Resolution(family, (1.0,) * len(family), "family")
+            return Resolution(family.features, (1.0,) * len(family.features), "family")
         matches = self._by_keyword.get(stem(text), [])
         weak = [latent for latent in matches if self._weak[latent]]
         matches = [latent for latent in matches if not self._weak[latent]]
@@ -108,11 +108,12 @@ class NameResolver:
             return self._resolve_by_words(text, matches)
         return self._resolve_by_meaning(text, matches, concept(text))
 
-    def _family_name(self, text: str) -> str:
-        folded = text.casefold()
-        asked = folded.removeprefix(_FAMILY_PREFIX).strip()
-        # A bare number is an id; only "family:12" is the family.
-        return asked if asked != folded or not folded.isdecimal() else ""
+    def _alive(self, latents: Sequence[int], how: str) -> Resolution:
+        """Those of some features that any passage has."""
+        alive = [latent for latent in latents if self._catalog.calibration.count[latent] > 0][:_FAMILY_SIZE]
+        if not alive:
+            raise UnknownFeatureError(f"feature #{latents[0]} is dead: it is active in no passage of the corpus.")
+        return Resolution(tuple(alive), (1.0,) * len(alive), how)
 
     def _resolve_by_words(self, text: str, matches: list[int]) -> Resolution:
         if not matches:

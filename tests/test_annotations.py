@@ -208,6 +208,7 @@ def test_an_sae_of_another_width_takes_no_name_and_loses_none(sae: TopKSAE, tmp_
         ("12", "reads as the id"),
         (" #12 ", "reads as the id"),
         ("unclear #7 (tax)", "reads as the id"),
+        ("family:1", "reads as a family"),
         ("x" * 1000, "1,000 characters, expected at most 120"),
         ("a\x1b[2Jb", "cannot be shown"),
         ("half \ud800 pair", "cannot be shown"),
@@ -235,6 +236,12 @@ def test_other_wrong_input_is_refused(sae: TopKSAE) -> None:
         catalog.annotate(3, "a name", note="x" * 3000)
     with pytest.raises(TypeError, match="a note is a text"):
         catalog.annotate(3, "a name", note=7)  # type: ignore[arg-type]
+
+
+def test_an_accent_of_its_own_makes_no_other_name(sae: TopKSAE) -> None:
+    catalog = catalog_for(sae, VECTORS)
+    assert catalog.annotate(3, "cafe\u0301").label == "caf\u00e9"
+    assert catalog.resolve("caf\u00e9").features == (3,)
 
 
 def test_two_features_of_one_name_are_steered_together(sae: TopKSAE) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,20 @@ def test_negatives_take_away_what_both_have_and_push_from_what_they_have_alone(c
     assert "in 2 of 2 positives, 0 of 2 negatives, 1.0% of the corpus" in str(found)
 
 
+def test_examples_that_share_nothing_are_doubted(catalog: FeatureCatalog) -> None:
+    apart = contrast(catalog, codes({1: 0.5}, {2: 0.5}))
+    assert "in more than one of the 2 positives" in str(apart)
+    assert "in more than one of the 2 positives" in apart._repr_html_()
+    assert apart.to_dict()["warning"] == apart.warning
+    for found in (contrast(catalog, codes({1: 0.5}, {1: 0.5})), contrast(catalog, codes({1: 0.5}))):
+        assert found.warning is None
+
+
+def test_what_is_rare_is_not_said_to_be_nowhere(catalog: FeatureCatalog) -> None:
+    found = contrast(catalog, codes({1: 0.5}))
+    assert "<0.1% of the corpus" in found.explain(found.reasons[0]._replace(frequency=1e-5))
+
+
 def test_a_dead_feature_is_no_reason(catalog: FeatureCatalog) -> None:
     found = contrast(catalog, codes({9: 2.0, 5: 0.5}))
     assert [reason.feature for reason in found.reasons] == [5]
@@ -118,8 +133,11 @@ def test_labels_are_escaped_in_a_notebook() -> None:
     assert "&lt;script&gt;" in page
 
 
-@pytest.mark.parametrize(("strength", "limit"), [(0.0, 5), (-1.0, 5), (float("nan"), 5), (11.0, 5), (1.0, 0)])
-def test_numbers_out_of_range_are_refused(catalog: FeatureCatalog, strength: float, limit: int) -> None:
+@pytest.mark.parametrize(
+    ("strength", "limit"),
+    [(0.0, 5), (-1.0, 5), (float("nan"), 5), (11.0, 5), (1.0, 0), ("1", 5), (1.0, 2.5), (None, 5)],
+)
+def test_numbers_out_of_range_are_refused(catalog: FeatureCatalog, strength: Any, limit: Any) -> None:
     with pytest.raises(ValueError, match="expected a strength above 0"):
         contrast(catalog, codes({1: 0.5}), strength=strength, limit=limit)
 
@@ -175,8 +193,14 @@ def test_stored_passages_are_examples_without_embedding(retriever: SteeredRetrie
 def test_examples_that_are_none_are_refused(retriever: SteeredRetriever, world: World) -> None:
     with pytest.raises(StoreError, match="'no such passage' is not in collection 'docs'"):
         retriever.from_examples([world.ids[0], "no such passage"])
+    with pytest.raises(StoreError, match="'one', 'two' are not in collection 'docs': give ids"):
+        retriever.from_examples([world.ids[0], "one", "two"])
     with pytest.raises(TypeError, match="must be a list of texts"):
         retriever.contrast("one text")
+    with pytest.raises(TypeError, match="must be a list of texts"):
+        retriever.contrast(None)  # type: ignore[arg-type]
+    given = (text for text in EXAMPLES["socket"])
+    assert retriever.contrast(given) == retriever.contrast(EXAMPLES["socket"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="positive holds an empty text"):
         retriever.contrast(["a text", "  "])
     with pytest.raises(ValueError, match="at least one positive"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -157,9 +158,36 @@ def test_families_list_and_a_family_shows_its_features(sae_steer: Run, sae: Path
     assert [feature["id"] for feature in members["features"]] == family["features"]
     text = sae_steer("features", "families", f"#{family['id']}", "--sae", sae).out
     assert text.startswith(f"family #{family['id']}  {family['name']}\n")
+    assert sae_steer("features", "families", f"family:{family['id']}", "--sae", sae).out == text
     unknown = sae_steer("features", "families", "no such family", "--sae", sae)
     assert unknown.code == 1
     assert "unknown family 'no such family'" in unknown.error
+
+
+@pytest.mark.parametrize(("action", "asked"), [("search", "what"), ("show", "what"), ("families", "which family")])
+def test_an_empty_text_is_a_usage_error(action: str, asked: str, sae_steer: Run, sae: Path) -> None:
+    for empty in ("", "  "):
+        ran = sae_steer("features", action, empty, "--sae", sae)
+        assert (ran.code, ran.out) == (2, "")
+        assert asked in ran.error
+
+
+def test_naming_a_dead_feature_says_that_it_is_dead(sae_steer: Run, sae: Path, world: World) -> None:
+    count = world.catalog.calibration.count.copy()
+    count[3] = 0
+    calibration = dataclasses.replace(world.catalog.calibration, count=count)
+    FeatureCatalog(world.catalog.generated, calibration, world.sae.fingerprint).save(sae)
+    assert "no passage of the corpus has this feature" in sae_steer("features", "annotate", 3, "gone", "--sae", sae).out
+    assert "no passage" not in sae_steer("features", "annotate", 4, "here", "--sae", sae).out
+
+
+def test_the_wrong_corpus_does_not_cost_the_labels(sae_steer: Run, sae: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.jsonl").write_text('{"_id": "a", "text": "One short passage of something else."}\n')
+    before = {path.name: path.read_bytes() for path in sae.iterdir()}
+    ran = sae_steer("features", "label", "--sae", sae, "--corpus", tmp_path / "other.jsonl")
+    assert (ran.code, ran.out) == (1, "")
+    assert "keeps its labels" in ran.error
+    assert {path.name: path.read_bytes() for path in sae.iterdir()} == before
 
 
 def test_a_contrast_names_features_that_a_person_has_renamed(sae_steer: Run, sae: Path) -> None:
@@ -189,6 +217,22 @@ def test_labelling_again_keeps_a_persons_names(sae_steer: Run, sae: Path, corpus
     assert catalog[feature.id].name == "a name of mine"
     assert [one.label for one in catalog.generated] == [one.label for one in world.catalog.features]
     assert set(read_evidence(sae, world.sae.fingerprint)) >= {one.id for one in world.catalog.labelled}
+
+
+def test_labelling_again_keeps_tries_and_mends_damaged_evidence(
+    sae_steer: Run, sae: Path, corpus: Path, store: Path, world: World, frequent: list[int]
+) -> None:
+    sae_steer("features", "tries", frequent[0], "--store", store, "--sae", sae, "--passages", 2, "--save")
+    trie = read_evidence(sae, world.sae.fingerprint)[frequent[0]].trie
+    assert trie is not None
+    assert sae_steer("features", "label", "--sae", sae, "--corpus", corpus).code == 0
+    assert read_evidence(sae, world.sae.fingerprint)[frequent[0]].trie == trie
+    (sae / EVIDENCE_FILE).write_text("[]")
+    shown = sae_steer("features", "show", frequent[0], "--sae", sae)
+    assert shown.code == 1
+    assert "sae-steer features label" in shown.error
+    assert sae_steer("features", "label", "--sae", sae, "--corpus", corpus).code == 0
+    assert frequent[0] in read_evidence(sae, world.sae.fingerprint)
 
 
 def test_tables_of_a_store_are_written_where_asked(sae_steer: Run, store: Path, world: World, tmp_path: Path) -> None:
@@ -247,7 +291,7 @@ def test_tries_are_made_of_one_half_and_measured_on_the_other(
 def test_a_trie_tells_its_features_passages_from_others(measured: dict[int, MeasuredTrie]) -> None:
     assert all(one.trie.words() for one in measured.values())
     # A trie that matched by chance would have a precision of a half.
-    assert np.median([one.score.precision for one in measured.values()]) >= 0.7
+    assert np.nanmedian([one.score.precision for one in measured.values()]) >= 0.7
     assert np.median([one.score.recall for one in measured.values()]) >= 0.3
 
 

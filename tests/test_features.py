@@ -205,6 +205,15 @@ def test_a_family_is_steered_by_its_name_or_number(catalog: FeatureCatalog) -> N
         assert grouped.resolve(name, nothing) == ((0, 1, 8), (1.0, 1.0, 1.0), "family")
     assert grouped.resolve("0", nothing) == ((0,), (1.0,), "id")
     assert grouped.resolve("court", nothing).how == "family"
+    for wrong in ("family:99", "family:", "family: hocky"):
+        with pytest.raises(UnknownFeatureError, match="unknown family .*There are 2"):
+            grouped.resolve(wrong, nothing)
+
+
+def test_a_dead_feature_is_not_steered_by_its_name_either(catalog: FeatureCatalog) -> None:
+    for name in (5, "dodo, extinct"):
+        with pytest.raises(UnknownFeatureError, match="#5 is dead"):
+            catalog.resolve(name, nothing)
 
 
 def test_a_name_that_means_nothing_lists_the_nearest_features(catalog: FeatureCatalog) -> None:
@@ -285,6 +294,14 @@ def test_in_a_dictionary_of_frequent_features_none_is_a_hub_for_that() -> None:
     assert [one.id for one in catalog.search("word3")] == [3]
 
 
+def test_what_cannot_be_looked_for_is_refused(catalog: FeatureCatalog) -> None:
+    assert catalog.search("  ", concept=None) == []
+    with pytest.raises(ValueError, match="limit is -1"):
+        catalog.search("salary", limit=-1)
+    with pytest.raises(TypeError, match="got NoneType"):
+        catalog.search(None)  # type: ignore[arg-type]
+
+
 def test_search_shows_labels_that_can_be_trusted_first() -> None:
     catalog = dictionary(("tax", 0.55, 0.02), ("tax", None, 0.02), ("tax", 0.95, 0.02), ("tax", 0.8, 0.02))
     assert [one.id for one in catalog.search("tax")] == [2, 3, 1, 0]
@@ -326,7 +343,7 @@ def test_a_page_has_all_that_is_known(evident: FeatureCatalog) -> None:
     text = str(page)
     for part in (
         "#0  employment, salary, wages", "0.90 against near misses", "9 of 100 passages", "0.300 (50%)",
-        "work, pay (2 features, family #0)", "+0.75  #4 family, children, salary", "+0.50  #6 #6",
+        "work, pay (2 features, family #0)", "+0.75  #4 family, children, salary", "+0.50  #6 (no label)",
         "0.900  p1\n        A wage is paid.", "near misses", "Nobody is paid.",
     ):  # fmt: skip
         assert part in text, part
@@ -336,6 +353,7 @@ def test_a_page_has_all_that_is_known(evident: FeatureCatalog) -> None:
     assert data["quantiles"]["0.5"] == 0.3
     assert data["family"] == {"id": 0, "name": "work, pay"}
     assert "dead" in str(evident.show("#5"))
+    assert str(evident.show("#6")).startswith("#6  (no label)\n")
     assert evident.show("wimbledon").feature.id == 2
     with pytest.raises(AmbiguousFeatureError, match="means 2 features: #0 .*; #4 "):
         evident.show("salary")
@@ -368,7 +386,8 @@ def test_passages_and_labels_of_others_are_only_text_on_a_page(catalog: FeatureC
 def test_a_page_of_real_features_can_be_printed(world: World) -> None:
     for feature in world.catalog.features:
         page = world.catalog.show(feature.id, directions=world.sae.decoder)
-        assert feature.name in str(page)
+        assert (feature.name if feature.label else f"#{feature.id}  (no label)") in str(page)
+        assert ("it has no label" in str(page)) == (not feature.label)
         assert f"#{feature.id}" in page._repr_html_()
 
 

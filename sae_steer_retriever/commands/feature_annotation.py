@@ -52,6 +52,8 @@ def annotate(arguments: argparse.Namespace, opened: OpenedCatalog) -> Outcome:
             embedding = None
         feature = catalog.annotate(latent, label, arguments.note, embedding=embedding)
     lines = [f"#{feature.id} is now {feature.name!r}, was {before!r}"]
+    if feature.label and not catalog.calibration.count[feature.id]:
+        lines.append("no passage of the corpus has this feature: steering by it changes nothing")
     alike = [
         other.id
         for other in catalog.labelled

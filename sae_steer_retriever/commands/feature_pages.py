@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
 from sae_steer_retriever.commands.feature_listing import feature_data, feature_table
-from sae_steer_retriever.commands.opened_catalog import DEFAULT_LIMIT, OpenedCatalog, concept_of
+from sae_steer_retriever.commands.opened_catalog import DEFAULT_LIMIT, OpenedCatalog, concept_of, required_text
 from sae_steer_retriever.commands.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def show(arguments: argparse.Namespace, opened: OpenedCatalog) -> Outcome:
     from sae_steer_retriever.feature_names import feature_id
 
     catalog = opened.catalog
-    name = " ".join(arguments.name)
+    name = required_text(arguments.name, "show what?")
     latent = feature_id(name)
     # By its id a dead feature can be looked at, though not steered by.
     features = (
@@ -44,7 +45,9 @@ def families(arguments: argparse.Namespace, opened: OpenedCatalog) -> Outcome:
     """The families, those with the most features first; or the features of one."""
     catalog = opened.catalog
     if arguments.name:
-        family = catalog.family(" ".join(arguments.name))
+        # As it is written in a steering, too.
+        name = required_text(arguments.name, "which family?")
+        family = catalog.family(re.sub(r"^family:\s*", "", name, flags=re.IGNORECASE))
         members = [catalog[feature] for feature in family.features]
         data = {"id": family.id, "name": family.name, "features": [feature_data(feature) for feature in members]}
         return Outcome("\n".join([f"family #{family.id}  {family.name}", *feature_table(members)]), data)

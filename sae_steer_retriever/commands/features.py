@@ -21,6 +21,7 @@ from sae_steer_retriever.commands.opened_catalog import (
     add_options,
     concept_if_possible,
     open_catalog,
+    required_text,
 )
 from sae_steer_retriever.commands.outcome import Outcome
 
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 
 def _search(arguments: argparse.Namespace, opened: OpenedCatalog) -> Outcome:
-    text = " ".join(arguments.text)
+    text = required_text(arguments.text, "search for what?")
     found = opened.catalog.search(
         text,
         concept=concept_if_possible(opened.sae, text),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_steer_retriever.commands.execution import add_common_arguments, count
 from sae_steer_retriever.commands.outcome import Outcome, UsageError
+from sae_steer_retriever.errors import CorpusError
 
 if TYPE_CHECKING:
     from sae_steer_retriever.embedding_cache import CachedEmbedder
@@ -119,7 +120,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 
 def _by_keywords(opened: _Opened) -> Outcome:
-    from sae_steer_retriever.feature_evidence import write_evidence
+    from sae_steer_retriever.feature_evidence import with_tries, write_evidence
     from sae_steer_retriever.features import FeatureCatalog
     from sae_steer_retriever.interpret.labels import label_features
 
@@ -127,8 +128,15 @@ def _by_keywords(opened: _Opened) -> Outcome:
     report = label_features(
         opened.sae, calibration, opened.ids, opened.texts, opened.vectors, opened.embedder, seed=opened.seed
     )
+    # The wrong corpus must not cost the labels that are there.
+    if not report.labelled:
+        raise CorpusError(
+            f"no feature is in enough of the {len(opened.ids):,} passages of this corpus to be labelled: nothing was "
+            f"written, {opened.folder} keeps its labels. Give the corpus that the SAE was trained on."
+        )
+    tries = _tries(opened)
     report.catalog.save(opened.folder)
-    write_evidence(opened.folder, report.evidence, opened.sae.fingerprint)
+    write_evidence(opened.folder, with_tries(report.evidence, tries), opened.sae.fingerprint)
     text = (
         f"{report.labelled} features labelled by keywords\n"
         f"median label score {report.auroc_random:.2f} against random passages, {report.auroc_hard:.2f} against near "
@@ -144,6 +152,19 @@ def _by_keywords(opened: _Opened) -> Outcome:
         "features": [{"id": feature.id, "label": feature.label} for feature in catalog.labelled],
     }
     return Outcome(text, data)
+
+
+def _tries(opened: _Opened) -> dict[int, Any]:
+    """The tries that were kept with the evidence; none where it is damaged, which labelling again mends."""
+    from sae_steer_retriever.errors import ArtifactError
+    from sae_steer_retriever.feature_evidence import read_evidence
+
+    try:
+        evidence = read_evidence(opened.folder, opened.sae.fingerprint)
+    except ArtifactError as error:
+        logger.warning("the evidence is written anew, without tries: %s", error)
+        return {}
+    return {feature: found.trie for feature, found in evidence.items() if found.trie is not None}
 
 
 def _by_model(arguments: argparse.Namespace, name: str) -> Outcome:

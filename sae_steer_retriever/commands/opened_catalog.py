@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,6 +59,22 @@ def add_options(parser: argparse.ArgumentParser, *, nested: bool) -> None:
         help=f"features to list at most (default: {DEFAULT_LIMIT}; 5 a side for contrast)",
     )
     add_common_arguments(parser, nested=nested)
+
+
+def required_text(words: Sequence[str], question: str) -> str:
+    """The words of an argument as one text.
+
+    Args:
+        words: As they were typed.
+        question: That an empty text leaves open, for the error.
+
+    Raises:
+        UsageError: There is nothing but spaces.
+    """
+    text = " ".join(words).strip()
+    if not text:
+        raise UsageError(f"{question} The text is empty: give a word, a label or an id.")
+    return text
 
 
 class OpenedCatalog(NamedTuple):
