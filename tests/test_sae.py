@@ -503,7 +503,9 @@ def test_pushing_without_a_hub_is_one_clear_error() -> None:
 
 def test_the_same_encoder_by_its_short_and_long_name_is_the_same() -> None:
     long = EncoderSpec("sentence-transformers/all-MiniLM-L6-v2", 384)
-    long.require_same(EncoderSpec("all-minilm-l6-v2", 384), "the SAE", "the embedder")
+    assert long.require_same(EncoderSpec("all-minilm-l6-v2", 384), "the SAE", "the embedder") is None
+    with pytest.raises(MismatchError):
+        long.require_same(EncoderSpec("all-minilm-l12-v2", 384), "the SAE", "the embedder")
 
 
 @pytest.mark.parametrize(
