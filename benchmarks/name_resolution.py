@@ -29,7 +29,14 @@ from sae_steer_retriever.concept import Concept, read_concept
 from sae_steer_retriever.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError
 from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.interpret.evidence import Evidence, gather_evidence, nearest_features, read_names, strengths
+from sae_steer_retriever.interpret.evidence import (
+    Evidence,
+    frequent_features,
+    gather_evidence,
+    nearest_features,
+    read_names,
+    strengths,
+)
 from sae_steer_retriever.retriever import load_sae
 from sae_steer_retriever.sae import TopKSAE
 from sae_steer_retriever.train.corpus import read_corpus
@@ -170,7 +177,8 @@ def answers(data: Path, folder: Path, corpus: Path) -> list[Answer]:
     passages = read_corpus(corpus).passages
     vectors = cached.embed_documents([passage.text for passage in passages])
     labels = {name: found for name, _, _, found in read_rows(data)}
-    evidence = gather_evidence(strengths(sae, vectors, read_names(sae, vectors)), nearest_features(sae))
+    names = strengths(sae, vectors, read_names(sae, vectors))
+    evidence = gather_evidence(names, nearest_features(sae, frequent_features(names, sae.config.n)))
     found = []
     for name, label in CONCEPTS.items():
         share = precisions(evidence, np.array([label in labels[passage.id] for passage in passages]))

@@ -18,7 +18,9 @@ from sae_steer_retriever.calibration import calibrate
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.feature_evidence import QUANTILES, FeatureEvidence, read_evidence, write_evidence
 from sae_steer_retriever.interpret.evidence import (
+    LABELLED_FROM,
     describe_features,
+    frequent_features,
     gather_evidence,
     hardest_misses,
     nearest_features,
@@ -109,6 +111,24 @@ def test_neighbours_are_the_nearest_directions_in_tiles_of_any_size(monkeypatch:
         assert [near.cosine for near in evidence.neighbours] == pytest.approx(
             cosines[feature, expected[feature]], abs=1e-5
         )
+
+
+def test_what_hardly_any_passage_has_is_nobodys_neighbour() -> None:
+    """A feature whose nearest directions no passage has would have no near misses, and its label no score."""
+    sae, vectors = random_sae(n=50, k=3, k_names=1), unit_rows(3, 200)
+    names = read_names(sae, vectors)
+    counted = frequent_features(names, 50)
+    assert 6 < counted.sum() < 50
+    cosines = sae.decoder @ sae.decoder.T
+    np.fill_diagonal(cosines, -2)
+    expected = np.argsort(-np.where(counted, cosines, -3), axis=1)[:, :5]
+    found = nearest_features(sae, counted)
+    np.testing.assert_array_equal(found, expected)
+    evidence = gather_evidence(names, found)
+    assert all(len(evidence.near_misses(feature)) >= LABELLED_FROM for feature in range(50))
+    alone = np.arange(50) == 7
+    assert nearest_features(sae, alone).shape == (50, 0)
+    assert not len(gather_evidence(names, nearest_features(sae, alone)).near_misses(7))
 
 
 @pytest.mark.parametrize("n", [1, 2])

@@ -14,6 +14,8 @@ from sae_steer_retriever.feature_evidence import QUANTILES, Example, FeatureEvid
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
 from sae_steer_retriever.vector_rows import Vectors
 
+# A feature is named once it is active in this many passages of the half that labels are made of.
+LABELLED_FROM = 5
 _NEIGHBOURS = 5
 # Passages of each kind that are shown for a feature.
 _SHOWN = 10
@@ -29,7 +31,7 @@ class Evidence:
 
     Attributes:
         presence: (n, N) sparse activations, feature by passage, of the naming reading.
-        neighbours: (n, 5) the features nearest by decoder direction.
+        neighbours: (n, 5) the features nearest by decoder direction, of those that count (`nearest_features`).
     """
 
     presence: csr_matrix
@@ -45,6 +47,8 @@ class Evidence:
     def near_misses(self, feature: int) -> NDArray[np.int64]:
         """Rows of the passages that have a neighbouring feature but not this one, ascending: hard negatives."""
         others = [self.presence.indices[self._places(int(neighbour))] for neighbour in self.neighbours[feature]]
+        if not others:
+            return np.empty(0, dtype=np.int64)
         found = np.setdiff1d(np.concatenate(others), self.presence.indices[self._places(feature)])
         return found.astype(np.int64)
 
@@ -104,23 +108,48 @@ def strengths(sae: TopKSAE, vectors: Vectors, names: Codes[NDArray[Any]]) -> Cod
     return Codes(names.indices, matches)
 
 
-def nearest_features(sae: TopKSAE) -> NDArray[np.int64]:
-    """(n, 5) the features whose decoder directions are nearest by cosine, in tiles of rows."""
+def nearest_features(sae: TopKSAE, among: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    """(n, 5) the features whose decoder directions are nearest by cosine, in tiles of rows.
+
+    Args:
+        sae: The dictionary.
+        among: (n,) which features count as neighbours, e.g. `frequent_features`: what hardly any passage has gives no
+            near misses to test a label with, and nothing to look at. All if not given.
+
+    Returns:
+        Fewer columns than 5 where fewer features count.
+    """
     decoder = sae.decoder
-    limit = min(_NEIGHBOURS, sae.config.n - 1)
+    counted = np.arange(sae.config.n) if among is None else np.flatnonzero(among)
+    # A feature is not its own neighbour: one more than is wanted, for the features that count themselves.
+    limit = max(0, min(_NEIGHBOURS, len(counted) - 1))
     nearest = np.empty((sae.config.n, limit), dtype=np.int64)
     if not limit:
         return nearest
-    tile = max(1, _GATHERED // sae.config.n)
+    place = np.full(sae.config.n, -1)
+    place[counted] = np.arange(len(counted))
+    others = decoder[counted]
+    tile = max(1, _GATHERED // len(counted))
     for start in range(0, sae.config.n, tile):
-        cosines = decoder[start : start + tile] @ decoder.T
-        own = np.arange(len(cosines))
-        cosines[own, start + own] = -np.inf
+        cosines = decoder[start : start + tile] @ others.T
+        own = place[start : start + tile]
+        cosines[np.flatnonzero(own >= 0), own[own >= 0]] = -np.inf
         # A whole sort of each row would take longer than all the rest.
         found = np.sort(np.argpartition(-cosines, limit - 1, axis=1)[:, :limit], axis=1)
         order = np.argsort(-np.take_along_axis(cosines, found, axis=1), axis=1, kind="stable")
-        nearest[start : start + tile] = np.take_along_axis(found, order, axis=1)
+        nearest[start : start + tile] = counted[np.take_along_axis(found, order, axis=1)]
     return nearest
+
+
+def frequent_features(names: Codes[NDArray[Any]], n: int) -> NDArray[np.bool_]:
+    """(n,) which features enough passages have for a label.
+
+    Args:
+        names: (N, k_names) codes of the passages.
+        n: Number of latents.
+    """
+    count = np.bincount(names.indices[names.values > 0], minlength=n)
+    return np.asarray(count >= LABELLED_FROM)
 
 
 def describe_features(

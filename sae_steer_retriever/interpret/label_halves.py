@@ -9,6 +9,7 @@ import numpy as np
 from sae_steer_retriever.feature import LabelScore
 from sae_steer_retriever.interpret.evidence import (
     describe_features,
+    frequent_features,
     gather_evidence,
     nearest_features,
     read_names,
@@ -43,7 +44,8 @@ class LabelHalves:
         self._seed = seed
         rows = vectors if isinstance(vectors, VectorRows) else VectorRows(vectors)
         names = strengths(sae, rows, read_names(sae, rows))
-        halves, neighbours = split_halves(len(texts), seed), nearest_features(sae)
+        halves = split_halves(len(texts), seed)
+        neighbours = nearest_features(sae, frequent_features(names, sae.config.n))
         made_of, unseen = (
             gather_evidence(Codes(names.indices[half], names.values[half]), neighbours) for half in halves
         )

@@ -16,8 +16,10 @@ from sae_steer_retriever.feature import Feature, LabelScore
 from sae_steer_retriever.feature_evidence import FeatureEvidence
 from sae_steer_retriever.features import FeatureCatalog
 from sae_steer_retriever.interpret.evidence import (
+    LABELLED_FROM,
     Evidence,
     describe_features,
+    frequent_features,
     gather_evidence,
     nearest_features,
     read_names,
@@ -29,8 +31,6 @@ from sae_steer_retriever.interpret.scoring import score_label
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
 from sae_steer_retriever.vector_rows import VectorRows, Vectors
 
-# A feature is named once it is active in this many passages of the half that labels are made of.
-LABELLED_FROM = 5
 _EXAMPLES = 5
 
 
@@ -115,7 +115,8 @@ def label_features(
         seed: Of the split into halves and of the negatives.
     """
     names = strengths(sae, vectors, read_names(sae, vectors) if names is None else names)
-    neighbours, halves = nearest_features(sae), split_halves(len(texts), seed)
+    neighbours = nearest_features(sae, frequent_features(names, sae.config.n))
+    halves = split_halves(len(texts), seed)
     keywords = _keywords(sae, gather_evidence(_rows(names, halves.made_of), neighbours), texts, halves, embedder)
     labels = {feature: ", ".join(words) for feature, words in keywords.items()}
     label_embeddings = np.zeros((sae.config.n, sae.config.d), dtype=np.float32)
