@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sae_steer_retriever.attribution import Attribution, Contribution
     from sae_steer_retriever.contrast import Contrast
+    from sae_steer_retriever.counterfactual import Counterfactual
     from sae_steer_retriever.embedders import (
         Embedder,
         LangChainEmbedder,
@@ -34,15 +35,18 @@ if TYPE_CHECKING:
     from sae_steer_retriever.feature import Feature
     from sae_steer_retriever.feature_page import FeaturePage
     from sae_steer_retriever.features import FeatureCatalog
+    from sae_steer_retriever.feedback import Feedback
+    from sae_steer_retriever.policy import compose
     from sae_steer_retriever.retriever import Hit, SteeredRetriever
     from sae_steer_retriever.sae import Codes, EncoderSpec, SAEConfig, TopKSAE
-    from sae_steer_retriever.steering import Clamp, Edit, Scale, Steering, Suppress
+    from sae_steer_retriever.steering import Add, Clamp, Edit, Scale, Steering, Suppress, When
     from sae_steer_retriever.store import ChromaStore
 
 __version__ = "0.1.0"
 
 # A literal list, because type checkers and linters read `__all__` without running it.
 __all__ = [
+    "Add",
     "AmbiguousFeatureError",
     "ArtifactError",
     "Attribution",
@@ -52,6 +56,7 @@ __all__ = [
     "Contrast",
     "Contribution",
     "CorpusError",
+    "Counterfactual",
     "Edit",
     "Embedder",
     "EncoderSpec",
@@ -59,6 +64,7 @@ __all__ = [
     "Feature",
     "FeatureCatalog",
     "FeaturePage",
+    "Feedback",
     "Hit",
     "LangChainEmbedder",
     "LlamaIndexEmbedder",
@@ -75,12 +81,15 @@ __all__ = [
     "Suppress",
     "TopKSAE",
     "UnknownFeatureError",
+    "When",
     "as_embedder",
+    "compose",
 ]
 
 _EXPORTS = {
     "attribution": ("Attribution", "Contribution"),
     "contrast": ("Contrast",),
+    "counterfactual": ("Counterfactual",),
     "embedders": (
         "Embedder",
         "LangChainEmbedder",
@@ -103,9 +112,11 @@ _EXPORTS = {
     "feature": ("Feature",),
     "feature_page": ("FeaturePage",),
     "features": ("FeatureCatalog",),
+    "feedback": ("Feedback",),
+    "policy": ("compose",),
     "retriever": ("Hit", "SteeredRetriever"),
     "sae": ("Codes", "EncoderSpec", "SAEConfig", "TopKSAE"),
-    "steering": ("Clamp", "Edit", "Scale", "Steering", "Suppress"),
+    "steering": ("Add", "Clamp", "Edit", "Scale", "Steering", "Suppress", "When"),
     "store": ("ChromaStore",),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from sae_steer_retriever.artifact import write_files
-from sae_steer_retriever.errors import ArtifactError
+from sae_steer_retriever.errors import ArtifactError, quoted
 from sae_steer_retriever.feature import BY_PERSON, Feature
-from sae_steer_retriever.feature_names import feature_id
+from sae_steer_retriever.feature_names import feature_id, folded
 from sae_steer_retriever.sae import Array, TopKSAE, resolve_folder
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,8 @@ class Annotation:
     def of(self, feature: Feature) -> Feature:
         """The feature under this name; words that it was found by before still find it."""
         own = tuple(dict.fromkeys(part.strip() for part in self.label.split(",") if part.strip()))
-        known = {word.casefold() for word in own}
-        others = tuple(word for word in feature.keywords if word.casefold() not in known)
+        known = {folded(word) for word in own}
+        others = tuple(word for word in feature.keywords if folded(word) not in known)
         return dataclasses.replace(
             feature, label=self.label, keywords=own + others, score=None, label_by=BY_PERSON, label_prompt=None
         )
@@ -107,7 +107,7 @@ def checked_label(label: str) -> str:
     # An accent typed as a character of its own looks the same: it must be the same name.
     clean = unicodedata.normalize("NFC", " ".join(label.split()))
     if not any(character.isalnum() for character in clean):
-        raise ValueError(f"the label {label[:40]!r} has no letter in it: give a few words, e.g. 'ice hockey'.")
+        raise ValueError(f"the label {quoted(label)} has no letter in it: give a few words, e.g. 'ice hockey'.")
     if len(clean) > LONGEST_LABEL:
         raise ValueError(
             f"the label has {len(clean):,} characters, expected at most {LONGEST_LABEL}: a few words; the rest can be "
@@ -285,7 +285,10 @@ def read_annotations(folder: str | Path) -> Annotations | None:
         raise ArtifactError(
             f"{path} holds no names of this library ({error!r}): mend it, or move it away to go without them."
         ) from error
-    raise ArtifactError(f"{path} has format version {version}, expected {_FORMAT_VERSION}.")
+    raise ArtifactError(
+        f"{path} has format version {quoted(version)}, this version of the library reads {_FORMAT_VERSION}: upgrade "
+        "sae-steer-retriever, or move the file away to go without these names."
+    )
 
 
 def _rows(annotations: Iterable[Annotation]) -> list[dict[str, Any]]:
@@ -308,7 +311,7 @@ def _annotation(row: Mapping[str, Any]) -> Annotation:
         rivals = rivals.reshape(-1, len(direction))
     feature = row["feature"]
     if type(feature) is not int or feature < 0:
-        raise ValueError(f"{feature!r} is no feature's id")
+        raise ValueError(f"{quoted(feature)} is no feature's id")
     return Annotation(feature, checked_label(row["label"]), checked_note(row["note"]), direction, rivals, embedding)
 
 

@@ -32,8 +32,9 @@ class Calibration:
         unit: (n,) u_f, the activation in a passage that strongly has the feature: the 95th percentile of its
             positive activations, shrunk towards the median feature where there are few. 1.0 in `steer=` is one unit.
         maximum: (n,) the largest activation seen.
-        score_spread: What a document gate of strength 1 adds to a passage that has the feature in full, in score
-            units: a typical distance between a query's second and hundredth neighbour.
+        score_spread: A typical distance between the scores of a query's second and hundredth neighbour: steering by
+            +0.5 adds that much to a passage that strongly has the feature.
+        match_unit: (n,) as `unit`, of matches `<d_f, x - b>`: what a passage's presence is measured by.
     """
 
     rows: int
@@ -41,6 +42,7 @@ class Calibration:
     unit: Array
     maximum: Array
     score_spread: float
+    match_unit: Array
 
     @property
     def frequency(self) -> NDArray[np.float64]:
@@ -53,46 +55,75 @@ class Calibration:
             "rows": np.array([self.rows], dtype=np.int64),
             "count": self.count,
             "unit": self.unit,
+            "match_unit": self.match_unit,
             "maximum": self.maximum,
             "score_spread": np.array([self.score_spread], dtype=np.float32),
         }
 
 
-def calibrate(codes: Iterable[Codes[NDArray[Any]]], n: int, score_spread: float) -> Calibration:
+def calibrate(
+    codes: Iterable[Codes[NDArray[Any]]],
+    n: int,
+    score_spread: float,
+    matches: Iterable[Codes[NDArray[Any]]] | None = None,
+) -> Calibration:
     """Statistics of each feature, streamed over batches of codes.
 
     Args:
         codes: Batches of naming readings, (batch, k_names) each.
         n: Number of latents.
         score_spread: See `Calibration`.
+        matches: The same names with how well each matches its passage, in place of activations
+            (`interpret.evidence.name_matches`); activations themselves if not given.
     """
-    rows = 0
-    count = np.zeros(n, dtype=np.int64)
-    maximum = np.zeros(n, dtype=np.float32)
-    samples: list[list[NDArray[np.float32]]] = [[] for _ in range(n)]
-    kept = np.zeros(n, dtype=np.int64)
+    activations = _Quantiles(n)
     for batch in codes:
-        rows += len(batch.indices)
+        activations.add(batch)
+    matched = activations
+    if matches is not None:
+        matched = _Quantiles(n)
+        for batch in matches:
+            matched.add(batch)
+    return Calibration(
+        activations.rows, activations.count, activations.unit(), activations.maximum, score_spread, matched.unit()
+    )
+
+
+class _Quantiles:
+    """What is seen of each feature, in bounded memory."""
+
+    def __init__(self, n: int) -> None:
+        self.rows = 0
+        self.count = np.zeros(n, dtype=np.int64)
+        self.maximum = np.zeros(n, dtype=np.float32)
+        self._samples: list[list[NDArray[np.float32]]] = [[] for _ in range(n)]
+        self._kept = np.zeros(n, dtype=np.int64)
+
+    def add(self, batch: Codes[NDArray[Any]]) -> None:
+        self.rows += len(batch.indices)
         active = batch.values > 0
         latents, values = batch.indices[active], batch.values[active]
         order = np.argsort(latents, kind="stable")
         latents, values = latents[order], values[order]
         if not len(latents):
-            continue
+            return
         found, starts = np.unique(latents, return_index=True)
         for latent, part in zip(found, np.split(values, starts[1:]), strict=True):
-            count[latent] += len(part)
-            maximum[latent] = max(maximum[latent], part.max())
-            room = _SAMPLE - kept[latent]
+            self.count[latent] += len(part)
+            self.maximum[latent] = max(self.maximum[latent], part.max())
+            room = _SAMPLE - self._kept[latent]
             if room > 0:
-                samples[latent].append(part[:room])
-                kept[latent] += min(room, len(part))
-    percentile = np.array(
-        [np.percentile(np.concatenate(parts), 95) if parts else 0.0 for parts in samples], dtype=np.float32
-    )
-    typical = float(np.median(percentile[count > 0])) if (count > 0).any() else 1.0
-    unit = (count * percentile + _SHRINKAGE * typical) / (count + _SHRINKAGE)
-    return Calibration(rows, count, unit.astype(np.float32), maximum, score_spread)
+                self._samples[latent].append(part[:room])
+                self._kept[latent] += min(room, len(part))
+
+    def unit(self) -> Array:
+        """(n,) the 95th percentiles, shrunk."""
+        percentile = np.array(
+            [np.percentile(np.concatenate(parts), 95) if parts else 0.0 for parts in self._samples], dtype=np.float32
+        )
+        typical = float(np.median(percentile[self.count > 0])) if (self.count > 0).any() else 1.0
+        shrunk = (self.count * percentile + _SHRINKAGE * typical) / (self.count + _SHRINKAGE)
+        return np.asarray(shrunk, dtype=np.float32)
 
 
 def save_calibration(calibration: Calibration, label_embeddings: Array | None) -> bytes:
@@ -124,13 +155,16 @@ def load_calibration(path: Path, n: int) -> tuple[Calibration, Array | None]:
             unit=tensors["unit"],
             maximum=tensors["maximum"],
             score_spread=float(tensors["score_spread"][0]),
+            # Files of before have none; activations are the nearest thing that they hold.
+            match_unit=tensors.get("match_unit", tensors["unit"]),
         )
     except (SafetensorError, KeyError, IndexError, OSError) as error:
         raise ArtifactError(f"{path} is truncated or not a calibration of this library ({error}).") from error
     labels = tensors.get("label_embeddings")
-    arrays: list[NDArray[Any] | None] = [calibration.count, calibration.unit, calibration.maximum, labels]
+    units = (calibration.unit, calibration.match_unit)
+    arrays: list[NDArray[Any] | None] = [calibration.count, *units, calibration.maximum, labels]
     if any(array is not None and len(array) != n for array in arrays):
         raise ArtifactError(f"{path} describes {len(calibration.unit)} latents, the SAE has {n}.")
-    if not (np.isfinite(calibration.unit).all() and (calibration.unit > 0).all()):
+    if not all(np.isfinite(unit).all() and (unit > 0).all() for unit in units):
         raise ArtifactError(f"{path} holds units that are not above zero: train again.")
     return calibration, None if labels is None else labels.astype(np.float32)

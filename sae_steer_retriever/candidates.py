@@ -13,7 +13,7 @@ from sae_steer_retriever.store import ChromaStore, Metadata, Neighbours
 
 # How far the plain search may be widened, in times its first breadth.
 _WIDEST = 16
-# Up to this many activations (passages times K) every passage is surveyed; more would cost more than a search.
+# A tilt that depends on the query is projected on every passage at up to this many activations (passages times K).
 _SURVEYED = 4_000_000
 
 
@@ -22,21 +22,25 @@ class CandidateSearch:
 
     A passage that the plain search has not found scores at most as much as the last it has found, plus its gain.
     In the original space the gains of all passages follow from their codes, so the ranking of what was found and of
-    every other passage whose gain could suffice is the ranking of all. Larger stores and the reconstructed space
-    make do with the neighbours of the tilted query and the passages that have a rewarded feature.
+    every other passage whose gain could suffice is the ranking of all. Tilts by what the query itself has over large
+    stores, and the reconstructed space, make do with the neighbours of the tilted query and the passages that have a
+    rewarded feature.
     """
 
-    def __init__(self, store: ChromaStore, ranker: Ranker, where: Metadata | None) -> None:
+    def __init__(self, store: ChromaStore, ranker: Ranker, where: Metadata | None, *, verified: bool = False) -> None:
         """Take the parts.
 
         Args:
             store: The passages.
             ranker: Scores and orders them.
             where: Chroma's metadata filter.
+            verified: Whether the store is asked if every candidate is still there; the local copy of the codes may
+                not know yet what another tool has deleted.
         """
         self._store = store
         self._ranker = ranker
         self._where = where
+        self._verified = verified or where is not None
 
     def ranking(self, k: int, fetch_k: int) -> Ranking:
         """The best `k`.
@@ -47,28 +51,37 @@ class CandidateSearch:
         """
         index = self._store.index
         survey = None
-        if not self._ranker.reconstructed and len(index) * self._store.sae.config.k <= _SURVEYED:
-            survey = self._ranker.survey(index)
+        if not self._ranker.reconstructed:
+            known = all(tilt.direction is not None for tilt in self._ranker.plan.tilts)
+            if known or len(index) * self._store.sae.config.k <= _SURVEYED:
+                survey = self._ranker.survey(index)
         widest = fetch_k * _WIDEST
         while True:
             base = self._nearest(self._ranker.vector, fetch_k)
             found = dict(zip(base.ids, base.scores.tolist(), strict=True))
             if survey is None or not self._store.has_all_codes:  # what has no codes cannot be surveyed
                 self._add_neighbours(found, index, fetch_k)
-            ranking = self._rank(found, base, k)
+            ranking = self._rank(found, base, k, index, survey)
             if len(base.ids) < fetch_k:
                 return ranking
             if survey is None:
                 complete = not self._ranker.may_miss(ranking, base.scores, k)
             else:
-                ranking, complete = self._add_lifted(found, ranking, base, index, survey, k, fetch_k)
+                ranking, complete = self._add_lifted(found, ranking, base, index, survey, k)
             if complete or fetch_k >= widest:
                 return ranking
             fetch_k = min(2 * fetch_k, widest)
 
-    def _rank(self, found: dict[str, float], base: Neighbours, k: int) -> Ranking:
+    def _rank(
+        self, found: dict[str, float], base: Neighbours, k: int, index: CodeIndex, survey: Survey | None
+    ) -> Ranking:
         ids = list(found)
-        return self._ranker.rank(ids, np.array([found[name] for name in ids]), self._store.codes(ids), base.ids, k)
+        scores = np.array([found[name] for name in ids])
+        if survey is not None:
+            rows = index.rows_of(ids)
+            if (rows >= 0).all():
+                return self._ranker.rank_surveyed(ids, scores, survey, rows, base.ids, k)
+        return self._ranker.rank(ids, scores, self._store.codes(ids), base.ids, k)
 
     def _nearest(self, vector: Array, k: int) -> Neighbours:
         search = self._store.nearest_reconstructed if self._ranker.reconstructed else self._store.nearest
@@ -82,32 +95,37 @@ class CandidateSearch:
         found |= dict(zip(scored.ids, scored.scores.tolist(), strict=True))
 
     def _add_lifted(
-        self,
-        found: dict[str, float],
-        ranking: Ranking,
-        base: Neighbours,
-        index: CodeIndex,
-        survey: Survey,
-        k: int,
-        limit: int,
+        self, found: dict[str, float], ranking: Ranking, base: Neighbours, index: CodeIndex, survey: Survey, k: int
     ) -> tuple[Ranking, bool]:
-        """Passages whose gain could lift them among the best `k`; whether these are now all."""
-        seen = np.zeros(len(index), dtype=bool)
-        # The first look raises the bar for the second.
-        for _ in range(2):
-            rows = index.rows_of(list(found))
-            seen[rows[rows >= 0]] = True
-            bar = ranking.scores[k - 1] - base.scores[-1] if len(ranking.ids) >= k else -np.inf
-            unseen = np.nonzero(survey.kept & ~seen & (survey.gains > bar))[0]
-            if not len(unseen):
-                return ranking, True
-            best = unseen[np.argsort(-survey.estimates[unseen], kind="stable")[:limit]]
-            seen[best] = True
-            self._add(found, [index.ids[row] for row in best])
-            ranking = self._rank(found, base, k)
-            if len(unseen) <= limit:
-                return ranking, True
-        return ranking, False
+        """Passages whose gain could lift them among the best `k`; whether these are now all.
+
+        Their plain scores are worked out here, from the local copy of the vectors. Where that does not suffice the
+        store is asked about those that do reach the best `k`: it knows what is gone and what a filter leaves out.
+        """
+        bar = ranking.scores[k - 1] - base.scores[-1] if len(ranking.ids) >= k else -np.inf
+        lifted = survey.kept & (survey.gains > bar)
+        known = index.rows_of(list(found))
+        lifted[known[known >= 0]] = False
+        rows = np.nonzero(lifted)[0]
+        scores = index.scores(rows, self._ranker.vector) + survey.gains[rows]
+        # NaN, a passage that is gone, compares as false.
+        reaching = scores >= (ranking.scores[k - 1] if len(ranking.ids) >= k else -np.inf)
+        rows, scores = rows[reaching], scores[reaching]
+        order = np.argsort(-scores, kind="stable")
+        # A filter may leave out any share of them: look further until enough have passed it.
+        begin, end = 0, k
+        while begin < len(order):
+            chosen = order[begin:end]
+            ids = [index.ids[row] for row in rows[chosen].tolist()]
+            if self._verified:
+                self._add(found, ids)
+            else:
+                found |= dict(zip(ids, (scores[chosen] - survey.gains[rows[chosen]]).tolist(), strict=True))
+            ranking = self._rank(found, base, k, index, survey)
+            if len(ranking.ids) >= k and (end >= len(order) or ranking.scores[k - 1] > scores[order[end]]):
+                break
+            begin, end = end, 4 * end
+        return ranking, True
 
     def _add_neighbours(self, found: dict[str, float], index: CodeIndex, limit: int) -> None:
         """The neighbours of the tilted query, and the best of the passages that have a rewarded feature."""

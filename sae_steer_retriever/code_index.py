@@ -8,9 +8,10 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +23,25 @@ if TYPE_CHECKING:
     from sae_steer_retriever.seismic_index import SeismicIndex
 
 _META_FILE = "meta.json"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
+# Answers about all passages are remembered up to this many bytes.
+_REMEMBERED_BYTES = 64 * 2**20
+
+
+class StoredVectors(NamedTuple):
+    """The documents' own vectors as their store scores them: `vectors @ q + offsets` is a unit query's scores.
+
+    Attributes:
+        vectors: (N, d) float32, may be memory-mapped. A passage that is gone has a row of NaN.
+        offsets: (N,) float32.
+    """
+
+    vectors: NDArray[np.float32]
+    offsets: NDArray[np.float32]
 
 
 class CodeIndex:
-    """Every passage's codes, by row, and for each feature the rows that have it among their names.
+    """Every passage's codes and vector, by row, and for each feature the rows that have it among their names.
 
     A derived copy: it is made from the companion collection, bears its stamp, and is made again when that differs.
     """
@@ -38,6 +53,7 @@ class CodeIndex:
         offsets: NDArray[np.int64],
         rows: NDArray[np.int32],
         k_names: int,
+        stored: StoredVectors,
     ) -> None:
         """Take the arrays; `build` and `load` make them.
 
@@ -47,16 +63,20 @@ class CodeIndex:
             offsets: (n + 1,) where each feature's list begins in `rows`.
             rows: The rows of all lists, feature after feature.
             k_names: How many of a code's strongest latents the lists cover.
+            stored: The passages' vectors.
         """
         self.ids = ids
         self.codes = codes
         self._offsets = offsets
         self._rows = rows
         self._k_names = k_names
+        self._stored = stored
         self._row_of = {name: row for row, name in enumerate(ids)}
         self._sparse: Any = None
         self._engines: dict[LatentEngine, LatentIndex | SeismicIndex] = {}
         self._making = threading.Lock()
+        self._answers: OrderedDict[Hashable, NDArray[np.float32]] = OrderedDict()
+        self._answering = threading.Lock()
 
     def __len__(self) -> int:
         """Number of passages."""
@@ -95,6 +115,40 @@ class CodeIndex:
         """
         return np.asarray(self._matrix(len(along)) @ along)
 
+    def scores(self, rows: NDArray[np.integer[Any]], q: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(len(rows),) the plain scores of some passages; NaN for one that is gone.
+
+        Args:
+            rows: Which passages.
+            q: (d,) a unit query.
+        """
+        vectors, offsets = self._stored
+        if not vectors.shape[1]:  # none was there to read
+            return np.full(len(rows), np.nan)
+        if not vectors.shape[1]:  # no document is left, and no size is known
+            return np.full(len(rows), np.nan)
+        # To copy many rows takes longer than to multiply all of them.
+        products = (vectors @ q)[rows] if len(rows) > len(self) // 4 else vectors[rows] @ q
+        return np.asarray(products + offsets[rows], dtype=np.float64)
+
+    def vectors(self, rows: NDArray[np.integer[Any]]) -> StoredVectors:
+        """The vectors of some passages."""
+        return StoredVectors(*(np.asarray(part[rows]) for part in self._stored))
+
+    def remembered(self, key: Hashable, answer: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """An answer about all passages, worked out where it is not among the latest ones."""
+        with self._answering:
+            if key in self._answers:
+                self._answers.move_to_end(key)
+                return self._answers[key]
+        found = answer()
+        found.flags.writeable = False
+        with self._answering:
+            self._answers[key] = found
+            while len(self._answers) > 1 and sum(kept.nbytes for kept in self._answers.values()) > _REMEMBERED_BYTES:
+                self._answers.popitem(last=False)
+        return found
+
     def latent_engine(self, engine: LatentEngine, n: int) -> LatentIndex | SeismicIndex:
         """The search over all K latents of the codes, made in memory at its first use.
 
@@ -130,11 +184,20 @@ class CodeIndex:
         return self._sparse
 
     @classmethod
-    def build(cls, pages: Iterable[tuple[list[str], Codes[NDArray[Any]]]], n: int, k: int, k_names: int) -> CodeIndex:
+    def build(
+        cls,
+        pages: Iterable[tuple[list[str], Codes[NDArray[Any]]]],
+        n: int,
+        k: int,
+        k_names: int,
+        stored: Iterable[tuple[list[str], NDArray[np.float32], NDArray[np.float32]]] = (),
+    ) -> CodeIndex:
         """Make an index in memory.
 
         Args:
             pages: Batches of ids and their codes.
+            stored: Batches of ids, the documents' vectors and offsets, in any order; without them no passage can be
+                scored.
             n: Number of latents.
             k: Latents per code.
             k_names: How many of them are names.
@@ -152,7 +215,7 @@ class CodeIndex:
         order = np.argsort(latents, kind="stable")
         offsets = np.zeros(n + 1, dtype=np.int64)
         np.cumsum(np.bincount(latents, minlength=n), out=offsets[1:])
-        return cls(ids, whole, offsets, row[order].astype(np.int32), k_names)
+        return cls(ids, whole, offsets, row[order].astype(np.int32), k_names, _placed(ids, stored))
 
     def save(self, folder: Path, stamp: str) -> None:
         """Write the index as `folder/stamp` and drop older stamps. A reader never sees half of one."""
@@ -168,6 +231,8 @@ class CodeIndex:
             "values": self.codes.values,
             "offsets": self._offsets,
             "rows": self._rows,
+            "vectors": self._stored.vectors,
+            "vector_offsets": self._stored.offsets,
         }
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array)
@@ -189,9 +254,28 @@ class CodeIndex:
                 return None
             indices, values = (np.load(path / f"{name}.npy", mmap_mode="r") for name in ("indices", "values"))
             offsets, rows = (np.load(path / f"{name}.npy", mmap_mode="r") for name in ("offsets", "rows"))
+            stored = StoredVectors(
+                *(np.load(path / f"{name}.npy", mmap_mode="r") for name in ("vectors", "vector_offsets"))
+            )
             ids, k_names = list(meta["ids"]), int(meta["k_names"])
-            if not len(ids) == len(indices) == len(values) or int(offsets[-1]) != len(rows):
+            if len({len(ids), len(indices), len(values), *map(len, stored)}) != 1 or int(offsets[-1]) != len(rows):
                 return None
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return None
-        return cls(ids, Codes(indices, values), offsets, rows, k_names)
+        return cls(ids, Codes(indices, values), offsets, rows, k_names, stored)
+
+
+def _placed(
+    ids: list[str], stored: Iterable[tuple[list[str], NDArray[np.float32], NDArray[np.float32]]]
+) -> StoredVectors:
+    """Vectors in the order of `ids`."""
+    row_of = {name: row for row, name in enumerate(ids)}
+    placed = StoredVectors(np.empty((len(ids), 0), dtype=np.float32), np.full(len(ids), np.nan, dtype=np.float32))
+    for names, vectors, offsets in stored:
+        if not placed.vectors.shape[1]:
+            placed = placed._replace(vectors=np.full((len(ids), vectors.shape[1]), np.nan, dtype=np.float32))
+        known = [(row_of[name], place) for place, name in enumerate(names) if name in row_of]
+        if known:
+            rows, places = np.array(known).T
+            placed.vectors[rows], placed.offsets[rows] = vectors[places], offsets[places]
+    return placed

@@ -161,16 +161,17 @@ def contrast(
 
     A feature's weight is its smoothed log-odds, times how much of it the examples have on average, times the share of
     them that have it: what one of several examples has alone is a particular of its own. Strengths are scaled so that
-    the positives themselves would gain `strength` on average. Features that the negatives have and the positives lack
-    get negative strengths. Hubs and dead features are left out.
+    they sum to `strength` over what the positives have on average, activations in units and at most one of each; none
+    is above `strength`. What that adds to a score is up to the side it acts on. Features that the negatives have and
+    the positives lack get negative strengths. Hubs and dead features are left out.
 
     Args:
         catalog: Names, units and frequencies of the features.
         positive: (P, k_names) naming readings of the positive examples.
         negative: (N, k_names) of the negative ones.
-        strength: What the positives gain on average, in the units of `steer=`.
+        strength: What the strengths sum to over what the positives have on average, in the units of `steer=`.
         limit: At most so many features for the positives, and as many against the negatives.
-        side: Which side the steering acts on; "document" if not given.
+        side: Which side the steering acts on; "both" if not given.
         drift_cap: Smallest cosine between the query and the tilted query.
 
     Raises:
@@ -242,7 +243,7 @@ def _told_apart(
     if not chosen:
         return []
     shares = weight[chosen] / weight[chosen[0]]
-    # So that the examples gain `strength` on average; at most `strength` from one feature.
+    # So that they sum to `strength` over what the examples have on average; none is above it.
     gain = float((having.matrix[:, chosen] @ shares).mean())
     strengths = np.round(strength * shares * min(1.0, 1.0 / gain), 2) * (-1.0 if against else 1.0)
     counts, others = having.count, np.zeros(len(catalog), dtype=np.int64) if lacking is None else lacking.count

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.companion import query_known
 from sae_steer_retriever.embedders import unit_rows
 from sae_steer_retriever.errors import MismatchError, StoreError
 from sae_steer_retriever.passages import Batch, Metadata, changes
@@ -71,23 +70,41 @@ class DocumentCollection:
                 f"{d}: they are of different encoders."
             )
 
-    def query(self, vector: Array, k: int, where: Metadata | None, ids: Sequence[str] | None = None) -> Neighbours:
-        """The plain search, among some passages only where `ids` are given."""
+    def query(self, vector: Array, k: int, where: Metadata | None) -> Neighbours:
+        """The plain search."""
+        found = self._collection.query(
+            query_embeddings=[vector],  # type: ignore[arg-type]
+            n_results=k,
+            include=["distances"],
+            where=dict(where) if where else None,
+        )
+        return Neighbours(found["ids"][0], self._as_scores((found["distances"] or [[]])[0]))
 
-        def ask(known: list[str] | None) -> tuple[list[str], list[float]]:
-            found = self._collection.query(
-                query_embeddings=[vector],  # type: ignore[arg-type]
-                n_results=k,
-                include=["distances"],
-                where=dict(where) if where else None,
-                ids=known,
-            )
-            return found["ids"][0], (found["distances"] or [[]])[0]
+    def query_records(
+        self, vector: Array, k: int, where: Metadata | None, *, vectors: bool
+    ) -> tuple[Neighbours, dict[str, Record]]:
+        """The plain search and what is stored of its hits, asked at once."""
+        found = self._collection.query(
+            query_embeddings=[vector],  # type: ignore[arg-type]
+            n_results=k,
+            include=["distances", "documents", "metadatas", *(["embeddings"] if vectors else [])],  # type: ignore[list-item]
+            where=dict(where) if where else None,
+        )
+        texts, metadatas = (found["documents"] or [[]])[0], (found["metadatas"] or [[]])[0]
+        embeddings = found["embeddings"][0] if vectors and found["embeddings"] is not None else None
+        neighbours = Neighbours(found["ids"][0], self._as_scores((found["distances"] or [[]])[0]))
+        return neighbours, self._records(neighbours.ids, texts, metadatas, embeddings)
 
-        nothing: tuple[list[str], list[float]] = ([], [])
-        names, distances = ask(None) if ids is None else query_known(self._collection, list(ids), ask, nothing)
-        halved = np.asarray(distances, dtype=np.float64) / (2 if self.space == "l2" else 1)
-        return Neighbours(names, 1.0 - halved)
+    def scores(self, vector: Array, ids: Sequence[str], where: Metadata | None) -> Neighbours:
+        """Scores of those of `ids` that are there and pass the filter, in any order.
+
+        A query among some ids would give them too, in many times the time.
+        """
+        found = self._collection.get(ids=list(ids), where=dict(where) if where else None, include=["embeddings"])
+        if not found["ids"]:
+            return Neighbours([], np.empty(0))
+        vectors, offsets = self._all_in_score_space(np.asarray(found["embeddings"], dtype=np.float32))
+        return Neighbours(found["ids"], (vectors @ vector + offsets).astype(np.float64))
 
     def existing(self, ids: Sequence[str] | None = None, where: Metadata | None = None) -> list[str]:
         """Those of `ids` (of all, if not given) that are there and pass the filter."""
@@ -96,18 +113,14 @@ class DocumentCollection:
         wanted = None if ids is None else list(ids)
         return self._collection.get(ids=wanted, where=dict(where) if where else None, include=[])["ids"]
 
-    def find(self, ids: Sequence[str]) -> dict[str, Record]:
-        """The passages with these ids that are there, by id."""
+    def find(self, ids: Sequence[str], *, vectors: bool = True) -> dict[str, Record]:
+        """The passages with these ids that are there, by id; with empty vectors where they are not wanted."""
         if not len(ids):
             return {}
-        found = self._collection.get(ids=list(ids), include=["documents", "metadatas", "embeddings"])
-        embeddings = np.asarray(found["embeddings"], dtype=np.float32)
-        documents, metadatas = found["documents"] or [], found["metadatas"] or []
-        records = {}
-        for row, name in enumerate(found["ids"]):
-            vector, offset = self._in_score_space(embeddings[row])
-            records[name] = Record(documents[row] or "", dict(metadatas[row] or {}), vector, offset)
-        return records
+        include = ["documents", "metadatas", *(["embeddings"] if vectors else [])]
+        found = self._collection.get(ids=list(ids), include=include)  # type: ignore[arg-type]
+        embeddings = found["embeddings"] if vectors else None
+        return self._records(found["ids"], found["documents"] or [], found["metadatas"] or [], embeddings)
 
     def unit_vectors(self, ids: Sequence[str]) -> tuple[list[str], Array]:
         """Ids that are there, and their vectors at unit length."""
@@ -127,6 +140,14 @@ class DocumentCollection:
             page = self._collection.get(limit=size, offset=offset, include=["embeddings"])
             if page["ids"]:
                 yield page["ids"], self._unit(page["ids"], page["embeddings"])
+
+    def score_pages(self, size: int) -> Iterator[tuple[list[str], Array, Array]]:
+        """All ids, their vectors in score space and offsets (see `Record`), in pages."""
+        for offset in range(0, self._collection.count(), size):
+            page = self._collection.get(limit=size, offset=offset, include=["embeddings"])
+            if page["ids"]:
+                rows, offsets = self._all_in_score_space(np.asarray(page["embeddings"], dtype=np.float32))
+                yield page["ids"], rows, offsets
 
     def write(self, batch: Batch, embed: Callable[[list[str]], Array]) -> tuple[AddReport, Array]:
         """Add or replace passages; what is there already and unchanged is neither embedded nor written.
@@ -183,13 +204,31 @@ class DocumentCollection:
             )
         return unit_rows(rows, self._d)
 
-    def _in_score_space(self, vector: Array) -> tuple[Array, float]:
-        if self.space == "ip":
-            return vector, 0.0
-        norm = float(np.linalg.norm(vector))
+    def _as_scores(self, distances: Sequence[float]) -> NDArray[np.float64]:
+        return 1.0 - np.asarray(distances, dtype=np.float64) / (2 if self.space == "l2" else 1)
+
+    def _records(
+        self,
+        ids: Sequence[str],
+        texts: Sequence[str | None],
+        metadatas: Sequence[Any],
+        embeddings: Any,  # noqa: ANN401 - as Chroma gives them
+    ) -> dict[str, Record]:
+        vectors, offsets = np.empty((len(ids), 0), dtype=np.float32), np.zeros(len(ids), dtype=np.float32)
+        if embeddings is not None and len(ids):
+            vectors, offsets = self._all_in_score_space(np.asarray(embeddings, dtype=np.float32))
+        return {
+            name: Record(texts[row] or "", dict(metadatas[row] or {}), vectors[row], float(offsets[row]))
+            for row, name in enumerate(ids)
+        }
+
+    def _all_in_score_space(self, vectors: Array) -> tuple[Array, Array]:
+        """Rows whose dot products with a unit query, plus offsets, are the store's scores."""
+        norms = np.linalg.norm(vectors, axis=1)
+        offsets = np.zeros(len(vectors), dtype=np.float32)
         if self.space == "cosine":
-            return (vector / norm if norm else vector).astype(np.float32), 0.0
-        return vector, (1.0 - norm * norm) / 2
+            return np.asarray(vectors / np.where(norms > 0, norms, 1)[:, None], dtype=np.float32), offsets
+        return vectors, np.asarray((1.0 - norms * norms) / 2, dtype=np.float32) if self.space == "l2" else offsets
 
 
 def _space_of(collection: Collection) -> str:

@@ -18,6 +18,9 @@ from sae_steer_retriever.sae import Array, Codes
 from sae_steer_retriever.steering import Steering
 from sae_steer_retriever.store import ChromaStore, Metadata
 
+# Two ways to work out one score differ by no more than this.
+_SAME = 1e-5
+
 
 class EmbeddingSearch:
     """Ranks by `q . x`, or by the cosine of the reconstructions, plus what a steering adds."""
@@ -54,19 +57,52 @@ class EmbeddingSearch:
         if steering.edits and h_q is not None:
             self._plan = plan(steering, self._vector, h_q, store.sae, catalog.calibration)
 
-    def ranking(self, k: int, fetch_k: int) -> Ranking:
+    def found(self, k: int, fetch_k: int, *, vectors: bool) -> tuple[Ranking, dict[str, Record]]:
+        """The best `k`, and what is stored of them.
+
+        Args:
+            k: How many.
+            fetch_k: How many candidates each source gives at first.
+            vectors: Whether `explain` needs their vectors.
+        """
+        if not self._reconstructed and (self._plan is None or self._plan.is_empty):
+            neighbours, records = self._store.nearest_records(self._vector, k, self._where, vectors=vectors)
+            return Ranking.plain(*neighbours), records
+        ranking = self.ranking(k, fetch_k)
+        records = self._records(ranking, vectors and not self._reconstructed)
+        if len(records) < len(ranking.ids):  # another tool has deleted some of them
+            ranking = self.ranking(k, fetch_k, verified=True)
+            records = self._store.find(ranking.ids)
+        return ranking, records
+
+    def _records(self, ranking: Ranking, vectors: bool) -> dict[str, Record]:
+        """What is stored of the hits, with vectors of the local copy where these give the scores of the store."""
+        if not vectors:
+            return self._store.find(ranking.ids, vectors=False)
+        index = self._store.index
+        rows = index.rows_of(ranking.ids)
+        if (rows < 0).any() or not np.allclose(index.scores(rows, self._vector), ranking.base_scores, atol=_SAME):
+            return self._store.find(ranking.ids)
+        stored = dict(zip(ranking.ids, zip(*index.vectors(rows), strict=True), strict=True))
+        return {
+            name: record._replace(vector=stored[name][0], offset=float(stored[name][1]))
+            for name, record in self._store.find(ranking.ids, vectors=False).items()
+        }
+
+    def ranking(self, k: int, fetch_k: int, *, verified: bool = False) -> Ranking:
         """The best `k`.
 
         Args:
             k: How many.
             fetch_k: How many candidates each source gives at first.
+            verified: Whether the store is asked if every candidate is still there.
         """
         if self._plan is None or self._plan.is_empty:
             search = self._store.nearest_reconstructed if self._reconstructed else self._store.nearest
             return Ranking.plain(*search(self._vector, k, self._where))
-        unit = self._catalog.calibration.unit
+        unit = self._catalog.calibration.match_unit
         ranker = Ranker(self._store.sae, unit, self._plan, self._vector, self._reconstructed)
-        return CandidateSearch(self._store, ranker, self._where).ranking(k, fetch_k)
+        return CandidateSearch(self._store, ranker, self._where, verified=verified).ranking(k, fetch_k)
 
     def explain(self, ranking: Ranking) -> Explain:
         """What decomposes the scores of a ranking; needs the query's code."""

@@ -5,6 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Characters of what a user gave that an error repeats.
+_LONGEST_QUOTE = 80
+# Longer than any name; to compare more would take seconds.
+_LONGEST_NAME = 200
+
 
 class SAESteerError(Exception):
     """Base of every expected failure; the command line prints it as one line and exits with 1."""
@@ -46,6 +51,18 @@ class MissingExtraError(SAESteerError, ImportError):
         self.extra = extra
 
 
+def quoted(given: object) -> str:
+    """What a user gave, as an error shows it: its `repr`, cut where it is long."""
+    # Cut before, too: the `repr` of a huge text is a larger one.
+    text = repr(given[: _LONGEST_QUOTE + 1] if isinstance(given, str) else given)
+    if len(text) <= _LONGEST_QUOTE + 2:  # with its quotation marks
+        return text
+    size = f" ({len(given):,} characters)" if isinstance(given, str) else ""
+    return f"{text[:_LONGEST_QUOTE]}...{size}"
+
+
 def nearest_names(given: str, known: Iterable[str], limit: int = 5) -> list[str]:
-    """The known names that are spelt most like `given`, best first."""
+    """The known names that are spelt most like `given`, best first; a long text is no name misspelt."""
+    if len(given) > _LONGEST_NAME:
+        return []
     return difflib.get_close_matches(given.lower(), sorted(set(known)), n=limit, cutoff=0.6)

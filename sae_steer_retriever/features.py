@@ -20,11 +20,11 @@ from sae_steer_retriever.annotations import (
 from sae_steer_retriever.calibration import Calibration
 from sae_steer_retriever.catalog_files import read_catalog, write_catalog
 from sae_steer_retriever.concept import Concept
-from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError, nearest_names
+from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError, nearest_names, quoted
 from sae_steer_retriever.family import Family
 from sae_steer_retriever.feature import Feature
 from sae_steer_retriever.feature_evidence import FeatureEvidence, read_evidence, write_evidence
-from sae_steer_retriever.feature_names import feature_id
+from sae_steer_retriever.feature_names import feature_id, folded
 from sae_steer_retriever.feature_page import FeaturePage, NamedNeighbour
 from sae_steer_retriever.feature_search import FeatureSearch
 from sae_steer_retriever.resolution import NameResolver
@@ -100,6 +100,8 @@ class FeatureCatalog:
 
     def __getitem__(self, latent: int) -> Feature:
         """The feature with this id."""
+        if not isinstance(latent, int | np.integer):
+            raise TypeError(f"a feature's id is a whole number, got {type(latent).__name__}; `resolve` takes names.")
         if not 0 <= latent < len(self.features):
             raise UnknownFeatureError(f"unknown feature #{latent}: this SAE has features #0 to #{len(self) - 1}.")
         return self.features[latent]
@@ -181,6 +183,7 @@ class FeatureCatalog:
             directions: (n, d) the SAE's decoder: gives the neighbours where there is no evidence.
 
         Raises:
+            TypeError: `feature` is neither a number nor a text.
             UnknownFeatureError: There is no such feature.
             AmbiguousFeatureError: The name means several.
         """
@@ -205,7 +208,9 @@ class FeatureCatalog:
         features = self.resolve(feature).features
         if len(features) > 1:
             options = "; ".join(f"#{latent} {self.name(latent)}" for latent in features)
-            raise AmbiguousFeatureError(f"{feature!r} means {len(features)} features: {options}. Show one by its id.")
+            raise AmbiguousFeatureError(
+                f"{quoted(feature)} means {len(features)} features: {options}. Show one by its id."
+            )
         return features[0]
 
     def _neighbours(
@@ -227,25 +232,26 @@ class FeatureCatalog:
         """A family by its name or number.
 
         Raises:
+            TypeError: `name` is neither a number nor a text.
             UnknownFeatureError: There is none; the nearest names are listed.
         """
-        number = feature_id(name)
+        number, key = feature_id(name), folded(str(name))
         for family in self.families:
-            if family.id == number or str(name).strip().casefold() == family.name.casefold():
+            if family.id == number or key == folded(family.name):
                 return family
         if not self.families:
-            raise UnknownFeatureError(f"unknown family {name!r}: this catalog was made without families.")
-        names = {family.name.lower(): family.name for family in self.families}
-        near = [names[key] for key in nearest_names(str(name), names, 3)]
-        words = set(str(name).casefold().replace(",", " ").split())
+            raise UnknownFeatureError(f"unknown family {quoted(name)}: this catalog was made without families.")
+        names = {folded(family.name): family.name for family in self.families}
+        near = [names[spelt] for spelt in nearest_names(key, names, 3)]
+        words = set(key.replace(",", " ").split())
         near += [
             family.name
             for family in self.families
-            if family.name not in near and words & set(family.name.casefold().replace(",", " ").split())
+            if family.name not in near and words & set(folded(family.name).replace(",", " ").split())
         ][:3]
         hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
         raise UnknownFeatureError(
-            f"unknown family {name!r}.{hint} There are {len(self.families)}: see `sae-steer features families`."
+            f"unknown family {quoted(name)}.{hint} There are {len(self.families)}: see `sae-steer features families`."
         )
 
     def _family_of(self, feature: Feature) -> Family | None:

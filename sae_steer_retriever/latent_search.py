@@ -81,8 +81,19 @@ class LatentSearch:
         self._where = where
         self._engine = engine
         latents, vector, plan_ = plan_code(steering, h_q, catalog.calibration)
-        self._ranker = LatentRanker(store.sae, catalog.calibration.unit, plan_, vector, True, latents)
+        self._ranker = LatentRanker(store.sae, catalog.calibration.match_unit, plan_, vector, True, latents)
         self._edited = vector + plan_.shift(len(vector))
+
+    def found(self, k: int, fetch_k: int, *, vectors: bool) -> tuple[Ranking, dict[str, Record]]:
+        """The best `k`, and what is stored of them.
+
+        Args:
+            k: How many.
+            fetch_k: How many candidates each source gives at first.
+            vectors: Not needed here: codes explain the scores.
+        """
+        ranking = self.ranking(k, fetch_k)
+        return ranking, self._store.find(ranking.ids, vectors=False)
 
     def ranking(self, k: int, fetch_k: int) -> Ranking:
         """The best `k`.

@@ -13,6 +13,7 @@ from pathlib import Path
 from sae_steer_retriever.code_index import CodeIndex
 from sae_steer_retriever.companion import Companion
 from sae_steer_retriever.connection import translated
+from sae_steer_retriever.document_collection import DocumentCollection
 from sae_steer_retriever.embedding_cache import cache_root
 from sae_steer_retriever.sae import SAEConfig
 
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 _INTERVAL = 1.0
 # Reading all codes again takes at most this share of the time while others keep writing.
 _LARGEST_SHARE = 0.1
+# Vectors read at once.
+_PAGE = 5000
 
 
 class LiveIndex:
@@ -31,14 +34,16 @@ class LiveIndex:
     they go on writing and reading all codes takes long.
     """
 
-    def __init__(self, companion: Companion, config: SAEConfig) -> None:
+    def __init__(self, companion: Companion, documents: DocumentCollection, config: SAEConfig) -> None:
         """Follow `companion`.
 
         Args:
             companion: Where the codes come from.
+            documents: Where the vectors come from.
             config: The sizes of its SAE.
         """
         self._companion = companion
+        self._documents = documents
         self._config = config
         self._lock = threading.Lock()
         self._index: CodeIndex | None = None
@@ -99,7 +104,8 @@ class LiveIndex:
         if found is not None:
             return found
         config = self._config
-        made = CodeIndex.build(self._companion.pages(), config.n, config.k, config.k_names)
+        stored = self._documents.score_pages(_PAGE)
+        made = CodeIndex.build(self._companion.pages(), config.n, config.k, config.k_names, stored)
         if stamp is not None and stamp == self._companion.stamp():
             with contextlib.suppress(OSError):  # a full or read-only cache costs time, not results
                 made.save(self.folder, stamp)

@@ -17,18 +17,22 @@ from sae_steer_retriever.latent_index import damp, damped
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
 
 if TYPE_CHECKING:  # steering.py offers these names too
+    from sae_steer_retriever.edit import Edit
     from sae_steer_retriever.steering import Steering
 
 logger = logging.getLogger(__name__)
 
 # A passage has a feature clearly enough to be suppressed from this share of a unit on.
 SUPPRESSED_FROM = 0.5
+# What a passage that strongly has a feature gains by one unit, in distances of a query's second from its hundredth
+# neighbour: half a unit lifts the hundredth among the first.
+_LIFT = 2.0
 # What a tilt leaves of the query along its own direction, at least.
 _LEAST_LEFT = 0.01
 
 
 class Gate(NamedTuple):
-    """A bonus for passages that have a feature: `amount * min(1, sum_f weight_f min(1, h_f / u_f))`.
+    """A bonus for passages that have features: `amount` times their presence (`FeaturePresence`).
 
     Attributes:
         name: The edit's name.
@@ -44,10 +48,19 @@ class Gate(NamedTuple):
 
 
 class Tilt(NamedTuple):
-    """A shift of the query along latents' directions: `sum_f delta_f d_f`, in embedding units."""
+    """A shift of the query along latents' directions: `sum_f delta_f d_f`, in embedding units.
+
+    Attributes:
+        name: The edit's name.
+        vector: (d,) the shift.
+        amount: How many times `direction` it is.
+        direction: (d,) what does not depend on the query; None if all of it does.
+    """
 
     name: str
     vector: Array
+    amount: float = 1.0
+    direction: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +95,10 @@ class Plan:
 def plan(steering: Steering, q: Array, h_q: Codes[NDArray[Any]], sae: TopKSAE, calibration: Calibration) -> Plan:
     """Work out tilts, gates and exclusions for one query.
 
+    By +1 a passage that strongly has the features gains two score spreads (`Calibration.score_spread`), whatever they
+    are: on the document side in proportion to their presence, on the query side, `q + v`, to its projection
+    `sum_f w_f <d_f, x_hat> / u_f / sum_f w_f`, and half by each on both.
+
     Args:
         steering: The edits.
         q: (d,) the vector that is tilted, for the drift cap.
@@ -89,7 +106,17 @@ def plan(steering: Steering, q: Array, h_q: Codes[NDArray[Any]], sae: TopKSAE, c
         sae: The dictionary.
         calibration: Its units.
     """
-    return _plan(steering, q, h_q, lambda features: sae.decoder[features], calibration.unit, calibration.score_spread)
+    lift = _LIFT * calibration.score_spread
+
+    def tilt(edit: Edit, share: float) -> Tilt:
+        features = np.array(edit.features)
+        weights = np.array(edit.weights, dtype=np.float32)
+        weights /= weights.sum()
+        direction = np.asarray((weights / calibration.match_unit[features]) @ sae.decoder[features], dtype=np.float32)
+        amount = share * edit.strength * lift
+        return Tilt(edit.name, amount * direction, amount, direction)
+
+    return _plan(steering, q, h_q, lambda features: sae.decoder[features], calibration.unit, lift, tilt)
 
 
 class CodePlan(NamedTuple):
@@ -127,8 +154,15 @@ def plan_code(steering: Steering, h_q: Codes[NDArray[Any]], calibration: Calibra
     def directions(features: NDArray[np.int64]) -> Array:
         return np.asarray(features[:, None] == latents[None], dtype=np.float32)
 
+    unit = damp(calibration.unit)
+
+    def tilt(edit: Edit, share: float) -> Tilt:
+        features = np.array(edit.features)
+        weights = np.array(edit.weights, dtype=np.float32)
+        return Tilt(edit.name, share * edit.strength * _family_direction(weights, unit[features], directions(features)))
+
     return CodePlan(
-        latents, vector, _plan(steering, vector, h_q, directions, damp(calibration.unit), calibration.score_spread)
+        latents, vector, _plan(steering, vector, h_q, directions, unit, _LIFT * calibration.score_spread, tilt)
     )
 
 
@@ -138,7 +172,8 @@ def _plan(
     h_q: Codes[NDArray[Any]],
     directions_of: Callable[[NDArray[np.int64]], Array],
     unit: Array,
-    score_spread: float,
+    lift: float,
+    tilt: Callable[[Edit, float], Tilt],
 ) -> Plan:
     own = dict(zip(h_q.indices[0].tolist(), h_q.values[0].tolist(), strict=True))
     # What two suppressed families share is taken away once: each of them takes its part.
@@ -153,11 +188,12 @@ def _plan(
         present = np.array([own.get(feature, 0.0) for feature in edit.features], dtype=np.float32)
         directions = directions_of(features)
         if edit.op == "add":
+            # Of both sides each does half.
+            share = 0.5 if edit.side == "both" else 1.0
             if edit.side in ("query", "both"):
-                tilts.append(Tilt(edit.name, edit.strength * _family_direction(weights, units, directions)))
+                tilts.append(tilt(edit, share))
             if edit.side in ("document", "both"):
-                amount = edit.strength * score_spread
-                gates.append(Gate(edit.name, edit.features, edit.weights, amount))
+                gates.append(Gate(edit.name, edit.features, edit.weights, share * edit.strength * lift))
         elif edit.op == "clamp":
             change = np.asarray(weights * edit.strength * units - present, dtype=np.float32)
             tilts.append(Tilt(edit.name, change @ directions))
@@ -168,20 +204,23 @@ def _plan(
             shares = np.array([takers[latent] for latent in edit.features], dtype=np.float32)
             tilts.append(Tilt(edit.name, np.asarray(-(present / shares) @ directions, dtype=np.float32)))
             excluded.append(Gate(edit.name, edit.features, edit.weights, 0.0))
-    total = np.sum([tilt.vector for tilt in tilts], axis=0) if tilts else np.zeros_like(q)
+    total = np.sum([found.vector for found in tilts], axis=0) if tilts else np.zeros_like(q)
     # A code without a latent has no direction to keep.
-    share = cap_drift(q, total, steering.drift_cap) if q.any() else 1.0
-    if share < 1.0:
+    kept = cap_drift(q, total, steering.drift_cap) if q.any() else 1.0
+    if kept < 1.0:
         logger.warning(
             "the steering is capped: %.0f %% of the tilt is applied, so that the query keeps a cosine of %.2f",
-            100 * share,
+            100 * kept,
             steering.drift_cap,
         )
     return Plan(
-        tuple(Tilt(name, (share * vector).astype(np.float32)) for name, vector in tilts),
+        tuple(
+            found._replace(vector=(kept * found.vector).astype(np.float32), amount=kept * found.amount)
+            for found in tilts
+        ),
         tuple(gates),
         tuple(excluded),
-        share,
+        kept,
     )
 
 
@@ -204,24 +243,6 @@ def cap_drift(q: Array, v: Array, cap: float) -> float:
     slope = across - along * tangent
     share = 1.0 if slope <= tangent else tangent / slope
     return min(share, (_LEAST_LEFT - 1.0) / along) if along < _LEAST_LEFT - 1.0 else share
-
-
-def gate_presence(gate: Gate, codes: Codes[NDArray[Any]], unit: Array) -> Array:
-    """How much passages have a gate's feature: `min(1, sum_f weight_f min(1, h_f / u_f))`.
-
-    Args:
-        gate: The gate.
-        codes: (batch, k_names) naming readings of passages.
-        unit: (n,) units.
-
-    Returns:
-        (batch,) in [0, 1].
-    """
-    presence = np.zeros(len(codes.indices), dtype=np.float32)
-    for feature, weight in zip(gate.features, gate.weights, strict=True):
-        activation = np.where(codes.indices == feature, codes.values, 0).max(axis=1, initial=0)
-        presence += weight * np.minimum(1.0, activation / unit[feature])
-    return np.minimum(presence, 1.0)
 
 
 def _family_direction(weights: Array, units: Array, directions: Array) -> Array:

@@ -3,76 +3,231 @@
 A linear encoder guesses a code in one product. On text it was not fitted to the guess is off: on unseen queries it
 loses one and a half to three times as much variance as the same decoder needs to. A few gradient steps on the squared
 error, each followed by TopK, mend that with the decoder as it is.
+
+The steps of one row would read the whole decoder again and again, which takes most of the time that a query's code
+takes. Among the few hundred latents that the encoder ranks first they are nearly free, and what is left is what calls
+of a tensor library cost. So few rows take the steps one by one on NumPy arrays, many together on tensors.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn import functional
 
 _LONGEST_STEP = 3.0
+_SHORTEST = 1e-6
+
+A = TypeVar("A", Tensor, NDArray[Any])
 
 
 @torch.no_grad()
-def pursue(x: Tensor, decoder: Tensor, indices: Tensor, values: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def pursue(
+    x: Tensor, decoder: Tensor, indices: Tensor, values: Tensor, steps: int, candidates: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Lower `|x - decoder^T h|^2` over codes h of at most K positive latents, from a code to start with.
 
     `h <- TopK(h + mu decoder (x - decoder^T h))`, normalised iterative hard thresholding (Blumensath & Davies,
     IEEE J. Sel. Topics Signal Process. 4(2), 2010): mu is the best step along the gradient on the present latents. A
     row keeps a step only if its error falls, and otherwise tries half of it: coherent decoders need that.
 
+    The order is that of `<decoder_i, x>`: the latents that x itself points to come first. A pursuit uses some latents
+    to take back what others have too much of. These may have large values and say nothing of what x is about; the
+    first latents are what it is named by.
+
     Args:
         x: (B, d) rows less the decoder's bias.
         decoder: (n, d), unit rows.
         indices: (B, K) int64, the latents to start from.
         values: (B, K), >= 0.
-        steps: How many; each costs one product of (B, d) with (d, n).
-
-    Returns:
-        Indices and values, (B, K) each, in the order of `by_match`.
-    """
-    k = indices.shape[1]
-    residual = x - _decode(indices, values, decoder)
-    error = residual.square().sum(dim=1)
-    share = torch.ones_like(error)
-    for _ in range(steps):
-        gradient = residual @ decoder.T
-        present = gradient.gather(1, indices)
-        length = _decode(indices, present, decoder).square().sum(dim=1).clamp_min(1e-12)
-        step = (present.square().sum(dim=1) / length).clamp_max(_LONGEST_STEP) * share
-        top = gradient.mul_(step[:, None]).scatter_add_(1, indices, values).topk(k, dim=1)
-        tried = top.values.relu_()
-        left = x - _decode(top.indices, tried, decoder)
-        lost = left.square().sum(dim=1)
-        better = lost < error
-        share = torch.where(better, share, share / 2)
-        error = torch.where(better, lost, error)
-        row = better[:, None]
-        indices, values = torch.where(row, top.indices, indices), torch.where(row, tried, values)
-        residual = torch.where(row, left, residual)
-    return by_match(x, decoder, indices, values)
-
-
-def by_match(x: Tensor, decoder: Tensor, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """A code in the order of `<decoder_i, x>`: the latents that x itself points to come first.
-
-    A pursuit uses some latents to take back what others have too much of. These may have large values and say nothing
-    of what x is about; the first latents are what it is named by.
-
-    Args:
-        x: (B, d) rows less the decoder's bias.
-        decoder: (n, d), unit rows.
-        indices: (B, K) int64.
-        values: (B, K), >= 0.
+        steps: How many; each costs one product of every row with its candidates.
+        candidates: (B, M) int64, the latents that a row's code may have, each once and `indices` first; all if None.
 
     Returns:
         Indices and values, (B, K) each; empty places come last.
     """
-    match = (x @ decoder.T).gather(1, indices).masked_fill_(values <= 0, -torch.inf)
-    order = match.argsort(dim=1, descending=True, stable=True)
-    return indices.gather(1, order), values.gather(1, order)
+    # Copies of many rows' directions would be larger than the decoder: one product with all of it is faster then.
+    if candidates is None or candidates.numel() > len(decoder) or x.device.type != "cpu":
+        together = _Together(x, decoder, candidates)
+        places, values = _descend(together, together.places(indices), values, steps)
+        return together.latents(places), values
+    found, refined = torch.empty_like(indices), torch.empty_like(values)
+    first = np.arange(indices.shape[1])
+    for row, own in enumerate(candidates):
+        alone: _Rows[NDArray[Any]] = _Alone(x[row], decoder, own)
+        chosen, active = _descend(alone, first, values[row].numpy(), steps)
+        found[row], refined[row] = own.take(torch.from_numpy(chosen)), torch.from_numpy(active)
+    return found, refined
 
 
-def _decode(indices: Tensor, values: Tensor, decoder: Tensor) -> Tensor:
-    return functional.embedding_bag(indices, decoder, per_sample_weights=values, mode="sum")
+def dots(directions: NDArray[Any], vector: NDArray[Any]) -> NDArray[Any]:
+    """`<direction_i, vector>`, (M,), one dot product after the other.
+
+    A product of the matrix would do the same, but may wake the BLAS library's threads: where the cores have other
+    work, waiting for these takes several times as long as the product.
+
+    Args:
+        directions: (M, d).
+        vector: (d,).
+    """
+    products: NDArray[Any] = directions[:, None, :] @ vector[:, None]
+    return products[:, 0, 0]
+
+
+class _Rows(Protocol[A]):
+    """What the steps need of rows, and of the directions of the latents that these may have.
+
+    A place says which of those latents, of M to a row. One row alone has arrays without the first axis, B.
+    """
+
+    x: A
+
+    def decode(self, places: A, values: A) -> A:
+        """`decoder^T h`, (B, d)."""
+
+    def matches(self, residual: A) -> A:
+        """`<decoder_i, residual>`, (B, M), a new array."""
+
+    def matches_of(self, places: A) -> A:
+        """`<decoder_i, x>` at some places, (B, K)."""
+
+    def at(self, matches: A, places: A) -> A:
+        """Matches at some places, (B, K)."""
+
+    def norm(self, vectors: A) -> A:
+        """(B,)."""
+
+    def within(self, numbers: A, low: float, high: float) -> A:
+        """Numbers, (B,), no lower and no higher."""
+
+    def move(self, places: A, values: A, gradient: A, step: A) -> tuple[A, A]:
+        """`TopK(h + step gradient)`, places and values, (B, K) each; `gradient` is overwritten."""
+
+    def choose(self, better: A, new: A, old: A) -> A:
+        """New where it is better, which is (B,)."""
+
+    def order(self, by: A, places: A, values: A) -> tuple[A, A]:
+        """A code, the highest first and empty places last."""
+
+
+def _descend(rows: _Rows[A], places: A, values: A, steps: int) -> tuple[A, A]:
+    """The pursuit itself, of one row or of many."""
+    residual = rows.x - rows.decode(places, values)
+    error = rows.norm(residual)
+    share = error**0
+    for _ in range(steps):
+        gradient = rows.matches(residual)
+        present = rows.at(gradient, places)
+        length = rows.within(rows.norm(rows.decode(places, present)), _SHORTEST, math.inf)
+        step = rows.within((rows.norm(present) / length) ** 2, 0.0, _LONGEST_STEP) * share
+        tried_places, tried = rows.move(places, values, gradient, step)
+        left = rows.x - rows.decode(tried_places, tried)
+        lost = rows.norm(left)
+        better = lost < error
+        places, values = rows.choose(better, tried_places, places), rows.choose(better, tried, values)
+        residual, error = rows.choose(better, left, residual), rows.choose(better, lost, error)
+        share = rows.choose(better, share, share / 2)
+    return rows.order(rows.matches_of(places), places, values)
+
+
+class _Together:
+    """Rows as tensors: one product of all of them with all directions."""
+
+    def __init__(self, x: Tensor, decoder: Tensor, candidates: Tensor | None) -> None:
+        self.x, self._decoder, self._candidates = x, decoder, candidates
+
+    def places(self, first: Tensor) -> Tensor:
+        """The places of a row's first candidates; their ids where all latents are."""
+        if self._candidates is None:
+            return first
+        return torch.arange(first.shape[1], device=first.device).expand_as(first)
+
+    def latents(self, places: Tensor) -> Tensor:
+        return places if self._candidates is None else self._candidates.gather(1, places)
+
+    def decode(self, places: Tensor, values: Tensor) -> Tensor:
+        return functional.embedding_bag(self.latents(places), self._decoder, per_sample_weights=values, mode="sum")
+
+    def matches(self, residual: Tensor) -> Tensor:
+        every = residual @ self._decoder.T
+        return every if self._candidates is None else every.gather(1, self._candidates)
+
+    def matches_of(self, places: Tensor) -> Tensor:
+        if places.numel() > len(self._decoder):
+            return self.at(self.matches(self.x), places)
+        return torch.bmm(functional.embedding(self.latents(places), self._decoder), self.x[:, :, None])[:, :, 0]
+
+    def at(self, matches: Tensor, places: Tensor) -> Tensor:
+        return matches.gather(1, places)
+
+    def norm(self, vectors: Tensor) -> Tensor:
+        norms: Tensor = vector_norm(vectors, dim=1)
+        return norms
+
+    def within(self, numbers: Tensor, low: float, high: float) -> Tensor:
+        return numbers.clamp(low, high)
+
+    def move(self, places: Tensor, values: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        top = gradient.mul_(step[:, None]).scatter_add_(1, places, values).topk(values.shape[1], dim=1)
+        return top.indices, top.values.relu_()
+
+    def choose(self, better: Tensor, new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(better if new.ndim == 1 else better[:, None], new, old)
+
+    def order(self, by: Tensor, places: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        order = by.masked_fill(values <= 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        return places.gather(1, order), values.gather(1, order)
+
+
+class _Alone:
+    """One row as NumPy arrays, with a copy of its candidates' directions, which stays in the processor's cache."""
+
+    def __init__(self, x: Tensor, decoder: Tensor, candidates: Tensor) -> None:
+        self.x: NDArray[Any] = x.numpy()
+        self._own: NDArray[Any] = decoder.numpy().take(candidates.numpy(), 0)
+        self._present: tuple[NDArray[Any], NDArray[Any]] | None = None
+
+    def decode(self, places: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
+        reached: NDArray[Any] = values @ self._directions(places)
+        return reached
+
+    def matches(self, residual: NDArray[Any]) -> NDArray[Any]:
+        return dots(self._own, residual)
+
+    def matches_of(self, places: NDArray[Any]) -> NDArray[Any]:
+        return dots(self._directions(places), self.x)
+
+    def at(self, matches: NDArray[Any], places: NDArray[Any]) -> NDArray[Any]:
+        return matches.take(places)
+
+    def norm(self, vectors: NDArray[Any]) -> Any:
+        return math.sqrt(vectors.dot(vectors))
+
+    def within(self, numbers: Any, low: float, high: float) -> Any:
+        return min(max(numbers, low), high)
+
+    def move(
+        self, places: NDArray[Any], values: NDArray[Any], gradient: NDArray[Any], step: Any
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        gradient *= step
+        gradient[places] += values
+        top = gradient.argpartition(len(gradient) - len(places))[-len(places) :]
+        return top, np.maximum(gradient.take(top), 0)
+
+    def choose(self, better: Any, new: Any, old: Any) -> Any:
+        return new if better else old
+
+    def order(self, by: NDArray[Any], places: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        order = np.where(values > 0, -by, np.inf).argsort(kind="stable")
+        return places[order], values[order]
+
+    def _directions(self, places: NDArray[Any]) -> NDArray[Any]:
+        if self._present is None or self._present[0] is not places:  # a step that was tried is mostly the next's start
+            self._present = places, self._own.take(places, 0)
+        return self._present[1]

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.attribution import SteeringTerm
 from sae_steer_retriever.code_index import CodeIndex
-from sae_steer_retriever.plan import SUPPRESSED_FROM, Gate, Plan, gate_presence
+from sae_steer_retriever.plan import SUPPRESSED_FROM, Gate, Plan, Tilt
+from sae_steer_retriever.presence import FeaturePresence
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
 
 # A length that can be divided by where there is none.
@@ -41,17 +42,31 @@ class Ranking(NamedTuple):
         return cls(ids, scores, scores, list(range(1, len(ids) + 1)), [()] * len(ids))
 
 
+class Column(NamedTuple):
+    """What one edit adds to the scores of some passages on one side.
+
+    Attributes:
+        name: The edit's name.
+        side: "query" or "document".
+        values: (N,) in score units.
+    """
+
+    name: str
+    side: str
+    values: NDArray[np.floating[Any]]
+
+
 class Survey(NamedTuple):
     """What a plan does to every passage of an index in the original space, from codes alone.
 
     Attributes:
-        gains: (N,) what it adds to each plain score; exact.
-        estimates: (N,) the steered scores without what the SAE does not reconstruct of a passage.
-        kept: (N,) which passages it does not leave out.
+        columns: What each edit adds; exact.
+        gains: (N,) their sum.
+        kept: (N,) which passages the plan does not leave out.
     """
 
+    columns: tuple[Column, ...]
     gains: Array
-    estimates: Array
     kept: NDArray[np.bool_]
 
 
@@ -63,7 +78,7 @@ class Ranker:
 
     Attributes:
         sae: The dictionary.
-        unit: (n,) the features' units.
+        unit: (n,) the features' units of match.
         plan: What the steering does to the query.
         vector: (d,) the query in the space that is searched, before the tilt.
         reconstructed: Whether that is the reconstructed space.
@@ -92,30 +107,61 @@ class Ranker:
             base_order: The plain search's hits, best first, for the ranks before steering.
             k: How many; all if not given.
         """
-        columns, scores = self._score(codes, base_scores)
+        scaled, columns = self._columns(codes, base_scores)
         kept = np.ones(len(ids), dtype=bool)
         for gate in self.plan.excluded:
             kept &= self._presence(gate, codes) < SUPPRESSED_FROM
-        # Ties keep the plain order, then the id's, so that a ranking is the same on every machine.
-        order = [row for row in np.lexsort((np.asarray(ids), -base_scores, -scores)).tolist() if kept[row]][:k]
-        rank_of = {name: rank for rank, name in enumerate(base_order, start=1)}
-        return Ranking(
-            [ids[row] for row in order],
-            scores[order],
-            base_scores[order],
-            [rank_of.get(ids[row]) for row in order],
-            [tuple(SteeringTerm(name, side, float(values[row])) for name, side, values in columns) for row in order],
-        )
+        return _ordered(ids, base_scores, scaled, columns, kept, base_order, k)
+
+    def rank_surveyed(
+        self,
+        ids: Sequence[str],
+        base_scores: NDArray[np.float64],
+        survey: Survey,
+        rows: NDArray[np.int64],
+        base_order: Sequence[str],
+        k: int | None = None,
+    ) -> Ranking:
+        """The same, of passages that were surveyed.
+
+        Args:
+            ids: The candidates.
+            base_scores: (N,) their plain scores.
+            survey: Of the index.
+            rows: (N,) where they are in it.
+            base_order: See `rank`.
+            k: See `rank`.
+        """
+        columns = [column._replace(values=column.values[rows]) for column in survey.columns]
+        return _ordered(ids, base_scores, base_scores, columns, survey.kept[rows], base_order, k)
 
     def survey(self, index: CodeIndex) -> Survey:
         """What the plan does to every passage of `index`."""
-        shift = self.plan.shift(len(self.vector))
-        both = np.stack([shift, self.vector + shift], axis=1)
-        along = index.project(self.sae.decoder @ both) + self.sae.bias @ both
-        gains, estimates = along[:, 0], along[:, 1]
-        gained = self.gate_gains(index)
-        gains, estimates = gains + gained, estimates + gained
-        return Survey(gains, estimates, self.kept(index))
+        columns = [
+            Column(tilt.name, "query", self._tilt_gains(index, tilt)) for tilt in self.plan.tilts if tilt.vector.any()
+        ]
+        columns += [
+            Column(gate.name, "document", gate.amount * self._presence_everywhere(gate, index))
+            for gate in self.plan.gates
+        ]
+        gains = np.zeros(len(index), dtype=np.float32)
+        for column in columns:
+            gains += column.values
+        return Survey(tuple(columns), gains, self.kept(index))
+
+    def _tilt_gains(self, index: CodeIndex, tilt: Tilt) -> Array:
+        if tilt.direction is None:
+            return self._projected(index, tilt.vector)
+        return np.asarray(tilt.amount * self._remembered(index, tilt.direction), dtype=np.float32)
+
+    def _remembered(self, index: CodeIndex, direction: Array) -> Array:
+        key = (self.sae.fingerprint, direction.tobytes())
+        return index.remembered(key, lambda: self._projected(index, direction))
+
+    def _projected(self, index: CodeIndex, vector: Array) -> Array:
+        """(N,) `x_hat . vector` of every passage."""
+        along = index.project(self.sae.decoder @ vector[:, None])[:, 0]
+        return np.asarray(along + self.sae.bias @ vector, dtype=np.float32)
 
     def gate_gains(self, index: CodeIndex) -> Array:
         """(N,) what the gates add to the score of every passage of `index`."""
@@ -158,42 +204,63 @@ class Ranker:
             return False
         return len(ranking.ids) < k or bool(ranking.scores[k - 1] < base_scores[-1])
 
-    def _score(
+    def _columns(
         self, codes: Codes[NDArray[Any]], base_scores: NDArray[np.float64]
-    ) -> tuple[list[tuple[str, str, NDArray[np.float64]]], NDArray[np.float64]]:
-        """The terms' names, sides and values, and the scores with them."""
+    ) -> tuple[NDArray[np.float64], list[Column]]:
+        """Plain scores on the scale of the tilted query, and what is added to them."""
         scale: NDArray[np.float64] = np.ones(len(base_scores))
-        scores = base_scores.copy()
         if self.reconstructed:
             before = np.linalg.norm(self.vector)
             after = max(float(np.linalg.norm(self.vector + self.plan.shift(len(self.vector)))), _SMALLEST)
             scale = 1.0 / (self._lengths(codes) * after)
-            scores = scores * float(before / after)
-        columns: list[tuple[str, str, NDArray[np.float64]]] = []
-        for tilt in self.plan.tilts:
-            if tilt.vector.any():
-                columns.append((tilt.name, "query", self._projections(codes, tilt.vector) * scale))
-        for gate in self.plan.gates:
-            columns.append((gate.name, "document", gate.amount * self._presence(gate, codes).astype(np.float64)))
-        for _, _, values in columns:
-            scores = scores + values
-        return columns, scores
+            base_scores = base_scores * float(before / after)
+        columns = [
+            Column(tilt.name, "query", self._projections(codes, tilt.vector) * scale)
+            for tilt in self.plan.tilts
+            if tilt.vector.any()
+        ]
+        columns += [
+            Column(gate.name, "document", gate.amount * self._presence(gate, codes).astype(np.float64))
+            for gate in self.plan.gates
+        ]
+        return base_scores, columns
 
     def _lengths(self, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]:
         """(N,) norms of what is searched."""
         return np.asarray(np.linalg.norm(self.sae.decode(codes), axis=1), dtype=np.float64)
 
     def _presence(self, gate: Gate, codes: Codes[NDArray[Any]]) -> Array:
-        return gate_presence(gate, codes.leading(self.sae.config.k_names), self.unit)
+        return FeaturePresence(self.sae, self.unit, gate.features, gate.weights).of(codes)
 
     def _presence_everywhere(self, gate: Gate, index: CodeIndex) -> Array:
-        presence = np.zeros(len(index), dtype=np.float32)
-        for feature, weight in zip(gate.features, gate.weights, strict=True):
-            rows, activations = index.having(feature)
-            presence[rows] += weight * np.minimum(1.0, activations / self.unit[feature])
-        return np.minimum(presence, 1.0)
+        return FeaturePresence(self.sae, self.unit, gate.features, gate.weights).everywhere(index)
 
     def _projections(self, codes: Codes[NDArray[Any]], vector: Array) -> Array:
         """(N,) `x_hat . vector` from codes, without decoding: one dot product per latent, then K per passage."""
         along = self.sae.decoder @ vector
         return np.asarray((codes.values * along[codes.indices]).sum(axis=1) + self.sae.bias @ vector, dtype=np.float32)
+
+
+def _ordered(
+    ids: Sequence[str],
+    base_scores: NDArray[np.float64],
+    scaled: NDArray[np.float64],
+    columns: Sequence[Column],
+    kept: NDArray[np.bool_],
+    base_order: Sequence[str],
+    k: int | None,
+) -> Ranking:
+    """The best `k` of those kept, by scaled plain scores and what is added to them."""
+    scores = scaled.copy()
+    for column in columns:
+        scores += column.values
+    # Ties keep the plain order, then the id's, so that a ranking is the same on every machine.
+    order = [row for row in np.lexsort((np.asarray(ids), -base_scores, -scores)).tolist() if kept[row]][:k]
+    rank_of = {name: rank for rank, name in enumerate(base_order, start=1)}
+    return Ranking(
+        [ids[row] for row in order],
+        scores[order],
+        base_scores[order],
+        [rank_of.get(ids[row]) for row in order],
+        [tuple(SteeringTerm(name, side, float(values[row])) for name, side, values in columns) for row in order],
+    )

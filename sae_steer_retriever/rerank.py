@@ -8,24 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from sae_steer_retriever.attribution import Attribution, attribute
-from sae_steer_retriever.concept import Concept, read_concept
 from sae_steer_retriever.embedders import Embedder, unit_rows
-from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.features import FeatureCatalog
 from sae_steer_retriever.plan import plan
 from sae_steer_retriever.ranking import Ranker
 from sae_steer_retriever.sae import Array, TopKSAE
-from sae_steer_retriever.steering import (
-    DEFAULT_DRIFT_CAP,
-    Resolution,
-    Side,
-    Steering,
-    SteerLike,
-    check_drift_cap,
-    check_side,
-    parse,
-    resolve,
-)
+from sae_steer_retriever.steering import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
+from sae_steer_retriever.steering_resolver import SteeringResolver
 
 
 class Reranked(NamedTuple):
@@ -47,38 +36,43 @@ class Reranked(NamedTuple):
 class Reranker:
     """Orders texts by `q . x + v . x_hat + gates`: the score `SteeredRetriever` gives them in its original space."""
 
-    def __init__(self, sae: TopKSAE, embedder: Embedder, catalog: FeatureCatalog) -> None:
+    def __init__(
+        self,
+        sae: TopKSAE,
+        embedder: Embedder,
+        catalog: FeatureCatalog,
+        *,
+        steering: SteerLike | Steering | None = None,
+    ) -> None:
         """Put the parts together.
 
+        Args:
+            sae: The dictionary.
+            embedder: Its encoder.
+            catalog: Names and units of its features.
+            steering: A default: what a call asks for is laid over it, see `SteeredRetriever.resolve`.
+
         Raises:
-            MismatchError: The embedder is not the SAE's encoder, or the catalog is another SAE's.
+            MismatchError: The embedder is not the SAE's encoder, or the catalog or the default is another SAE's.
+            SteeringError: The default is unusable; its names can be unknown or ambiguous, too.
         """
-        sae.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
-        if catalog.fingerprint != sae.fingerprint:
-            raise MismatchError(
-                f"the catalog names the features of SAE {catalog.fingerprint}, the SAE given is {sae.fingerprint}."
-            )
+        self._resolver = SteeringResolver(sae, embedder, catalog, steering)
         self.sae = sae
         self.embedder = embedder
         self.catalog = catalog
-        self._resolved: dict[str | int, Resolution] = {}
 
     def resolve(
         self, steer: SteerLike | Steering | None, *, side: Side | None = None, drift_cap: float = DEFAULT_DRIFT_CAP
     ) -> Steering:
-        """Check a steering and find its features.
+        """Check a steering and find its features; see `SteeredRetriever.resolve`.
 
         Raises:
+            MismatchError: A `Steering` is another SAE's.
             SteeringError: A strength or side is unusable.
             UnknownFeatureError: A name means no feature.
             AmbiguousFeatureError: A name means unrelated features.
         """
-        side, drift_cap = check_side(side), check_drift_cap(drift_cap)
-        if isinstance(steer, Steering):
-            steer.require(self.sae.fingerprint)
-            return steer
-        fingerprint = self.sae.fingerprint
-        return resolve(parse(steer), self._resolve_name, fingerprint=fingerprint, side=side, drift_cap=drift_cap)
+        return self._resolver.steering(steer, side=side, drift_cap=drift_cap)
 
     def rerank(
         self,
@@ -126,13 +120,14 @@ class Reranker:
         else:
             q = unit_rows([embedding], self.sae.config.d)[0]
         h_q = self.sae.encode(q[None])
+        steering = steering.for_query(h_q.leading(self.sae.config.k_names), self.catalog.calibration.unit)
         plan_ = plan(steering, q, h_q, self.sae, self.catalog.calibration)
         if plan_.is_empty:
             return None
         x = self._vectors(texts, vectors)
         # Names in the order given, so that ties keep it.
         names = [f"{position:09d}" for position in range(len(texts))]
-        ranker = Ranker(self.sae, self.catalog.calibration.unit, plan_, q, reconstructed=False)
+        ranker = Ranker(self.sae, self.catalog.calibration.match_unit, plan_, q, reconstructed=False)
         ranking = ranker.rank(names, (x @ q).astype(np.float64), self.sae.encode(x), names)
         reranked = []
         for name, score, base_score, terms in zip(
@@ -142,15 +137,6 @@ class Reranker:
             why = attribute(q, h_q, x[position], terms, self.sae, self.catalog.name) if explain else None
             reranked.append(Reranked(position, score, base_score, why))
         return reranked
-
-    def _resolve_name(self, name: str | int) -> Resolution:
-        if name not in self._resolved:
-            self._resolved[name] = self.catalog.resolve(name, self._concept)
-        return self._resolved[name]
-
-    def _concept(self, text: str) -> Concept:
-        embedding = self.embedder.embed_queries([text])
-        return read_concept(self.sae, embedding[0])
 
     def _vectors(self, texts: Sequence[str], vectors: Sequence[Sequence[float] | Array | None] | None) -> Array:
         known = dict(enumerate(vectors)) if vectors is not None else {}

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.concept import Concept
-from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError, nearest_names
+from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError, nearest_names, quoted
 from sae_steer_retriever.feature import BY_PERSON, CLEAR_FROM, Feature
-from sae_steer_retriever.feature_names import feature_id, stem
+from sae_steer_retriever.feature_names import feature_id, folded, stem
 from sae_steer_retriever.steering import Resolution
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class NameResolver:
         self._written: dict[str, str] = {}
         for feature in catalog.features:
             if feature.label:
-                self._by_label.setdefault(feature.label.casefold(), []).append(feature.id)
+                self._by_label.setdefault(folded(feature.label), []).append(feature.id)
             for key, keyword in {stem(keyword): keyword for keyword in reversed(feature.keywords)}.items():
                 self._by_keyword.setdefault(key, []).append(feature.id)
                 self._written.setdefault(key, keyword)
@@ -60,7 +60,7 @@ class NameResolver:
         for label, alike in self._by_label.items():
             own = [latent for latent in alike if catalog.features[latent].label_by == BY_PERSON]
             self._by_label[label] = own or alike
-        self._by_family = {family.name.casefold(): family for family in catalog.families}
+        self._by_family = {folded(family.name): family for family in catalog.families}
         rare = _RARE / (catalog.calibration.count + _RARE)
         self._trust = np.array([_trusted(feature) for feature in catalog.features]) - _RARE_LOSES * rare
         alive = catalog.calibration.count > 0
@@ -90,12 +90,12 @@ class NameResolver:
         if latent is not None:
             return self._alive([self._catalog[latent].id], "id")
         text = str(name).strip()
-        folded = text.casefold()
-        alike = self._by_label.get(folded)
+        key = folded(text)
+        alike = self._by_label.get(key)
         if alike is not None:
             return self._alive(alike, "label")
-        family = self._by_family.get(folded)
-        if folded.startswith(_FAMILY_PREFIX):
+        family = self._by_family.get(key)
+        if key.startswith(_FAMILY_PREFIX):
             family = self._catalog.family(text[len(_FAMILY_PREFIX) :].strip())
         if family is not None:
             return Resolution(family.features, (1.0,) * len(family.features), "family")
@@ -173,13 +173,14 @@ class NameResolver:
         if unrelated:
             options = "; ".join(f"#{latent} {self._catalog.name(latent)}" for latent in [first, *unrelated][:5])
             raise AmbiguousFeatureError(
-                f"{text!r} is ambiguous, it fits unrelated features: {options}. Name one by its id or its whole label."
+                f"{quoted(text)} is ambiguous, it fits unrelated features: {options}. Name one by its id or its "
+                "whole label."
             )
 
     def _too_weak(self, text: str, latent: int) -> UnknownFeatureError:
         feature = self._catalog[latent]
         return UnknownFeatureError(
-            f"{text!r} fits only {feature.name}, whose label does not tell its own passages from near misses "
+            f"{quoted(text)} fits only {feature.name}, whose label does not tell its own passages from near misses "
             f"({feature.label_score:.2f}, 0.5 is chance): look at it with `sae-steer features show {latent}`, "
             f"and write '#{latent}' to steer by it all the same."
         )
@@ -190,7 +191,7 @@ class NameResolver:
         if concept is not None and self._catalog.label_embeddings is not None and not nearest:
             order = np.argsort(-np.where(self._eligible, self.relevance(concept), -np.inf), kind="stable")[:3]
             nearest = [f"#{latent} {self._catalog.name(int(latent))}" for latent in order]
-        message = f"unknown feature {text!r}."
+        message = f"unknown feature {quoted(text)}."
         if spelt:
             message += f" Did you mean {', '.join(repr(name) for name in spelt)}?"
         if nearest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import threading
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, overload
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_steer_retriever.errors import ArtifactError, MismatchError
-from sae_steer_retriever.pursuit import pursue
+from sae_steer_retriever.pursuit import dots, pursue
 from sae_steer_retriever.sae_config import EncoderSpec, SAEConfig
 from sae_steer_retriever.sae_files import (
     CONFIG_FILE,
@@ -32,6 +33,8 @@ __all__ = ["Array", "Codes", "EncoderSpec", "SAEConfig", "TopKSAE", "resolve_fol
 
 # Rows are encoded in tiles, so that the dense pre-activations of a large dictionary never need much memory.
 _TILE_BYTES = 32 * 2**20
+# Groups of features whose overlaps with all others are remembered: n floats a feature.
+_REMEMBERED_OVERLAPS = 64
 
 Array = NDArray[np.float32]
 ArrayType = TypeVar("ArrayType")
@@ -67,7 +70,8 @@ class TopKSAE:
 
         h_t+1 = TopK(h_t + mu_t W_dec (x - b_dec - W_dec^T h_t)),
 
-    kept where the error falls (`pursuit`): the same decoder, asked for a code that reconstructs.
+    kept where the error falls (`pursuit`): the same decoder, asked for a code that reconstructs. With
+    `pursuit_candidates` = M the codes h_t may have only the M latents of the largest pre-activations.
 
     The tensors are read-only by agreement: training has its own parameters and ends in a new TopKSAE.
     """
@@ -92,6 +96,8 @@ class TopKSAE:
             given[name].detach().to(torch.float32).contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")
         )
         self.config = config
+        self._overlaps: dict[tuple[int, ...], Array] = {}
+        self._overlaps_lock = threading.Lock()
 
     def __repr__(self) -> str:
         """One line: sizes and the encoder."""
@@ -123,8 +129,8 @@ class TopKSAE:
         if k is not None and k < 1:
             raise ValueError(f"k is {k}: expected at least 1.")
         k = self.config.k if k is None else min(k, self.config.n)
-        # The bias of the centred input folds into one vector: W (x - b) + c = W x + (c - W b).
-        bias = self._folded_bias
+        steps = self.config.pursuit_steps
+        among = self.config.pursuit_candidates if steps else None
         tile = max(1, _TILE_BYTES // (4 * self.config.n))
         indices = torch.empty((len(x), k), dtype=torch.int32, device=self.W_enc.device)
         values = torch.empty((len(x), k), dtype=torch.float32, device=self.W_enc.device)
@@ -133,10 +139,11 @@ class TopKSAE:
                 part = self._rows(x[start : start + tile])
                 if not torch.isfinite(part).all():
                     raise MismatchError("encode expects finite embeddings, got NaN or infinite values.")
-                top = functional.linear(part, self.W_enc, bias).topk(k, dim=1)
-                found, active = top.indices, top.values.relu_()
-                if self.config.pursuit_steps:
-                    found, active = pursue(part - self.b_dec, self.W_dec, found, active, self.config.pursuit_steps)
+                top = self._activations(part).topk(max(k, among or 0), dim=1)
+                found, active = top.indices[:, :k], top.values[:, :k].relu_()
+                if steps:
+                    candidates = None if among is None else top.indices
+                    found, active = pursue(part - self.b_dec, self.W_dec, found, active, steps, candidates)
                 indices[start : start + tile] = found
                 values[start : start + tile] = active
         if isinstance(x, np.ndarray):
@@ -179,14 +186,31 @@ class TopKSAE:
         rows = torch.from_numpy(np.array(x, dtype=np.float32, order="C")) if isinstance(x, np.ndarray) else x
         return rows.to(self.W_enc.device, torch.float32)
 
+    def _activations(self, rows: Tensor) -> Tensor:
+        if len(rows) == 1 and rows.device.type == "cpu":  # half of what torch's product of one row takes
+            return torch.from_numpy(dots(self.W_enc.numpy(), rows[0].numpy())).add_(self._folded_bias)[None]
+        return functional.linear(rows, self.W_enc, self._folded_bias)
+
     @cached_property
     def _folded_bias(self) -> Tensor:
+        # The bias of the centred input folds into one vector: W (x - b) + c = W x + (c - W b).
         return self.b_enc - self.W_enc @ self.b_dec
 
     @cached_property
     def decoder(self) -> Array:
         """The decoder's rows as a NumPy array, (n, d): the latents' unit directions."""
         return self.W_dec.cpu().numpy()
+
+    def overlaps(self, features: tuple[int, ...]) -> Array:
+        """(n, m) cosines of all directions with those of some features; the latest answers are remembered."""
+        with self._overlaps_lock:
+            found = self._overlaps.pop(features, None)
+            if found is None:
+                found = self.decoder @ self.decoder[list(features)].T
+                while len(self._overlaps) >= _REMEMBERED_OVERLAPS:
+                    self._overlaps.pop(next(iter(self._overlaps)))
+            self._overlaps[features] = found
+        return found
 
     @cached_property
     def bias(self) -> Array:
@@ -204,6 +228,8 @@ class TopKSAE:
         digest.update(repr((self.config.k, self.config.k_names, encoder.base_name, prefixes)).encode())
         if self.config.pursuit_steps:  # absent from older SAEs, whose names stay as they were
             digest.update(repr(self.config.pursuit_steps).encode())
+            if self.config.pursuit_candidates is not None:
+                digest.update(repr(("candidates", self.config.pursuit_candidates)).encode())
         return digest.hexdigest()[:16]
 
     def to(self, device: str) -> TopKSAE:

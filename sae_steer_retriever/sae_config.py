@@ -88,6 +88,8 @@ class SAEConfig:
         k_names: How many of a code's strongest latents are its *names*: labels, explanations, steering by name.
         encoder: The encoder whose embeddings it reads.
         pursuit_steps: Steps of pursuit after the encoder's TopK; 0 is the paper's one product.
+        pursuit_candidates: How many latents, those that the encoder ranks first, a pursuit chooses from; None for all,
+            as in files older than this field.
         training: Settings of the fit, for the record.
         metrics: Measurements taken at the end of the fit, for the record.
     """
@@ -98,6 +100,7 @@ class SAEConfig:
     encoder: EncoderSpec
     k_names: int = 8
     pursuit_steps: int = 0
+    pursuit_candidates: int | None = None
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -109,6 +112,11 @@ class SAEConfig:
         steps = self.pursuit_steps
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ValueError(f"pursuit_steps = {steps!r}: expected a whole number, 0 for none.")
+        candidates = self.pursuit_candidates
+        if candidates is not None and (isinstance(candidates, bool) or not isinstance(candidates, int)):
+            raise ValueError(f"pursuit_candidates = {candidates!r}: expected a whole number, or None for all latents.")
+        if candidates is not None and candidates < self.k:
+            raise ValueError(f"pursuit_candidates = {candidates}: expected at least k = {self.k}, or None for all.")
         if self.k > self.n:
             raise ValueError(f"k = {self.k}: expected 1 <= k <= n = {self.n}.")
         if self.encoder.dimension != self.d:
@@ -117,3 +125,5 @@ class SAEConfig:
                 f"{self.encoder.dimension}."
             )
         object.__setattr__(self, "k_names", min(self.k_names, self.k))
+        if candidates is not None and candidates >= self.n:
+            object.__setattr__(self, "pursuit_candidates", None)

@@ -4,82 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
+from numpy.typing import NDArray
 
-from sae_steer_retriever.errors import MismatchError, SteeringError
-from sae_steer_retriever.plan import SUPPRESSED_FROM, Gate, Plan, Tilt, cap_drift, gate_presence, plan
+from sae_steer_retriever.artifact import write_files
+from sae_steer_retriever.edit import Condition, Edit
+from sae_steer_retriever.errors import ArtifactError, MismatchError, SteeringError
+from sae_steer_retriever.operation import (
+    LARGEST_STRENGTH,
+    SIDES,
+    Add,
+    Always,
+    Clamp,
+    Operation,
+    Scale,
+    Side,
+    Suppress,
+    When,
+    check_side,
+    name_of,
+    operation_of,
+)
+from sae_steer_retriever.plan import SUPPRESSED_FROM, Gate, Plan, Tilt, cap_drift, plan
+from sae_steer_retriever.sae import Array, Codes
 
-__all__ = [
-    "DEFAULT_DRIFT_CAP",
-    "DEFAULT_SIDE",
-    "LARGEST_STRENGTH",
-    "SIDES",
-    "SUPPRESSED_FROM",
-    "Add",
-    "Clamp",
-    "Edit",
-    "Gate",
-    "Operation",
-    "Plan",
-    "Request",
-    "Resolution",
-    "Scale",
-    "Side",
-    "SteerLike",
-    "Steering",
-    "Suppress",
-    "Tilt",
-    "cap_drift",
-    "check_drift_cap",
-    "check_side",
-    "gate_presence",
-    "parse",
-    "plan",
-    "resolve",
-]
+logger = logging.getLogger(__name__)
 
-Side = Literal["query", "document", "both"]
-SIDES: tuple[Side, ...] = ("query", "document", "both")
-# Rewarding passages that have a feature moved the ranking further than a tilt at the same loss of relevance.
-DEFAULT_SIDE: Side = "document"
+# Both together moved the ranking further than either at the same loss of relevance (docs/experiments.md).
+DEFAULT_SIDE: Side = "both"
 DEFAULT_DRIFT_CAP = 0.8
-# Past a few units a steering only says "nothing else matters"; a larger number is a slip of the keyboard.
-LARGEST_STRENGTH = 10.0
-_FORMAT_VERSION = 1
+# From here on more strength mostly costs relevance: a warning says so.
+USEFUL_STRENGTH = 2.0
+# Policies without conditions are written as the first version, which every release reads.
+_FORMAT_VERSION, _WITH_CONDITIONS = 1, 2
 
-
-@dataclasses.dataclass(frozen=True)
-class Add:
-    """Add `strength` units of a feature; negative pushes away. A bare number in `steer=` means this."""
-
-    strength: float
-    side: Side | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Clamp:
-    """Set the query's activation of a feature to `value` units, whatever it was; of a family, each to its share."""
-
-    value: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """Multiply the query's own activation of a feature by `factor`; nothing happens if the query lacks it."""
-
-    factor: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Suppress:
-    """Remove a feature from the query, and leave out passages that clearly have it."""
-
-
-Operation = Add | Clamp | Scale | Suppress
 SteerLike = Mapping[Any, Any]
 
 
@@ -105,29 +67,8 @@ class Resolution(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Edit:
-    """One resolved edit.
-
-    Attributes:
-        name: As the user wrote it.
-        features: Latent ids.
-        weights: Their shares, the largest 1.0.
-        op: "add", "clamp", "scale" or "suppress".
-        strength: Units to add, units to clamp to, or the factor; 0 for suppress.
-        side: Which side an "add" acts on.
-    """
-
-    name: str
-    features: tuple[int, ...]
-    weights: tuple[float, ...]
-    op: Literal["add", "clamp", "scale", "suppress"]
-    strength: float
-    side: Side
-
-
-@dataclasses.dataclass(frozen=True)
 class Steering:
-    """An immutable list of edits that belongs to one SAE.
+    """An immutable list of edits that belongs to one SAE: a policy, if it is kept.
 
     Attributes:
         edits: The edits; their order does not matter.
@@ -139,9 +80,30 @@ class Steering:
     fingerprint: str
     drift_cap: float = DEFAULT_DRIFT_CAP
 
+    def for_query(self, names: Codes[NDArray[Any]], unit: Array) -> Steering:
+        """What is left of it for one query: without edits whose condition fails, and without those of no strength.
+
+        Args:
+            names: (1, k_names) the query's naming reading.
+            unit: (n,) the features' units.
+        """
+        edits = tuple(
+            edit
+            for edit in self.edits
+            if not edit.asks_nothing and (edit.condition is None or edit.condition.holds(names, unit))
+        )
+        return self if edits == self.edits else Steering(edits, self.fingerprint, self.drift_cap)
+
     def to_json(self) -> str:
         """A policy that can be stored and read back with `from_json`."""
-        return json.dumps({"format_version": _FORMAT_VERSION, **dataclasses.asdict(self)}, ensure_ascii=False)
+        conditional = any(edit.condition is not None for edit in self.edits)
+        body = {
+            "format_version": _WITH_CONDITIONS if conditional else _FORMAT_VERSION,
+            "edits": [edit.to_dict() for edit in self.edits],
+            "fingerprint": self.fingerprint,
+            "drift_cap": self.drift_cap,
+        }
+        return json.dumps(body, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Steering:
@@ -152,16 +114,46 @@ class Steering:
         """
         try:
             body = json.loads(text)
-            if body["format_version"] != _FORMAT_VERSION:
+            version = body["format_version"]
+            if version not in (_FORMAT_VERSION, _WITH_CONDITIONS):
                 raise SteeringError(
-                    f"the policy has format version {body['format_version']}, this library reads {_FORMAT_VERSION}."
+                    f"the policy has format version {version}, this library reads {_FORMAT_VERSION} and "
+                    f"{_WITH_CONDITIONS}: it was saved by a newer release, upgrade sae-steer-retriever to read it."
                 )
-            edits = tuple(_edit_from(row) for row in body["edits"])
-            return cls(edits, str(body["fingerprint"]), check_drift_cap(body["drift_cap"]))
+            edits = tuple(Edit.from_dict(row) for row in body["edits"])
+            return Steering(edits, str(body["fingerprint"]), check_drift_cap(body["drift_cap"]))
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, SteeringError):
                 raise
-            raise SteeringError(f"this is not a steering policy of this library ({error!r}).") from error
+            raise SteeringError(
+                f"this is not a steering policy of this library ({error!r}): expected what `Steering.save` writes."
+            ) from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy to a JSON file; what was there is replaced at once or not at all.
+
+        Raises:
+            ArtifactError: The file cannot be written.
+        """
+        path = Path(path)
+        write_files(path.parent, {path.name: f"{self.to_json()}\n".encode()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Steering:
+        """Read a policy that `save` wrote.
+
+        Raises:
+            ArtifactError: There is no such file, or it cannot be read.
+            SteeringError: It holds no policy of this library; the file is named.
+        """
+        try:
+            return Steering.from_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot read the policy {str(path)!r}: {error.strerror or error}. `Steering.save` writes one."
+            ) from error
+        except (SteeringError, UnicodeDecodeError) as error:
+            raise SteeringError(f"{str(path)!r}: {error}") from error
 
     def require(self, fingerprint: str) -> None:
         """Refuse to be used with another SAE.
@@ -176,14 +168,15 @@ class Steering:
             )
 
 
-def parse(steer: SteerLike | None) -> list[Request]:
+def parse(steer: SteerLike | None, *, removals: bool = False) -> list[Request]:
     """Check a `steer=` mapping, before anything is embedded.
 
     Args:
         steer: Feature id, label, keyword or free text -> a strength or an operation.
+        removals: Whether to keep zero strengths: over other edits they remove those of the same feature.
 
     Returns:
-        The requests that ask for something; zero strengths are dropped.
+        The requests that ask for something.
 
     Raises:
         SteeringError: Not a mapping, an unusable name, or a strength that is no number of reasonable size.
@@ -195,15 +188,13 @@ def parse(steer: SteerLike | None) -> list[Request]:
             f'steer must map feature names to strengths, e.g. {{"employment": 0.5}}, got {type(steer).__name__}.'
         )
     requests = []
-    for name, value in steer.items():
-        if isinstance(name, np.integer):
-            name = int(name)
-        if isinstance(name, bool) or not isinstance(name, str | int) or (isinstance(name, str) and not name.strip()):
-            raise SteeringError(f"a feature is named by text or by its id, got {name!r}.")
-        operation = value if isinstance(value, Operation) else Add(value)
-        _check(name, operation)
-        if not (isinstance(operation, Add) and operation.strength == 0):
-            requests.append(Request(name.strip() if isinstance(name, str) else name, operation))
+    for given, value in steer.items():
+        name = name_of(given)
+        operation = operation_of(name, value)
+        asked = operation.then if isinstance(operation, When) else operation
+        zero = isinstance(asked, Add) and asked.strength == 0
+        if not zero or (removals and asked is operation):
+            requests.append(Request(name, operation))
     return requests
 
 
@@ -215,7 +206,7 @@ def resolve(
     side: Side | None = None,
     drift_cap: float = DEFAULT_DRIFT_CAP,
 ) -> Steering:
-    """Turn requests into edits.
+    """Turn requests into edits. A strength beyond the useful range is logged.
 
     Args:
         requests: From `parse`.
@@ -226,39 +217,40 @@ def resolve(
     """
     edits = []
     for name, operation in requests:
-        features, weights, _ = resolver(name)
-        match operation:
-            case Add(strength, own_side):
-                edit = Edit(str(name), features, weights, "add", float(strength), own_side or side or DEFAULT_SIDE)
-            case Clamp(value):
-                edit = Edit(str(name), features, weights, "clamp", float(value), "query")
-            case Scale(factor):
-                edit = Edit(str(name), features, weights, "scale", float(factor), "query")
-            case Suppress():
-                edit = Edit(str(name), features, weights, "suppress", 0.0, "both")
-        edits.append(edit)
+        condition = None
+        if isinstance(operation, When):
+            meant = resolver(operation.feature)
+            condition = Condition(str(operation.feature), meant.features, meant.weights, operation.above)
+        edits.append(_edit(name, resolver(name), _unconditional(operation), side or DEFAULT_SIDE, condition))
+    _warn_of_excess(edits)
     return Steering(tuple(edits), fingerprint, check_drift_cap(drift_cap))
 
 
-def _check(name: str | int, operation: Operation) -> None:
-    match operation:
-        case Add(value, side):
-            if side is not None and side not in SIDES:
-                raise SteeringError(f"side of {name!r} is {side!r}, expected one of {', '.join(SIDES)}.")
-        case Clamp(value) | Scale(value):
-            pass
+def _unconditional(operation: Operation) -> Always:
+    asked = operation.then if isinstance(operation, When) else operation
+    return asked if isinstance(asked, Always) else Add(asked)
+
+
+def _edit(name: str | int, meant: Resolution, asked: Always, side: Side, condition: Condition | None) -> Edit:
+    features, weights, _ = meant
+    match asked:
+        case Add(strength, own_side):
+            return Edit(str(name), features, weights, "add", float(strength), own_side or side, condition)
+        case Clamp(value):
+            return Edit(str(name), features, weights, "clamp", float(value), "query", condition)
+        case Scale(factor):
+            return Edit(str(name), features, weights, "scale", float(factor), "query", condition)
         case Suppress():
-            return
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
-        raise SteeringError(
-            f"strength of {name!r} is {value!r}: expected a number such as +0.5, or Clamp, Scale, Suppress."
-        )
-    if not math.isfinite(value):
-        raise SteeringError(f"strength of {name!r} is {value}: expected a finite number such as +0.5.")
-    if abs(value) > LARGEST_STRENGTH:
-        raise SteeringError(
-            f"strength of {name!r} is {value}: expected at most {LARGEST_STRENGTH:g} in size. 1.0 is as present as in "
-            "a passage that strongly has the feature; 0.5 is a good start."
+            return Edit(str(name), features, weights, "suppress", 0.0, "both", condition)
+
+
+def _warn_of_excess(edits: list[Edit]) -> None:
+    excessive = [edit for edit in edits if edit.op == "add" and abs(edit.strength) > USEFUL_STRENGTH]
+    if excessive:
+        logger.warning(
+            "past the useful range of strengths, which ends at %g: %s; more of it mostly costs relevance",
+            USEFUL_STRENGTH,
+            ", ".join(f"{edit.name!r} {edit.asked}" for edit in excessive),
         )
 
 
@@ -269,31 +261,33 @@ def check_drift_cap(cap: Any) -> float:  # noqa: ANN401 - user input
     return float(cap)
 
 
-def check_side(side: Any) -> Side | None:  # noqa: ANN401 - user input
-    """A side or None, or an error."""
-    if side is not None and side not in SIDES:
-        raise SteeringError(f"side is {side!r}, expected one of {', '.join(SIDES)}.")
-    return side  # type: ignore[no-any-return]
-
-
-def _edit_from(row: dict[str, Any]) -> Edit:
-    edit = Edit(**{**row, "features": tuple(row["features"]), "weights": tuple(row["weights"])})
-    # Not `side` of the others: they have one side each.
-    operations: dict[str, Operation] = {
-        "add": Add(edit.strength, edit.side),
-        "clamp": Clamp(edit.strength),
-        "scale": Scale(edit.strength),
-        "suppress": Suppress(),
-    }
-    sound = (
-        isinstance(edit.name, str)
-        and edit.op in operations
-        and edit.side in SIDES
-        and len(edit.features) == len(edit.weights) > 0
-        and all(type(feature) is int and feature >= 0 for feature in edit.features)
-        and all(type(weight) in (int, float) and 0 < weight <= 1 for weight in edit.weights)
-    )
-    if not sound:
-        raise SteeringError(f"the policy's edit {edit.name!r} is malformed.")
-    _check(edit.name, operations[edit.op])
-    return edit
+__all__ = [
+    "DEFAULT_DRIFT_CAP",
+    "DEFAULT_SIDE",
+    "LARGEST_STRENGTH",
+    "SIDES",
+    "SUPPRESSED_FROM",
+    "USEFUL_STRENGTH",
+    "Add",
+    "Clamp",
+    "Condition",
+    "Edit",
+    "Gate",
+    "Operation",
+    "Plan",
+    "Request",
+    "Resolution",
+    "Scale",
+    "Side",
+    "SteerLike",
+    "Steering",
+    "Suppress",
+    "Tilt",
+    "When",
+    "cap_drift",
+    "check_drift_cap",
+    "check_side",
+    "parse",
+    "plan",
+    "resolve",
+]

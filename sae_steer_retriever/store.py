@@ -63,7 +63,7 @@ class ChromaStore:
         with translated("reading the collection"):
             self._passages = DocumentCollection(documents, sae.config.d)
             self.companion = Companion(client, documents.name, sae, sae_location=sae_location)
-        self._live_index = LiveIndex(self.companion, sae.config)
+        self._live_index = LiveIndex(self.companion, self._passages, sae.config)
 
     @classmethod
     def open(
@@ -270,7 +270,7 @@ class ChromaStore:
         if not ids:
             return Neighbours([], np.empty(0))
         with translated("searching"):
-            return self._passages.query(vector, len(ids), where, ids)
+            return self._passages.scores(vector, ids, where)
 
     def nearest_reconstructed(self, vector: Array, k: int, where: Metadata | None = None) -> Neighbours:
         """The search of the companion: cosine between `vector` and the reconstructed embeddings."""
@@ -310,10 +310,24 @@ class ChromaStore:
             raise StoreError(f"passage {missing[0]!r} is not in collection {self.documents.name!r}.")
         return [found[name] for name in ids]
 
-    def find(self, ids: Sequence[str]) -> dict[str, Record]:
-        """The passages with these ids that are there, by id."""
+    def nearest_records(
+        self, vector: Array, k: int, where: Metadata | None = None, *, vectors: bool = True
+    ) -> tuple[Neighbours, dict[str, Record]]:
+        """The plain search with what is stored of its hits, in one question.
+
+        Args:
+            vector: (d,) the query.
+            k: How many passages.
+            where: Chroma's metadata filter.
+            vectors: Whether their vectors are wanted; empty if not.
+        """
+        with translated("searching"):
+            return self._passages.query_records(vector, k, where, vectors=vectors)
+
+    def find(self, ids: Sequence[str], *, vectors: bool = True) -> dict[str, Record]:
+        """The passages with these ids that are there, by id; with empty vectors where they are not wanted."""
         with translated("fetching passages"):
-            return self._passages.find(ids)
+            return self._passages.find(ids, vectors=vectors)
 
     def codes(self, ids: Sequence[str]) -> Codes[NDArray[Any]]:
         """(len(ids), K) codes; passages that the companion does not know yet are encoded from their vectors.

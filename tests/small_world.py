@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 from pathlib import Path
@@ -15,6 +16,7 @@ from sae_steer_retriever.directions import data_directions, spherical_kmeans
 from sae_steer_retriever.embedders import SentenceTransformerEmbedder
 from sae_steer_retriever.embedding_cache import CachedEmbedder
 from sae_steer_retriever.features import FeatureCatalog
+from sae_steer_retriever.interpret.evidence import name_matches
 from sae_steer_retriever.interpret.labels import label_features
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae import Array, SAEConfig, TopKSAE
@@ -70,10 +72,23 @@ def cached_embedder(
 
 
 @pytest.fixture(scope="session")
-def world(embedder: SentenceTransformerEmbedder, cached_embedder: CachedEmbedder) -> World:
+def world_embedder(
+    embedder: SentenceTransformerEmbedder, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> CachedEmbedder:
+    """A memory that only the world writes to, so that its vectors come of the same batches in every session.
+
+    The last digits of an embedding depend on what it was embedded together with, and the SAE on the last digits.
+    """
+    digest = hashlib.blake2b("\0".join(collect()[1]).encode(), digest_size=8).hexdigest()
+    kept, name = getattr(request.config, "cache", None), f"world-{digest}"
+    return CachedEmbedder(embedder, kept.mkdir(name) if kept else tmp_path_factory.mktemp(name))
+
+
+@pytest.fixture(scope="session")
+def world(embedder: SentenceTransformerEmbedder, world_embedder: CachedEmbedder) -> World:
     """About 300 docstrings, and k-means directions of their embeddings as an SAE (n = 64, k = 16, k_names = 4)."""
     ids, texts, metadatas = collect()
-    vectors = cached_embedder.embed_documents(texts)
+    vectors = world_embedder.embed_documents(texts)
     mean = vectors.mean(axis=0)
     centred = vectors - mean
     generator = torch.Generator().manual_seed(0)
@@ -83,8 +98,9 @@ def world(embedder: SentenceTransformerEmbedder, cached_embedder: CachedEmbedder
     config = SAEConfig(d=vectors.shape[1], n=64, k=16, k_names=4, encoder=embedder.spec)
     # Half the projection: overlapping directions would otherwise reconstruct the same part several times.
     sae = TopKSAE(0.3 * directions, torch.zeros(64), directions, torch.tensor(mean), config)
-    calibration = calibrate([sae.encode(vectors, k=4)], n=64, score_spread=0.2)
-    catalog = label_features(sae, calibration, ids, texts, vectors, cached_embedder).catalog
+    names = sae.encode(vectors, k=4)
+    calibration = calibrate([names], 64, 0.2, [name_matches(sae, vectors, names)])
+    catalog = label_features(sae, calibration, ids, texts, vectors, world_embedder).catalog
     return World(ids, texts, metadatas, vectors, sae, catalog, embedder)
 
 
@@ -95,13 +111,13 @@ def _private_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="session")
-def filled_folder(world: World, cached_embedder: CachedEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def filled_folder(world: World, world_embedder: CachedEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Chroma folder with the world's passages and their companion, and the saved SAE in `sae/`."""
     folder = tmp_path_factory.mktemp("world")
     world.sae.save_pretrained(folder / "sae")
     world.catalog.save(folder / "sae")
     store = ChromaStore.open(world.sae, path=folder / "chroma", sae_location=str(folder / "sae"))
-    store.add(world.ids, world.texts, world.metadatas, embedder=cached_embedder)
+    store.add(world.ids, world.texts, world.metadatas, embedder=world_embedder)
     return folder
 
 

@@ -289,6 +289,14 @@ def test_damaged_names_are_refused_in_one_line(sae: TopKSAE, tmp_path: Path, spo
     assert "\n" not in str(caught.value)
 
 
+def test_names_of_a_newer_version_say_what_to_do(sae: TopKSAE, tmp_path: Path) -> None:
+    trained(tmp_path, sae).annotate(3, "mine")
+    path = tmp_path / ANNOTATIONS_FILE
+    path.write_text(path.read_text(encoding="utf-8").replace('"format_version": 1', '"format_version": 9'), "utf-8")
+    with pytest.raises(ArtifactError, match="version 9, this version of the library reads 1: upgrade .*, or move"):
+        FeatureCatalog.load(tmp_path, sae.fingerprint)
+
+
 # -- in use -----------------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ def steerings(retriever: SteeredRetriever) -> dict[str, dict[Any, Any] | None]:
     own, other = int(q.indices[0, 0]), int(np.argmax(retriever.catalog.calibration.count))
     return {
         "none": None,
-        "tilt and gate": {other: Add(0.7, side="both")},
+        "tilt and gate": {other: Add(1.4, side="both")},
         "negative": {own: Add(-0.7, side="both")},
         "operations": {own: Scale(2.0), other: Clamp(1.0)},
         "suppress": {own: Suppress()},

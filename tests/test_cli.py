@@ -186,7 +186,7 @@ def test_search_with_steering_shows_before_and_after(
     assert [hit["id"] for hit in found["left"]] == [name for name in plain if name not in ids]
     assert found["steering"][0]["features"] == [{"id": feature.id, "label": feature.name, "weight": 1.0}]
     text = sae_steer(*arguments).out
-    assert text.startswith(f"steering #{feature.id} -2 (document): #{feature.id} {feature.name}\n")
+    assert text.startswith(f"steering #{feature.id} -2 (both): #{feature.id} {feature.name}\n")
     assert "↑" in text
     assert "no longer among them:\n" in text
     for name in found["left"]:

@@ -21,7 +21,7 @@ from sae_steer_retriever.feature_search import hubs
 from sae_steer_retriever.features import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae import Codes
-from sae_steer_retriever.steering import Steering, gate_presence, plan
+from sae_steer_retriever.steering import Steering
 
 EXAMPLES = {
     "threading": ["wait until a thread ends", "a lock shared by threads", "start a thread"],
@@ -48,7 +48,9 @@ def catalog() -> FeatureCatalog:
     calibration = catalog_for(random_sae(), unit_rows(0, 50)).calibration
     count = np.full(10, 10)
     count[0], count[9] = 500, 0
-    calibration = calibration.__class__(1000, count, np.full(10, 0.5, np.float32), np.ones(10, np.float32), 0.2)
+    calibration = calibration.__class__(
+        1000, count, np.full(10, 0.5, np.float32), np.ones(10, np.float32), 0.2, np.ones(10, np.float32)
+    )
     features = [
         Feature(i, f"topic {i}", (f"topic {i}",), LabelScore(0.9, 0.9), count[i] / 1000, 0.5, ()) for i in range(10)
     ]
@@ -95,17 +97,19 @@ def test_a_dead_feature_is_no_reason(catalog: FeatureCatalog) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(strength=st.floats(0.1, 3.0), seed=st.integers(0, 1000), rows=st.integers(1, 5))
-def test_the_positives_gain_what_was_asked_for_on_average(strength: float, seed: int, rows: int) -> None:
+def test_strengths_times_what_the_positives_have_is_what_was_asked_for_on_average(
+    strength: float, seed: int, rows: int
+) -> None:
     sae = random_sae(1)
     catalog = catalog_for(sae, unit_rows(2, 400))
     positive = sae.encode(unit_rows(seed, rows), k=sae.config.k_names)
     latents = positive.indices[positive.values > 0]
     assume(not hubs(catalog.calibration)[latents].all())
     found = contrast(catalog, positive, strength=strength, limit=N)
-    gates = plan(found, unit_rows(3, 1)[0], sae.encode(unit_rows(3, 1)), sae, catalog.calibration).gates
-    gained = sum(gate.amount * gate_presence(gate, positive, catalog.calibration.unit) for gate in gates)
-    average = float(np.mean(gained)) / catalog.calibration.score_spread
-    rounding = 0.006 * len(gates)
+    average, rounding = 0.0, 0.006 * len(found.reasons)
+    for reason in found.reasons:
+        had = np.where(positive.indices == reason.feature, positive.values, 0).max(axis=1)
+        average += reason.strength * float(np.minimum(1, had / catalog.calibration.unit[reason.feature]).mean())
     assert average <= strength + rounding
     assert all(0 < reason.strength <= strength + 0.005 for reason in found.reasons)
     if max(reason.strength for reason in found.reasons) < strength - 0.01:  # nothing was cut
@@ -148,11 +152,14 @@ def test_numbers_out_of_range_are_refused(catalog: FeatureCatalog, strength: Any
 @pytest.mark.parametrize("topic", sorted(EXAMPLES))
 def test_a_few_examples_of_a_topic_bring_it_up(retriever: SteeredRetriever, topic: str) -> None:
     steering = retriever.contrast(EXAMPLES[topic])
+    rises = []
     for question in QUESTIONS:
         plain = retriever.search(question, k=10)
         steered = retriever.search(question, k=10, steer=steering)
         before, after = (sum(hit.metadata["module"] == topic for hit in hits) for hits in (plain, steered))
-        assert after >= before + 2, (topic, question)
+        rises.append(after - before)
+    assert min(rises) >= 1, (topic, rises)
+    assert np.mean(rises) >= 3, (topic, rises)
 
 
 def test_the_mapping_steers_as_the_contrast_does(retriever: SteeredRetriever) -> None:

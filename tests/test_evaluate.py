@@ -21,6 +21,7 @@ from toy import random_sae
 from sae_steer_retriever.evaluate.__main__ import main as evaluate_main
 from sae_steer_retriever.evaluate.fidelity import ROWS
 from sae_steer_retriever.evaluate.metrics import METRICS, score_rankings, summarise
+from sae_steer_retriever.features import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
 
 TABLES = ["--latents", "32", "--ks", "4", "8", "--seeds", "0", "--steps", "6"]
@@ -64,6 +65,18 @@ def sae(filled_folder: Path) -> Path:
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def renamed(sae: Path, world: World, module: str, words: str, folder: Path) -> tuple[Path, int]:
+    """A copy of the SAE in which the feature that tells a module's passages from others is named so, and its id."""
+    shutil.copytree(sae, folder)
+    names = world.sae.encode(world.vectors, k=world.sae.config.k_names)
+    held = np.zeros((len(world.ids), world.sae.config.n))
+    np.put_along_axis(held, np.asarray(names.indices), np.asarray(names.values) > 0, axis=1)
+    own = np.array([metadata["module"] == module for metadata in world.metadatas])
+    latent = int((held[own].mean(axis=0) - held[~own].mean(axis=0)).argmax())
+    FeatureCatalog.load(folder, world.sae.fingerprint).annotate(latent, words)
+    return folder, latent
 
 
 def evaluate(run: Run, *arguments: object) -> Ran:
@@ -203,6 +216,59 @@ def test_figure_3(sae_steer: Run, judged: Path, sae: Path, tmp_path: Path) -> No
     assert (tmp_path / "figure-3.csv").exists()
 
 
+def test_figure_4_raises_latents_of_a_fitted_sae(sae_steer: Run, judged: Path, sae: Path, tmp_path: Path) -> None:
+    arguments = ("--figure", "4", "--dataset", judged, "--sae", sae, "--output", tmp_path)
+    found = evaluate(sae_steer, *arguments, "--json").data
+    mrr = {
+        (row["added to"], round(row["strength"], 4)): row["MRR@10"]["value"]
+        for row in found["rows"]
+        if row["ranked by"] == "dot product"
+    }
+    assert mrr["nothing", 0] < mrr["query", 6.5536] < mrr["relevant documents", 6.5536] == 1
+    assert {Path(file).name for file in found["files"]} == {
+        f"figure-4.{ending}" for ending in ("md", "csv", "json", "png", "svg")
+    }
+    graded = evaluate(sae_steer, *arguments, "--relevant-from", "2")
+    assert graded.code == 1
+    assert "the largest grade is 1" in graded.error
+
+
+def test_table_4_asks_the_papers_questions_of_a_set(
+    sae_steer: Run, judged: Path, sae: Path, world: World, tmp_path: Path
+) -> None:
+    words = "time, duration, intervals, periods, estimation"
+    own, latent = renamed(sae, world, "datetime", words, tmp_path / "sae")
+    arguments = ("--table", "4", "--dataset", judged, "--sae", own, "--output", tmp_path / "page")
+    found = evaluate(sae_steer, *arguments, "--json").data
+    row, total = found["rows"]
+    assert row["question"] == "What determines the success of rehabilitation therapy?"
+    assert (row["perspective"], row["feature"]) == (words, f"#{latent} {words}")
+    assert row["paper B/A"] == total["paper B/A"] == "0/5"
+    assert any("No feature answers to: " in note for note in found["notes"])
+    assert (tmp_path / "page" / "table-4.csv").exists()
+
+
+def test_table_4_counts_by_the_labels_of_a_corpus(sae_steer: Run, sae: Path, world: World, tmp_path: Path) -> None:
+    own, latent = renamed(sae, world, "ssl", "encryption", tmp_path / "sae")
+    rows = [
+        {"_id": name, "text": text, "label": "sci.crypt" if metadata["module"] == "ssl" else "talk.politics.guns"}
+        for name, text, metadata in zip(world.ids, world.texts, world.metadatas, strict=True)
+    ]
+    write_rows(tmp_path / "labelled.jsonl", rows)
+    arguments = ("--table", "4", "--corpus", tmp_path / "labelled.jsonl", "--sae", own, "--output", tmp_path / "page")
+    ran = evaluate(sae_steer, *arguments)
+    assert ran.code == 0, ran.err
+    assert "No feature answers to: guns. Left out." in ran.out
+    with (tmp_path / "page" / "table-4-labelled.csv").open(encoding="utf-8", newline="") as stream:
+        *found, total = csv.DictReader(stream)
+    assert {(row["perspective"], row["label"], row["feature"]) for row in found} == {
+        ("encryption", "sci.crypt", f"#{latent} encryption")
+    }
+    for way in ("replace +0.5", "steer, same drift"):
+        assert int(total[f"{way}, after"]) > int(total[f"{way}, before"])
+    assert "table-4-labelled.md" in ran.out
+
+
 # -- wrong input ------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +290,26 @@ def test_options_that_do_not_go_together(sae_steer: Run, judged: Path, sae: Path
         (("--sae", sae, "--dataset", judged, "--recurrence-steps", "9"), "goes with --meaning"),
         (("--sae", sae, "--dataset", judged, "--output", judged / "corpus.jsonl"), "cannot make the folder"),
         (("--table", "1", "--dataset", judged, "--output", judged / "corpus.jsonl"), "cannot make the folder"),
+        (("--table", "4", "--figure", "4", "--dataset", judged, "--sae", sae), "not both"),
+        (("--table", "4", "--dataset", judged), "name its folder with --sae"),
+        (("--figure", "4", "--dataset", judged, "--sae", tmp_path / "none"), "no such folder"),
+        (("--figure", "4", "--sae", sae), "give --dataset"),
+        (("--figure", "4", "--sae", sae, "--dataset", judged, "--corpus", judged), "no --corpus"),
+        (("--table", "4", "--sae", sae), "give one of them"),
+        (("--table", "4", "--sae", sae, "--dataset", judged, "--corpus", judged), "give one of them"),
+        (("--table", "4", "--sae", sae, "--corpus", judged), "no such file"),
+        (("--table", "4", "--sae", sae, "--dataset", judged, "--relevant-from", "2"), "goes with --figure 4"),
+        (("--sae", sae, "--dataset", judged, "--relevant-from", "2"), "goes with --figure 4"),
+        (("--table", "4", "--sae", sae, "--dataset", judged, "--meaning"), "leave out --meaning"),
+        (("--table", "4", "--sae", sae, "--dataset", judged, "--config", judged), "leave out --config"),
+        (
+            ("--figure", "4", "--sae", sae, "--dataset", judged, "--recurrence-steps", "0"),
+            "leave out --recurrence-steps",
+        ),
+        (("--figure", "4", "--sae", sae, "--dataset", judged, "--out-of-domain", judged), "leave out --out-of-domain"),
+        (("--figure", "4", "--sae", sae, "--dataset", judged, "--steering"), "leave out --figure"),
+        (("--sae", sae, "--corpus", judged, "--steering", "--relevant-from", "2"), "leave out --relevant-from"),
+        (("--figure", "4", "--sae", sae, "--dataset", judged, "--output", judged / "corpus.jsonl"), "cannot make"),
     ):
         ran = evaluate(sae_steer, *arguments)
         assert ran.code == 2, arguments

@@ -26,7 +26,7 @@ from sae_steer_retriever.interpret.labels import split_halves
 from sae_steer_retriever.interpret.n2g import _MOST_PASSAGES, PASSAGES
 from sae_steer_retriever.interpret.prefixes import Reading
 from sae_steer_retriever.interpret.trie import Trie, detection
-from sae_steer_retriever.sae import EncoderSpec
+from sae_steer_retriever.sae import EncoderSpec, TopKSAE
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +170,22 @@ def test_an_empty_text_is_a_usage_error(action: str, asked: str, sae_steer: Run,
         ran = sae_steer("features", action, empty, "--sae", sae)
         assert (ran.code, ran.out) == (2, "")
         assert asked in ran.error
+
+
+@pytest.mark.parametrize("action", [["show", "#1"], ["list"], ["search", "threads"]])
+def test_the_features_of_another_sae_are_not_shown_for_a_store(
+    action: list[str], sae_steer: Run, store: Path, world: World, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(world.sae.config, k_names=3)
+    other = TopKSAE(world.sae.W_enc, world.sae.b_enc, world.sae.W_dec, world.sae.b_dec, config)
+    other.save_pretrained(tmp_path / "other")
+    FeatureCatalog(world.catalog.features, world.catalog.calibration, other.fingerprint).save(tmp_path / "other")
+    alone = sae_steer("features", *action, "--sae", tmp_path / "other")
+    assert alone.code == 0, alone.err
+    both = sae_steer("features", *action, "--sae", tmp_path / "other", "--store", store)
+    assert both.code == 1
+    assert f"was made by SAE {world.sae.fingerprint}" in both.error
+    assert other.fingerprint in both.error
 
 
 def test_naming_a_dead_feature_says_that_it_is_dead(sae_steer: Run, sae: Path, world: World) -> None:

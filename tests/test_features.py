@@ -50,7 +50,9 @@ def embedding(*weights: float) -> np.ndarray:
 @pytest.fixture
 def catalog() -> FeatureCatalog:
     count = np.array([9, 9, 9, 9, 9, 0, 9, 9, 9])
-    calibration = Calibration(100, count, np.full(9, 0.5, np.float32), np.ones(9, np.float32), 0.2)
+    calibration = Calibration(
+        100, count, np.full(9, 0.5, np.float32), np.ones(9, np.float32), 0.2, np.full(9, 0.5, np.float32)
+    )
     labels = np.zeros((9, D), dtype=np.float32)
     for latent, direction in DIRECTIONS.items():
         labels[latent, direction] = 1.0
@@ -163,6 +165,38 @@ def test_words_that_only_look_like_plurals_stay_apart(one: str, other: str) -> N
         catalog.resolve(other)
 
 
+def test_an_accent_typed_as_a_character_of_its_own_makes_no_other_name(catalog: FeatureCatalog) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for written, asked in ((composed, decomposed), (decomposed, composed)):
+        features = [dataclasses.replace(catalog.features[0], label=f"{written}, bar", keywords=(written, "bar"))]
+        families = [Family(0, f"{written} and more", (0, 1))]
+        named = FeatureCatalog(
+            [*features, *catalog.features[1:]], catalog.calibration, catalog.fingerprint, families=families
+        )
+        assert named.resolve(f"{asked}, bar") == ((0,), (1.0,), "label")
+        assert named.resolve(asked.upper()).features == (0,)
+        assert named.resolve(f"{asked} and more").how == "family"
+        assert [feature.id for feature in named.search(asked)] == [0]
+
+
+@pytest.mark.parametrize("name", ["x" * 100_000, "court " * 20_000, "\x00" * 5000, "family:" + "x" * 100_000])
+def test_of_a_huge_name_an_error_shows_the_beginning(catalog: FeatureCatalog, name: str) -> None:
+    for ask in (None, nothing):
+        with pytest.raises((UnknownFeatureError, AmbiguousFeatureError)) as caught:
+            catalog.resolve(name, ask)
+        assert len(str(caught.value)) < 500
+        assert "characters)" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [None, 1.5, ["court"], b"court"])
+def test_what_is_neither_an_id_nor_a_text_names_no_feature(catalog: FeatureCatalog, name: Any) -> None:
+    for look in (catalog.show, catalog.resolve, catalog.family):
+        with pytest.raises(TypeError, match=f"by its id or by a text, got {type(name).__name__}"):
+            look(name)
+    with pytest.raises(TypeError, match=f"whole number, got {type(name).__name__}"):
+        catalog.name(name)
+
+
 def test_free_text_is_resolved_by_its_meaning(catalog: FeatureCatalog) -> None:
     resolution = catalog.resolve("what people earn", concept(embedding(0.9, 0, 0, 0, 0.3), _0=0.6, _7=0.5, _2=0.4))
     assert resolution == ((0,), (1.0,), "meaning")
@@ -226,7 +260,9 @@ def test_a_name_that_means_nothing_lists_the_nearest_features(catalog: FeatureCa
 @settings(max_examples=100, deadline=None)
 @given(name=st.one_of(st.text(max_size=20), st.integers()))
 def test_any_name_is_resolved_or_refused_never_a_crash(name: Any) -> None:
-    calibration = Calibration(10, np.array([1, 0]), np.ones(2, np.float32), np.ones(2, np.float32), 0.2)
+    calibration = Calibration(
+        10, np.array([1, 0]), np.ones(2, np.float32), np.ones(2, np.float32), 0.2, np.ones(2, np.float32)
+    )
     features = [Feature(0, "tax", ("tax",), LabelScore(0.9, 0.9), 0.1, 1.0, ()), Feature(1, "", (), None, 0.0, 1.0, ())]
     labels = np.stack([embedding(1), np.zeros(D, np.float32)])
     catalog = FeatureCatalog(features, calibration, "f" * 16, labels)
@@ -277,7 +313,7 @@ def dictionary(*rows: tuple[str, float | None, float]) -> FeatureCatalog:
     ]
     count = np.array([round(1000 * feature.frequency) for feature in features])
     ones = np.ones(len(features), np.float32)
-    return FeatureCatalog(features, Calibration(1000, count, ones, ones, 0.2), "f" * 16)
+    return FeatureCatalog(features, Calibration(1000, count, ones, ones, 0.2, ones), "f" * 16)
 
 
 def test_search_hides_hubs_and_dead_features_unless_they_are_asked_for() -> None:
@@ -290,7 +326,7 @@ def test_search_hides_hubs_and_dead_features_unless_they_are_asked_for() -> None
 def test_in_a_dictionary_of_frequent_features_none_is_a_hub_for_that() -> None:
     count = np.full(8, 400)
     features = [Feature(i, f"word{i}", (f"word{i}",), None, 0.4, 0.5, ()) for i in range(8)]
-    catalog = FeatureCatalog(features, Calibration(1000, count, np.ones(8), np.ones(8), 0.2), "f" * 16)  # type: ignore[arg-type]
+    catalog = FeatureCatalog(features, Calibration(1000, count, np.ones(8), np.ones(8), 0.2, np.ones(8)), "f" * 16)  # type: ignore[arg-type]
     assert [one.id for one in catalog.search("word3")] == [3]
 
 
@@ -522,7 +558,14 @@ def test_another_saes_catalog_or_calibration_is_refused(catalog: FeatureCatalog,
     catalog.save(tmp_path / "one")
     with pytest.raises(ArtifactError, match="ffff.*0000"):
         FeatureCatalog.load(tmp_path / "one", "0" * 16)
-    other = Calibration(100, catalog.calibration.count, np.full(9, 2.0, np.float32), np.ones(9, np.float32), 0.2)
+    other = Calibration(
+        100,
+        catalog.calibration.count,
+        np.full(9, 2.0, np.float32),
+        np.ones(9, np.float32),
+        0.2,
+        np.full(9, 2.0, np.float32),
+    )
     FeatureCatalog(catalog.features, other, "0" * 16).save(tmp_path / "two")
     (tmp_path / "two" / "calibration.safetensors").replace(tmp_path / "one" / "calibration.safetensors")
     with pytest.raises(ArtifactError, match="is not the one that features.json was written with"):

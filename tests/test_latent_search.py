@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exact_presence import exact_presence
 from small_world import World
 from toy import ToyEmbedder, catalog_for, random_sae
 
@@ -107,10 +108,10 @@ def test_each_shared_feature_has_its_share_of_the_damped_cosine(retriever: Steer
 def test_gates_read_codes_as_they_are(retriever: SteeredRetriever, world: World) -> None:
     _, other = features_of(retriever)
     calibration = retriever.catalog.calibration
-    names = world.sae.encode(world.vectors, k=world.sae.config.k_names)
-    activations = np.where(names.indices == other, names.values, 0).max(axis=1)
-    gains = 3.0 * calibration.score_spread * np.minimum(1, activations / calibration.unit[other])
-    assert ((gains > 0) & (activations < calibration.unit[other])).any()
+    presence = exact_presence(world.sae, calibration.match_unit, [other], [1.0], world.sae.encode(world.vectors))
+    # A unit is two spreads.
+    gains = 2 * 3.0 * calibration.score_spread * presence
+    assert ((presence > 0.05) & (presence < 0.95)).any()
     steer = {other: Add(3.0, side="document")}
     for hit in retriever.search(QUERY, k=len(world.ids), space="latent", steer=steer, explain=False):
         assert hit.score - hit.base_score == pytest.approx(gains[world.ids.index(hit.id)], abs=1e-5)
@@ -174,10 +175,8 @@ def test_the_drift_cap_holds_for_the_code(retriever: SteeredRetriever) -> None:
 
 def test_suppressing_leaves_passages_with_the_feature_out(retriever: SteeredRetriever, world: World) -> None:
     own, _ = features_of(retriever)
-    names = world.sae.encode(world.vectors, k=world.sae.config.k_names)
-    strong = (
-        np.where(names.indices == own, names.values, 0).max(axis=1) >= 0.5 * retriever.catalog.calibration.unit[own]
-    )
+    unit = retriever.catalog.calibration.match_unit
+    strong = exact_presence(world.sae, unit, [own], [1.0], world.sae.encode(world.vectors)) >= 0.5
     before = {hit.id for hit in retriever.search(QUERY, k=20, space="latent")}
     after = {hit.id for hit in retriever.search(QUERY, k=20, space="latent", steer={own: Suppress()})}
     left_out = {name for name, has in zip(world.ids, strong, strict=True) if has}

@@ -122,6 +122,25 @@ def test_every_exported_name_resolves_and_is_listed() -> None:
     assert set(sae_steer_retriever.__all__) <= set(dir(sae_steer_retriever))
 
 
+def test_type_checkers_are_told_of_the_same_names() -> None:
+    (block,) = [node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if isinstance(node, ast.If)]
+    told = {
+        name.name: str(node.module).removeprefix("sae_steer_retriever.")
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+    assert told == sae_steer_retriever._MODULE_OF
+
+
+def test_what_a_request_is_made_of_is_exported() -> None:
+    operations = importlib.import_module("sae_steer_retriever.operation")
+    needed = {"Add", "Clamp", "Scale", "Suppress", "When"}
+    for name in needed:
+        assert getattr(sae_steer_retriever, name) is getattr(operations, name)
+    assert needed | {"Edit", "Steering", "compose", "Feedback", "Counterfactual"} <= set(sae_steer_retriever.__all__)
+
+
 def test_every_error_class_is_exported() -> None:
     errors = importlib.import_module("sae_steer_retriever.errors")
     classes = {

@@ -395,7 +395,7 @@ def test_the_explanation_is_json_and_its_parts_sum_to_the_score(plain: SAESteere
         total = sum(part["contribution"] for part in parts) + said["other_features"] + said["bias"] + said["residual"]
         assert total == pytest.approx(node.score, abs=1e-5)
         (edit,) = said["steer"]
-        assert (edit["name"], edit["op"], edit["strength"], edit["side"]) == ("json", "add", 1.0, "document")
+        assert (edit["name"], edit["op"], edit["strength"], edit["side"]) == ("json", "add", 1.0, "both")
         gained = sum(part["contribution"] for part in said["steering"])
         assert node.score == pytest.approx(said["unsteered_score"] + gained, abs=1e-6)
         assert type(node.score) is float

@@ -163,5 +163,5 @@ def test_tries_detect_their_features_in_unseen_passages(world: World, cached_emb
         hits.append(detection(trie, [world.texts[row] for row in rows], []).recall)
         mistakes.append(detection(trie, [world.texts[row] for row in others], []).recall)
     # A trie that matched at random would match both alike.
-    assert np.mean(hits) >= 0.2
+    assert np.median(hits) >= 0.4
     assert np.mean(mistakes) <= np.mean(hits) / 3

@@ -111,13 +111,24 @@ def test_held_out_rows_are_not_fitted(corpus: Path, embedder: SentenceTransforme
     assert seen(data.everything.rows) == 1
 
 
-@pytest.mark.parametrize(("loss", "steps"), [("paper", 0), ("rkl", 8)])
+@pytest.mark.parametrize(
+    ("loss", "asked", "steps", "candidates"),
+    [("paper", 0, 0, None), ("rkl", 8, 12, 16), ("rkl", 15, 12, 16), ("rkl", 16, 8, None), ("rkl", 0, 8, None)],
+)
 def test_the_papers_sae_is_one_product_and_the_default_refines(
-    loss: str, steps: int, corpus: Path, embedder: SentenceTransformerEmbedder, tmp_path: Path
+    loss: str,
+    asked: int,
+    steps: int,
+    candidates: int | None,
+    corpus: Path,
+    embedder: SentenceTransformerEmbedder,
+    tmp_path: Path,
 ) -> None:
-    config = TrainConfig(loss=loss, steps=2, latents=64, k=16)  # type: ignore[arg-type]
+    """Among a share of the latents where there are more than four times as many; never fewer than a code has."""
+    config = TrainConfig(loss=loss, steps=2, latents=64, k=16, pursuit_candidates=asked)  # type: ignore[arg-type]
     train(corpus, tmp_path / "sae", config, embedder=embedder)
-    assert TopKSAE.from_pretrained(tmp_path / "sae").config.pursuit_steps == steps
+    fitted = TopKSAE.from_pretrained(tmp_path / "sae").config
+    assert (fitted.pursuit_steps, fitted.pursuit_candidates) == (steps, candidates)
 
 
 @pytest.mark.parametrize("resume", [True, False])

@@ -28,7 +28,7 @@ def reranker(world: World) -> Reranker:
     "steer",
     [
         {"json": 1.0},
-        {"json": Add(0.7, "query"), "csv": Add(-0.5, "document")},
+        {"json": Add(0.7, "query"), "whitespace": Add(-0.5, "document")},
         {"calendar": Clamp(1.0)},
         {"calendar": Suppress()},
     ],

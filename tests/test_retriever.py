@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from exact_presence import exact_presence, exact_x_hat
 from small_world import World
-from toy import ToyEmbedder, catalog_for, random_sae
+from toy import ToyEmbedder, catalog_for, random_sae, unit_rows
 
 from sae_steer_retriever.concept import Concept
 from sae_steer_retriever.errors import (
@@ -21,42 +23,51 @@ from sae_steer_retriever.errors import (
     UnknownFeatureError,
 )
 from sae_steer_retriever.features import FeatureCatalog
+from sae_steer_retriever.hits import Hit
 from sae_steer_retriever.plan import plan_code
 from sae_steer_retriever.retriever import DEFAULT_FETCH_K, SPACES, SteeredRetriever, load_sae
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
-from sae_steer_retriever.steering import Add, Clamp, Scale, Steering, Suppress, gate_presence, plan
-from sae_steer_retriever.store import ChromaStore
+from sae_steer_retriever.steering import Add, Clamp, Scale, Steering, Suppress, plan
+from sae_steer_retriever.store import ChromaStore, connect
 
 QUERIES = ["wait until a thread has finished", "compress a file", "?"]
 FILTERS = [None, {"module": "threading"}, {"module": {"$in": ["shutil", "zipfile", "socket"]}}]
 
 
 def brute_force(
-    retriever: SteeredRetriever, q: Array, vectors: Array, steering: Steering, space: str
+    retriever: SteeredRetriever,
+    q: Array,
+    vectors: Array,
+    steering: Steering,
+    space: str,
+    plain: Callable[[np.ndarray, np.ndarray], np.ndarray] = np.matmul,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores of all passages by the definition in float64, their plain scores, and which of them may be hits."""
+    """Scores of all passages by the definition in float64, their plain scores, and which of them may be hits.
+
+    Vectors are of any length, `plain` says what their own collection makes of them and a query.
+    """
     sae, calibration = retriever.sae, retriever.catalog.calibration
     h_q = sae.encode(q[None])
     if space == "latent":
         return brute_force_of_codes(retriever, h_q, sae.encode(vectors), steering)
     vector = q if space == "original" else sae.decode(h_q)[0]
     plan_ = plan(steering, vector, h_q, sae, calibration)
-    codes = sae.encode(vectors)
-    x, x_hat = vectors.astype(np.float64), sae.decode(codes).astype(np.float64)
+    codes = sae.encode(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    x, x_hat = vectors.astype(np.float64), exact_x_hat(sae, codes)
     v = plan_.shift(len(q)).astype(np.float64)
     if space == "original":
-        base = x @ vector
+        base = plain(x, vector.astype(np.float64))
         scores = base + x_hat @ v
     else:
         lengths = np.linalg.norm(x_hat, axis=1)
         base = x_hat @ vector / (lengths * np.linalg.norm(vector))
         scores = x_hat @ (vector + v) / (lengths * np.linalg.norm(vector + v))
-    names = codes.leading(sae.config.k_names)
+    unit = calibration.match_unit
     for gate in plan_.gates:
-        scores = scores + gate.amount * gate_presence(gate, names, calibration.unit)
+        scores = scores + gate.amount * exact_presence(sae, unit, gate.features, gate.weights, codes)
     kept = np.ones(len(x), dtype=bool)
     for gate in plan_.excluded:
-        kept &= gate_presence(gate, names, calibration.unit) < 0.5
+        kept &= exact_presence(sae, unit, gate.features, gate.weights, codes) < 0.5
     return scores, base, kept
 
 
@@ -79,12 +90,12 @@ def brute_force_of_codes(
     edited = z_q.copy()
     edited[code.latents] += code.plan.shift(len(code.latents))
     base, scores = cosines(z_q), cosines(edited)
-    names = codes.leading(sae.config.k_names)
+    unit = calibration.match_unit
     for gate in code.plan.gates:
-        scores = scores + gate.amount * gate_presence(gate, names, calibration.unit)
+        scores = scores + gate.amount * exact_presence(sae, unit, gate.features, gate.weights, codes)
     kept = (base > 0) | (scores > 0)
     for gate in code.plan.excluded:
-        kept &= gate_presence(gate, names, calibration.unit) < 0.5
+        kept &= exact_presence(sae, unit, gate.features, gate.weights, codes) < 0.5
     return scores, base, kept
 
 
@@ -212,7 +223,7 @@ def test_a_filter_that_leaves_nothing_gives_nothing(retriever: SteeredRetriever)
             assert retriever.search("thread", where={"module": "no such"}, steer=steer, space=space) == []
 
 
-def test_a_strength_that_says_no_side_rewards_passages_or_edits_the_code(retriever: SteeredRetriever) -> None:
+def test_a_strength_that_says_no_side_tilts_and_rewards_or_edits_the_code(retriever: SteeredRetriever) -> None:
     _, other = features_of(retriever, QUERIES[0])
     sides = {
         space: {
@@ -222,7 +233,7 @@ def test_a_strength_that_says_no_side_rewards_passages_or_edits_the_code(retriev
         }
         for space in SPACES
     }
-    assert sides == {"original": {"document"}, "reconstructed": {"query"}, "latent": {"query"}}
+    assert sides == {"original": {"document", "query"}, "reconstructed": {"query"}, "latent": {"query"}}
 
 
 def test_a_feature_brings_its_passages_up(retriever: SteeredRetriever, world: World) -> None:
@@ -276,6 +287,161 @@ def test_explain_false_explains_nothing_and_changes_nothing(retriever: SteeredRe
         explained = retriever.search(QUERIES[0], k=6, steer={3: 0.5}, space=space)
         assert [hit.attribution for hit in plain] == [None] * 6
         assert [(hit.id, hit.score) for hit in plain] == [(hit.id, hit.score) for hit in explained]
+
+
+# -- exactly the ranking of all, whatever the plain search finds ------------------------------------------------------
+
+# What each distance makes of vectors of any length: larger is nearer.
+PLAIN_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "ip": np.matmul,
+    "cosine": lambda x, q: x @ q / np.linalg.norm(x, axis=1),
+    "l2": lambda x, q: 1 - ((x - q) ** 2).sum(axis=1) / 2,
+}
+COUNT = 400
+
+
+class Theirs(NamedTuple):
+    """A collection of another tool: vectors of many lengths, ids in no order."""
+
+    retriever: SteeredRetriever
+    names: list[str]
+    vectors: Array
+    plain: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+    def best(self, q: Array, steer: Any, among: np.ndarray) -> dict[str, float]:
+        """Ids and steered scores of all passages that may be hits, best first."""
+        steering = self.retriever.resolve(steer)
+        scores, _, kept = brute_force(self.retriever, q, self.vectors, steering, "original", self.plain)
+        order = [row for row in np.argsort(-scores, kind="stable").tolist() if kept[row] and among[row]]
+        return {self.names[row]: float(scores[row]) for row in order}
+
+    def queries(self) -> list[tuple[Array, dict[str, dict[Any, Any]]]]:
+        """Queries, and steerings by a feature each has and by one it lacks."""
+        questions = unit_rows(77, 3)
+        codes, found = self.retriever.sae.encode(questions), []
+        for row, q in enumerate(questions):
+            counts = self.retriever.catalog.calibration.count.copy()
+            counts[codes.indices[row]] = -1
+            found.append((q, steerings(int(codes.indices[row, 0]), int(np.argmax(counts)))))
+        return found
+
+    def open(self) -> SteeredRetriever:
+        """A retriever that knows only what is on disk."""
+        client, sae = self.retriever.store._client, self.retriever.sae
+        store = ChromaStore.open(sae, client=client, collection="theirs", create=False)
+        return SteeredRetriever(store, self.retriever.embedder, self.retriever.catalog)
+
+
+@pytest.fixture(params=["ip", "cosine", "l2"])
+def theirs(request: pytest.FixtureRequest, tmp_path: Path) -> Theirs:
+    sae, random = random_sae(3), np.random.default_rng(6)
+    vectors = (unit_rows(6, COUNT) * random.uniform(0.6, 1.6, (COUNT, 1))).astype(np.float32)
+    names = [f"p{number:03}" for number in random.permutation(COUNT).tolist()]
+    collection = connect(path=tmp_path).create_collection(
+        "theirs", embedding_function=None, configuration={"hnsw": {"space": request.param, "ef_search": 1000}}
+    )
+    metadatas: list[Any] = [{"tenth": row % 10} for row in range(COUNT)]
+    collection.add(ids=names, embeddings=vectors, documents=names, metadatas=metadatas)
+    store = ChromaStore.from_collection(collection, sae)
+    store.attach()
+    catalog = catalog_for(sae, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    return Theirs(SteeredRetriever(store, ToyEmbedder(), catalog), names, vectors, PLAIN_SCORES[request.param])
+
+
+def assert_best(hits: list[Hit], best: dict[str, float], k: int) -> None:
+    """The first `k` of `best`, whichever of those that score alike."""
+    assert len({hit.id for hit in hits}) == len(hits) == min(k, len(best))
+    assert [hit.score for hit in hits] == pytest.approx(list(best.values())[:k], abs=2e-5)
+    assert [hit.score for hit in hits] == pytest.approx([best[hit.id] for hit in hits], abs=2e-5)
+
+
+@pytest.mark.parametrize("where", [None, {"tenth": 3}, {"tenth": {"$gte": 8}}], ids=str)
+def test_few_neighbours_are_enough_for_the_exact_ranking(theirs: Theirs, where: Any) -> None:
+    tenth = np.arange(COUNT) % 10
+    among = tenth >= 0 if where is None else (tenth == 3 if where["tenth"] == 3 else tenth >= 8)
+    lifted = 0
+    for q, steers in theirs.queries():
+        order = list(theirs.best(q, {}, among))
+        for steer in steers.values():
+            best = theirs.best(q, steer, among)
+            for k in (1, 7):
+                hits = theirs.retriever.search("x", embedding=q, k=k, fetch_k=1, steer=steer, where=where)
+                assert_best(hits, best, k)
+                for hit in hits:
+                    assert hit.attribution is not None
+                    assert hit.attribution.total == pytest.approx(hit.score, abs=1e-4)
+                lifted += any(order.index(hit.id) > 2 * k for hit in hits)
+    assert lifted >= 10, "else the plain neighbours would have been enough"
+
+
+def test_what_another_tool_deletes_is_no_hit_and_the_next_take_its_place(theirs: Theirs) -> None:
+    everything, gone = np.ones(COUNT, dtype=bool), set()
+    for q, steers in theirs.queries():
+        for steer in steers.values():
+            theirs.retriever.search("x", embedding=q, steer=steer)  # codes and vectors are read now
+            gone |= set(list(theirs.best(q, steer, everything))[:3])
+    collection = theirs.retriever.store._client.get_collection("theirs", embedding_function=None)
+    collection.delete(ids=sorted(gone))
+    there = np.array([name not in gone for name in theirs.names])
+    fresh = theirs.open()
+    fresh.store._live_index.remove()  # it is made again, with codes of passages that have no vector
+    for retriever in (theirs.retriever, fresh):
+        for q, steers in theirs.queries():
+            for steer in steers.values():
+                hits = retriever.search("x", embedding=q, k=5, fetch_k=1, steer=steer, explain=False)
+                assert_best(hits, theirs.best(q, steer, there), 5)
+    index = fresh.store.index
+    rows = index.rows_of(theirs.names)
+    np.testing.assert_array_equal(np.isnan(index.scores(rows, theirs.queries()[0][0])), ~there)
+
+
+def test_what_has_no_codes_yet_is_found_by_its_vector_and_steered_as_the_rest(theirs: Theirs) -> None:
+    random = np.random.default_rng(8)
+    vectors = (unit_rows(9, 40) * random.uniform(0.6, 1.6, (40, 1))).astype(np.float32)
+    new = [f"new{number}" for number in range(40)]
+    collection = theirs.retriever.store._client.get_collection("theirs", embedding_function=None)
+    theirs.retriever.search("x", embedding=unit_rows(77, 1)[0], steer={3: 0.1})
+    collection.add(ids=new, embeddings=vectors, documents=new)
+    both = theirs._replace(names=theirs.names + new, vectors=np.concatenate([theirs.vectors, vectors]))
+    everything = np.ones(COUNT + 40, dtype=bool)
+    seen: set[str] = set()
+    for retriever in (theirs.retriever, theirs.open()):
+        for q, steers in theirs.queries():
+            for steer in steers.values():
+                best = both.best(q, steer, everything)
+                hits = retriever.search("x", embedding=q, k=7, fetch_k=COUNT + 40, steer=steer, explain=False)
+                assert_best(hits, best, 7)
+                seen |= {hit.id for hit in hits}
+                # Of few neighbours those with codes are exact, and nothing is ranked by anything else.
+                hits = retriever.search("x", embedding=q, k=7, fetch_k=1, steer=steer, explain=False)
+                assert [hit.score for hit in hits] == pytest.approx([best[hit.id] for hit in hits], abs=2e-5)
+                known = {name: score for name, score in best.items() if name in theirs.names}
+                ours = [hit for hit in hits if hit.id in known]
+                assert len(hits) == 7
+                assert [hit.score for hit in ours] == pytest.approx(list(known.values())[: len(ours)], abs=2e-5)
+    assert seen & set(new)
+
+
+@pytest.mark.parametrize("side", ["document", "query", "both"])
+def test_a_stronger_steering_never_lowers_a_passage_that_has_the_feature(theirs: Theirs, side: Any) -> None:
+    feature = int(np.argmax(theirs.retriever.catalog.calibration.count))
+    unit = theirs.retriever.catalog.calibration.match_unit
+    codes = theirs.retriever.sae.encode(theirs.vectors / np.linalg.norm(theirs.vectors, axis=1, keepdims=True))
+    presence = exact_presence(theirs.retriever.sae, unit, [feature], [1.0], codes)
+    q = unit_rows(77, 1)[0]
+    ranked = [
+        {hit.id: hit.score for hit in theirs.retriever.search(
+            "x", embedding=q, k=COUNT, steer={feature: Add(strength, side=side)}, drift_cap=0.3, explain=False)}
+        for strength in (-0.6, -0.2, 0.2, 0.6)
+    ]  # fmt: skip
+    assert (presence > 0.5).sum() > 5
+    for weak, strong in zip(ranked, ranked[1:], strict=False):
+        assert len(weak) == len(strong) == COUNT
+        gained = np.array([strong[name] - weak[name] for name in theirs.names])
+        assert (gained[presence > 0.5] > 1e-3).all()
+        if side == "document":
+            # A unit is two spreads, each of .2.
+            np.testing.assert_allclose(gained, 0.4 * 2 * 0.2 * presence, atol=1e-5)
 
 
 # -- what may be asked ------------------------------------------------------------------------------------------------
@@ -404,19 +570,38 @@ def test_passages_deleted_behind_our_back_are_no_hits_and_no_error(
     assert not {hit.id for hit in hits} & set(gone)
 
 
-def test_a_passage_deleted_between_the_search_and_its_text_is_left_out(
+def test_a_passage_deleted_between_the_search_and_its_text_is_replaced_by_the_next(
     toy_retriever: SteeredRetriever, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, first = toy_retriever.store, toy_retriever.search("word1", k=3)
-    nearest = store.nearest
+    store = toy_retriever.store
+    steer = {int(np.argmax(toy_retriever.catalog.calibration.count)): 0.5}
+    first = [hit.id for hit in toy_retriever.search("word1", k=4, steer=steer)]
+    assert first[0] in [hit.id for hit in toy_retriever.search("word1", k=20)]
+    find, calls = store.find, []
 
-    def then_deletes(*arguments: Any) -> Any:
-        found = nearest(*arguments)
-        store.documents.delete(ids=found.ids[:1])
-        return found
+    def found_too_late(*arguments: Any, **options: Any) -> Any:
+        if not calls:
+            store.documents.delete(ids=first[:1])
+        calls.append(arguments)
+        return find(*arguments, **options)
 
-    monkeypatch.setattr(store, "nearest", then_deletes)
-    assert [hit.id for hit in toy_retriever.search("word1", k=3)] == [hit.id for hit in first[1:]]
+    monkeypatch.setattr(store, "find", found_too_late)
+    assert [hit.id for hit in toy_retriever.search("word1", k=3, steer=steer)] == first[1:]
+    assert len(calls) >= 2
+
+
+@pytest.mark.parametrize("steer", [None, 0.5, -0.5])
+def test_a_store_that_another_tool_has_emptied_has_no_hits(toy_retriever: SteeredRetriever, steer: Any) -> None:
+    store = toy_retriever.store
+    client, sae = store._client, toy_retriever.sae
+    feature = int(np.argmax(toy_retriever.catalog.calibration.count))
+    toy_retriever.search("word1", steer={feature: 0.1})  # the codes are read now
+    store.documents.delete(ids=store.documents.get()["ids"])
+    fresh = SteeredRetriever(ChromaStore.open(sae, client=client), toy_retriever.embedder, toy_retriever.catalog)
+    fresh.store._live_index.remove()  # read anew, when there is nothing to read
+    for retriever in (toy_retriever, fresh):
+        for space in SPACES:
+            assert retriever.search("word1", steer=steer and {feature: steer}, space=space) == []
 
 
 def test_an_empty_store_has_no_hits(tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exact_presence import exact_presence
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from toy import K_NAMES, N, catalog_for, random_sae, unit_rows
+from toy import N, catalog_for, random_sae, unit_rows
 
 from sae_steer_retriever.errors import MismatchError, SteeringError
-from sae_steer_retriever.sae import Array, Codes
+from sae_steer_retriever.presence import FeaturePresence
+from sae_steer_retriever.ranking import Ranker
+from sae_steer_retriever.sae import Array
 from sae_steer_retriever.steering import (
     DEFAULT_DRIFT_CAP,
     LARGEST_STRENGTH,
@@ -26,7 +29,6 @@ from sae_steer_retriever.steering import (
     Steering,
     Suppress,
     cap_drift,
-    gate_presence,
     parse,
     plan,
     resolve,
@@ -34,8 +36,9 @@ from sae_steer_retriever.steering import (
 
 SAE = random_sae(3)
 PASSAGES = unit_rows(4, 300)
+IDS = [f"p{row:03}" for row in range(300)]
 CATALOG = catalog_for(SAE, PASSAGES)
-UNIT = CATALOG.calibration.unit
+UNIT, MATCH_UNIT = CATALOG.calibration.unit, CATALOG.calibration.match_unit
 # Families of one to three features with falling weights, by name.
 FAMILIES = {
     "one": Resolution((5,), (1.0,), "label"),
@@ -130,7 +133,7 @@ def test_the_caller_keeps_the_mapping_as_it_was() -> None:
 
 
 def test_an_edits_own_side_beats_the_calls_and_that_the_default() -> None:
-    assert [edit.side for edit in steering({"one": 1}).edits] == ["document"]
+    assert [edit.side for edit in steering({"one": 1}).edits] == ["both"]
     assert [edit.side for edit in steering({"one": 1}, side="document").edits] == ["document"]
     assert [edit.side for edit in steering({"one": Add(1, side="query")}, side="document").edits] == ["query"]
 
@@ -178,7 +181,7 @@ def altered(**changes: Any) -> str:
         "[]",
         "{}",
         "null",
-        altered(format_version=2),
+        altered(format_version=3),
         altered(drift_cap=0),
         altered(drift_cap=None),
         altered(edits=[{}]),
@@ -211,12 +214,19 @@ def test_a_damaged_policy_is_refused_in_one_line(text: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(row=st.integers(0, 19), name=NAMES, strength=STRENGTHS)
-def test_a_query_tilt_is_as_many_units_along_the_family_as_asked(row: int, name: Any, strength: float) -> None:
+def test_a_query_tilt_adds_as_many_spreads_per_unit_of_the_family_as_asked(
+    row: int, name: Any, strength: float
+) -> None:
     features, weights, _ = resolver(name)
-    shift = asked_shift({name: Add(strength, side="query")}, QUERIES[row])
-    direction = sum(w * UNIT[f] * SAE.decoder[f].astype(np.float64) for f, w in zip(features, weights, strict=True))
-    length = sum(w * UNIT[f] for f, w in zip(features, weights, strict=True)) / sum(weights)
-    np.testing.assert_allclose(shift, strength * length * direction / np.linalg.norm(direction), atol=1e-4)
+    # A passage that has one unit of each feature gains two spreads by +1.
+    direction = sum(
+        w / sum(weights) / MATCH_UNIT[f] * SAE.decoder[f].astype(np.float64)
+        for f, w in zip(features, weights, strict=True)
+    )
+    whole = 2 * strength * CATALOG.calibration.score_spread * direction
+    for side, share in (("query", 1.0), ("both", 0.5)):
+        shift = asked_shift({name: Add(strength, side=side)}, QUERIES[row])  # type: ignore[arg-type]
+        np.testing.assert_allclose(shift, share * whole, rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -338,34 +348,61 @@ def test_a_cap_that_binds_is_said_and_gates_are_not_cut(caplog: pytest.LogCaptur
 
 # -- gates on passages ------------------------------------------------------------------------------------------------
 
-CODES = SAE.encode(PASSAGES, k=K_NAMES)
+CODES = SAE.encode(PASSAGES)
 
 
-def test_presence_is_the_weighted_sum_of_saturated_activations() -> None:
-    gate = Gate("two", (7, 9), (1.0, 0.5), 1.0)
-    units = np.full(N, 0.4, dtype=np.float32)
-    codes = Codes(
-        np.array([[7, 9, 1], [9, 1, 2], [7, 1, 2], [1, 2, 3], [9, 7, 0]]),
-        np.array(
-            [[0.2, 0.1, 0.1], [4.0, 3.0, 0.0], [0.4, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], dtype=np.float32
-        ),
-    )
-    expected = [0.5 + 0.5 * 0.25, 0.5, 1.0, 0.0, 0.0]
-    np.testing.assert_allclose(gate_presence(gate, codes, units), expected, atol=1e-6)
-    np.testing.assert_allclose(gate_presence(Gate("x", (7, 9), (1.0, 1.0), 1.0), codes, units * 0.01)[:1], [1.0])
+def exact_gain(gate: Gate) -> np.ndarray:
+    """(300,) what a gate adds to the passages' scores, by the definition."""
+    presence = exact_presence(SAE, MATCH_UNIT, gate.features, gate.weights, CODES)
+    return np.asarray(gate.amount * presence)
 
 
 @settings(max_examples=40, deadline=None)
-@given(name=NAMES, low=STRENGTHS, high=STRENGTHS)
-def test_a_stronger_gate_never_lowers_a_passage_that_has_the_feature(name: Any, low: float, high: float) -> None:
-    assume(high - low > 1e-6)  # neighbouring floats round to the same gain
-    (weak,), (strong,) = (planned({name: Add(s, side="document")}, QUERIES[0]).gates for s in (low, high))
-    presence = gate_presence(weak, CODES, UNIT)
-    gain = strong.amount * presence - weak.amount * presence
-    assert (gain >= 0).all()
-    has = (np.isin(CODES.indices, resolver(name).features) & (CODES.values > 0)).any(axis=1)
-    assert (gain[has] > 0).all()
-    np.testing.assert_array_equal(gain[~has], 0)
+@given(name=NAMES, strength=STRENGTHS, row=st.integers(0, 19), side=st.sampled_from(["document", "both"]))
+def test_a_gate_adds_two_spreads_a_unit_to_a_passage_that_has_all_and_half_of_both_sides(
+    name: Any, strength: float, row: int, side: Any
+) -> None:
+    (gate,) = planned({name: Add(strength, side=side)}, QUERIES[row]).gates
+    features, weights, _ = resolver(name)
+    assert (gate.features, gate.weights) == (features, weights)
+    share = 0.5 if side == "both" else 1.0
+    assert gate.amount == pytest.approx(2 * share * strength * CATALOG.calibration.score_spread)
+    gains = exact_gain(gate)
+    assert np.abs(gains).max() == pytest.approx(abs(gate.amount)), "some passage has it in full"
+    assert (np.abs(gains) <= abs(gate.amount) + 1e-9).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(name=NAMES, low=STRENGTHS, high=STRENGTHS, row=st.integers(0, 19))
+def test_a_stronger_gate_raises_what_has_the_feature_and_lowers_nothing(
+    name: Any, low: float, high: float, row: int
+) -> None:
+    assume(high - low > 1e-3)
+    q = QUERIES[row]
+
+    def ranked(strength: float) -> dict[str, float]:
+        plan_ = planned({name: Add(strength, side="document")}, q)
+        ranker = Ranker(SAE, MATCH_UNIT, plan_, q, reconstructed=False)
+        ranking = ranker.rank(IDS, (PASSAGES @ q).astype(np.float64), CODES, IDS)
+        return dict(zip(ranking.ids, ranking.scores.tolist(), strict=True))
+
+    weak, strong = ranked(low), ranked(high)
+    features, weights, _ = resolver(name)
+    presence = exact_presence(SAE, MATCH_UNIT, features, weights, CODES)
+    assert (presence > 1e-3).any()
+    for row_, passage in enumerate(IDS):
+        gained = strong[passage] - weak[passage]
+        expected = 2 * (high - low) * CATALOG.calibration.score_spread * presence[row_]
+        assert gained == pytest.approx(expected, abs=1e-5)
+        assert gained > 0 if presence[row_] > 1e-3 else gained >= -1e-7
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.5), (0.2, 0.1), (1e-3, 5e-4)])
+def test_a_familys_gate_is_the_same_at_any_scale_of_its_weights(weights: tuple[float, float]) -> None:
+    gate = Gate("two", (7, 9), weights, 0.3)
+    expected = exact_gain(Gate("two", (7, 9), (1.0, 0.5), 0.3))
+    presence = FeaturePresence(SAE, MATCH_UNIT, gate.features, gate.weights)
+    np.testing.assert_allclose(gate.amount * presence.of(CODES), expected, atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)

@@ -265,7 +265,68 @@ def test_the_code_index_is_memory_mapped_and_right(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.unique(listed[listed < count // 10]), expected)
 
 
-@pytest.mark.parametrize("how", ["no meta", "cut", "short", "garbage"])
+def test_vectors_are_kept_with_the_codes_memory_mapped_and_nan_for_passages_that_are_gone(tmp_path: Path) -> None:
+    vectors, q = unit_rows(1, 30), unit_rows(2, 1)[0]
+    offsets = np.linspace(-0.5, 0.5, 30).astype(np.float32)
+    pages = [(ids(30)[:20], SAE.encode(vectors[:20])), (ids(30)[20:], SAE.encode(vectors[20:]))]
+    # In another order than the codes, with one that has no codes, without three that are gone.
+    order = [row for row in np.random.default_rng(0).permutation(30).tolist() if row not in (4, 11, 29)]
+    stored = [
+        ([ids(30)[row] for row in part] + ["no codes"], vectors[[*part, 0]], offsets[[*part, 0]])
+        for part in (order[:9], order[9:])
+    ]
+    CodeIndex.build(pages, N, K, 3, stored).save(tmp_path, "stamp")
+    index = CodeIndex.load(tmp_path, "stamp")
+    assert index is not None
+    assert len(index) == 30
+    assert isinstance(index._stored.vectors, np.memmap)
+    assert isinstance(index._stored.offsets, np.memmap)
+    expected = vectors.astype(np.float64) @ q + offsets
+    expected[[4, 11, 29]] = np.nan
+    rows = index.rows_of(ids(30))
+    for chosen in (rows, rows[::-1], rows[[7]], rows[[3, 11, 5]], rows[:0]):  # all, and few of them
+        np.testing.assert_allclose(index.scores(chosen, q), expected[chosen], atol=1e-6)
+    nothing = CodeIndex.build(pages, N, K, 3)
+    assert np.isnan(nothing.scores(rows, q)).all()
+    assert np.isnan(nothing.scores(rows[:2], q)).all()
+
+
+@pytest.mark.parametrize("space", ["l2", "cosine", "ip"])
+def test_scores_of_the_local_copy_are_those_of_the_collection(space: str, tmp_path: Path) -> None:
+    collection = foreign(connect(path=tmp_path), space, scale=3.0)
+    store = ChromaStore.from_collection(collection, SAE)
+    store.attach()
+    for q in unit_rows(3, 4):
+        found = store.nearest(q, 40)
+        np.testing.assert_allclose(store.index.scores(store.index.rows_of(found.ids), q), found.scores, atol=2e-5)
+    collection.delete(ids=ids(40)[:10])
+    again = ChromaStore.from_collection(collection, SAE)
+    np.testing.assert_allclose(again.index.scores(again.index.rows_of(found.ids), q), found.scores, atol=2e-5)
+    again._live_index.remove()  # made again from what is there now
+    fresh = ChromaStore.from_collection(collection, SAE)
+    gone = np.isnan(fresh.index.scores(fresh.index.rows_of(ids(40)), q))
+    np.testing.assert_array_equal(gone, np.arange(40) < 10)
+
+
+def test_a_local_copy_of_the_first_format_is_made_again_with_vectors(store: ChromaStore, embedder: ToyEmbedder) -> None:
+    store.add(ids(10), texts(10), embedder=embedder)
+    codes, q = store.codes(ids(10)), embedder.embed_queries(["alpha beta"])[0]
+    (folder,) = [path for path in store._live_index.folder.iterdir() if path.is_dir()]
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    assert meta["format_version"] == 2
+    (folder / "meta.json").write_text(json.dumps({**meta, "format_version": 1}), encoding="utf-8")
+    for name in ("vectors", "vector_offsets"):
+        (folder / f"{name}.npy").unlink()
+    assert CodeIndex.load(store._live_index.folder, folder.name) is None
+    again = ChromaStore.open(SAE, client=store._client)
+    np.testing.assert_array_equal(again.codes(ids(10)).indices, codes.indices)
+    found = again.nearest(q, 10)
+    np.testing.assert_allclose(again.index.scores(again.index.rows_of(found.ids), q), found.scores, atol=1e-6)
+    assert isinstance(again.index._stored.vectors, np.memmap)
+    assert CodeIndex.load(store._live_index.folder, folder.name) is not None
+
+
+@pytest.mark.parametrize("how", ["no meta", "cut", "short", "garbage", "no vectors", "few vectors"])
 def test_a_damaged_local_copy_is_made_again(how: str, store: ChromaStore, embedder: ToyEmbedder) -> None:
     store.add(ids(10), texts(10), embedder=embedder)
     expected = store.codes(ids(10))
@@ -275,6 +336,10 @@ def test_a_damaged_local_copy_is_made_again(how: str, store: ChromaStore, embedd
     elif how == "cut":
         raw = (folder / "values.npy").read_bytes()
         (folder / "values.npy").write_bytes(raw[:-8])
+    elif how == "no vectors":
+        (folder / "vectors.npy").unlink()
+    elif how == "few vectors":
+        np.save(folder / "vectors.npy", np.load(folder / "vectors.npy")[:-1])
     elif how == "short":
         np.save(folder / "indices.npy", np.zeros((3, K), dtype=np.int32))
     else:

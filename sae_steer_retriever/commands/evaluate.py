@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
+from sae_steer_retriever.commands.evaluate_parts import DEFAULT_OUTPUT, cached_embedder, written
+from sae_steer_retriever.commands.evaluate_studies import FITTING, controllability, study
 from sae_steer_retriever.commands.execution import add_common_arguments, count
 from sae_steer_retriever.commands.location import make_folder
 from sae_steer_retriever.commands.outcome import Outcome, UsageError
-from sae_steer_retriever.errors import CorpusError
-
-if TYPE_CHECKING:
-    from sae_steer_retriever.embedding_cache import CachedEmbedder
-    from sae_steer_retriever.train.config import TrainConfig
 
 SUMMARY = "measure an SAE on judged queries or on your own documents, or repeat the paper's tables and figures"
 # Those of `train.config.LOSSES` that may be compared with all else equal.
 LOSS_CHOICES = ("rkl", "mse", "mse-queries", "eq2", "released")
-_DEFAULT_OUTPUT = Path("evaluation")
-
-
-class _Result(Protocol):
-    """A table, a figure or an evaluation."""
-
-    def to_text(self) -> str: ...
-
-    def to_json(self) -> dict[str, Any]: ...
+_OF_STEERING = ("queries", "concepts", "limit_passages")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DIR|NAME",
-        help="with --table and --figure 2: a judged set that nothing is fitted on; may be given several times",
+        help=f"with {FITTING}: a judged set that nothing is fitted on; may be given several times",
     )
     measure = parser.add_argument_group("what to measure")
     measure.add_argument("--sae", type=Path, metavar="DIR", help="folder of the SAE")
@@ -61,18 +49,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --meaning: steps of each of the two fits on halves of the corpus; 0 leaves them out",
     )
-    measure.add_argument("--table", choices=("1", "8"), help="repeat a table of arXiv 2411.00786: fits an SAE per K")
     measure.add_argument(
-        "--figure", choices=("2", "3"), help="repeat a figure of it: losses compared (2), word and feature ranks (3)"
+        "--steering",
+        action="store_true",
+        help="compare steering by the SAE's features with its baselines, on --corpus FILE: rows with `label` or "
+        "`labels` (.jsonl, .jsonl.gz); with --dataset also what it costs on judged queries",
+    )
+    measure.add_argument(
+        "--table",
+        choices=("1", "4", "8"),
+        help="repeat a table of arXiv 2411.00786: 1 and 8 fit an SAE per K; 4, questions with two perspectives, takes "
+        "--sae and --dataset, or --corpus FILE of rows with `label` or `labels`",
+    )
+    measure.add_argument(
+        "--figure",
+        choices=("2", "3", "4"),
+        help="repeat a figure of it: losses compared (2), word and feature ranks (3), a latent raised more and more "
+        "(4, takes --sae and --dataset)",
+    )
+    measure.add_argument(
+        "--relevant-from", type=count, metavar="N", help="with --figure 4: the smallest grade that counts (default: 1)"
     )
     measure.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder for a page to read, CSV files and plots; the fits of --table and --figure 2 are kept in it "
-        f"(default for these: {_DEFAULT_OUTPUT})",
+        help=f"folder for a page to read, CSV files and plots; the fits of {FITTING} are kept in it "
+        f"(default for tables and figures: {DEFAULT_OUTPUT})",
     )
-    fits = parser.add_argument_group("what --table and --figure 2 fit")
+    steering = parser.add_argument_group("what --steering steers")
+    steering.add_argument(
+        "--queries", type=Path, metavar="FILE", help="one ambiguous question a line (default: twenty general ones)"
+    )
+    steering.add_argument(
+        "--concepts", type=Path, metavar="FILE", help="JSON: label -> the words a person types (default: the labels)"
+    )
+    steering.add_argument(
+        "--limit-passages", type=count, metavar="N", help="at most N passages, drawn at random (default: all)"
+    )
+    fits = parser.add_argument_group(f"what {FITTING} fit")
     fits.add_argument("--model", metavar="NAME", help="encoder: a sentence-transformers name or folder")
     fits.add_argument("--ks", type=count, nargs="+", default=[32, 64, 128], metavar="K", help="(default: 32 64 128)")
     fits.add_argument("--seeds", type=_whole, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
@@ -92,10 +107,19 @@ def run(arguments: argparse.Namespace) -> Outcome:
         UsageError: The options do not go together, or what they name is not there.
         SAESteerError: A set is malformed, or the parts do not belong together.
     """
+    given = [name for name in _OF_STEERING if getattr(arguments, name) is not None]
+    if arguments.steering:
+        return _steering(arguments)
+    if given:
+        raise UsageError(f"--{given[0].replace('_', '-')} goes with --steering: add it, or leave this out.")
+    if arguments.table == "4" or arguments.figure == "4":
+        return controllability(arguments)
+    if arguments.relevant_from is not None:
+        raise UsageError("--relevant-from goes with --figure 4: add it, or leave this out.")
     if arguments.table is not None or arguments.figure == "2":
-        return _study(arguments)
+        return study(arguments)
     if arguments.sae is None:
-        raise UsageError("give --sae DIR, the SAE to measure, or --table or --figure 2, which fit their own.")
+        raise UsageError(f"give --sae DIR, the SAE to measure: only {FITTING} fit their own.")
     if (arguments.dataset is None) == (arguments.corpus is None):
         raise UsageError("give either --dataset DIR, a judged set, or --corpus PATH, documents without judgments.")
     if arguments.corpus is not None and not arguments.corpus.exists():
@@ -103,16 +127,16 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if not arguments.sae.is_dir():
         raise UsageError(f"--sae: no such folder: {arguments.sae}")
     if arguments.out_of_domain or arguments.config is not None:
-        raise UsageError("--out-of-domain and --config go with --table and --figure 2, which fit SAEs: leave them out.")
+        raise UsageError(f"--out-of-domain and --config go with {FITTING}, which fit SAEs: leave them out.")
     if arguments.recurrence_steps is not None and not arguments.meaning:
         raise UsageError("--recurrence-steps goes with --meaning: add it, or leave the steps out.")
     if arguments.output is not None or arguments.figure == "3":
-        make_folder(arguments.output or _DEFAULT_OUTPUT, "--output")
+        make_folder(arguments.output or DEFAULT_OUTPUT, "--output")
     from sae_steer_retriever.evaluate.evaluation import evaluate_corpus, evaluate_set
     from sae_steer_retriever.sae import TopKSAE
 
     sae = TopKSAE.from_pretrained(arguments.sae)
-    embedder = _embedder(arguments.model or sae.config.encoder.name, arguments)
+    embedder = cached_embedder(arguments.model or sae.config.encoder.name, arguments)
     options: dict[str, Any] = {
         "meaning": arguments.meaning,
         "recurrence_steps": arguments.recurrence_steps,
@@ -124,78 +148,54 @@ def run(arguments: argparse.Namespace) -> Outcome:
     else:
         evaluation = evaluate_corpus(sae, arguments.corpus, embedder, **options)
     if arguments.figure == "3" and evaluation.ranks is not None:
-        return _written(evaluation.ranks, evaluation.ranks.write(arguments.output or _DEFAULT_OUTPUT))
+        return written(evaluation.ranks, evaluation.ranks.write(arguments.output or DEFAULT_OUTPUT))
     files = evaluation.write(arguments.output) if arguments.output is not None else []
-    return _written(evaluation, files)
+    return written(evaluation, files)
 
 
-def _study(arguments: argparse.Namespace) -> Outcome:
-    if arguments.table is not None and arguments.figure is not None:
-        raise UsageError("give --table or --figure, not both: each is a study of its own.")
-    if arguments.dataset is None or not Path(arguments.dataset).is_dir():
-        raise UsageError("--table and --figure 2 fit SAEs on a judged set: name its folder with --dataset.")
-    if arguments.sae is not None or arguments.corpus is not None or arguments.meaning:
-        raise UsageError("--table and --figure 2 fit their own SAEs: leave out --sae, --corpus and --meaning.")
-    if arguments.table == "8" and arguments.model is None:
-        raise UsageError("--table 8 is Table 1 with a second encoder: name it with --model.")
-    if arguments.split == "train":
-        raise UsageError("--table and --figure 2 fit the queries of the split train: measure on another, e.g. test.")
-    if arguments.figure == "2" and "mse" not in arguments.losses:
-        raise UsageError("--figure 2 compares with mse: expected mse among the losses, e.g. --losses mse rkl.")
-    from sae_steer_retriever.evaluate.study import Study, write_table
+def _steering(arguments: argparse.Namespace) -> Outcome:
+    others = ("table", "figure", "relevant_from", "meaning", "recurrence_steps", "config")
+    unused = [name for name in others if getattr(arguments, name)]
+    if unused or arguments.out_of_domain:
+        name = (unused or ["out_of_domain"])[0].replace("_", "-")
+        raise UsageError(f"--steering is a comparison of its own: leave out --{name}.")
+    if arguments.sae is None or arguments.corpus is None:
+        raise UsageError("--steering needs --sae DIR and --corpus FILE, rows with `label` or `labels`.")
+    if not arguments.sae.is_dir():
+        raise UsageError(f"--sae: no such folder: {arguments.sae}")
+    for option in ("corpus", "queries", "concepts"):
+        path = getattr(arguments, option)
+        if path is not None and not path.is_file():
+            raise UsageError(f"--{option}: no such file: {path}")
+    if arguments.output is not None:
+        make_folder(arguments.output, "--output")
+    from sae_steer_retriever.evaluate.datasets import read_retrieval_set
+    from sae_steer_retriever.evaluate.steering_benchmark import measure_steering
+    from sae_steer_retriever.evaluate.steering_corpus import (
+        QUESTIONS,
+        read_concepts,
+        read_labelled_corpus,
+        read_questions,
+    )
+    from sae_steer_retriever.features import FeatureCatalog
+    from sae_steer_retriever.sae import TopKSAE
 
-    config = _config(arguments)
-    output = arguments.output or _DEFAULT_OUTPUT
-    make_folder(output, "--output")
-    study = Study.open(
-        Path(arguments.dataset),
-        arguments.out_of_domain,
-        _embedder(config.model, arguments),
-        config,
-        fits=output / "fits",
-        split=arguments.split,
+    concepts = read_concepts(arguments.concepts) if arguments.concepts is not None else None
+    questions = read_questions(arguments.queries) if arguments.queries is not None else QUESTIONS
+    corpus = read_labelled_corpus(arguments.corpus, limit=arguments.limit_passages)
+    sae = TopKSAE.from_pretrained(arguments.sae)
+    report = measure_steering(
+        sae,
+        FeatureCatalog.load(arguments.sae, sae.fingerprint),
+        cached_embedder(arguments.model or sae.config.encoder.name, arguments),
+        corpus,
+        arguments.corpus.name.split(".")[0] or "corpus",
+        concepts=concepts,
+        questions=questions,
+        judged=read_retrieval_set(arguments.dataset, split=arguments.split) if arguments.dataset is not None else None,
         progress=not arguments.quiet,
     )
-    # What is named twice would be listed and averaged twice.
-    ks, seeds, losses = (tuple(dict.fromkeys(given)) for given in (arguments.ks, arguments.seeds, arguments.losses))
-    if arguments.table is not None:
-        table = study.table(int(arguments.table), ks, seeds)
-        return _written(table, write_table(table, output))
-    figure = study.figure_2(ks, seeds, losses)
-    return _written(figure, figure.write(output))
-
-
-def _config(arguments: argparse.Namespace) -> TrainConfig:
-    """The settings that all fits of a study share."""
-    from sae_steer_retriever.train.config import TrainConfig, read_config
-
-    # All fits of a comparison take the same number of steps.
-    settings: dict[str, Any] = {"patience": 0}
-    try:
-        if arguments.config is not None:
-            settings |= read_config(arguments.config)
-        given = {name: getattr(arguments, name) for name in ("model", "latents", "steps")}
-        settings |= {name: value for name, value in given.items() if value is not None}
-        # A study goes through several K: the recipe's own must not be refused beside fewer latents.
-        settings["k"] = min(arguments.ks)
-        return TrainConfig(**settings)
-    except (CorpusError, TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
-
-
-def _written(result: _Result, files: Sequence[Path]) -> Outcome:
-    text, data = result.to_text(), result.to_json()
-    if files:
-        text += f"\n\nwritten: {', '.join(map(str, files))}"
-        data["files"] = [str(path) for path in files]
-    return Outcome(text, data)
-
-
-def _embedder(model: str, arguments: argparse.Namespace) -> CachedEmbedder:
-    from sae_steer_retriever.embedders import as_embedder
-    from sae_steer_retriever.embedding_cache import CachedEmbedder
-
-    return CachedEmbedder(as_embedder(model), progress=not arguments.quiet)
+    return written(report, report.write(arguments.output) if arguments.output is not None else [])
 
 
 def _whole(text: str) -> int:

@@ -8,7 +8,7 @@ import logging
 from sae_steer_retriever.commands.feature_listing import feature_data
 from sae_steer_retriever.commands.opened_catalog import OpenedCatalog, embedder_of
 from sae_steer_retriever.commands.outcome import Outcome, UsageError
-from sae_steer_retriever.errors import ArtifactError
+from sae_steer_retriever.errors import ArtifactError, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +29,12 @@ def annotate(arguments: argparse.Namespace, opened: OpenedCatalog) -> Outcome:
         SAESteerError: There is no such feature, or the SAE's folder cannot be written to.
         ValueError: The label cannot be one.
     """
-    from sae_steer_retriever.feature_names import feature_id
+    from sae_steer_retriever.feature_names import feature_id, folded
 
     catalog = opened.catalog
     latent = feature_id(arguments.feature)
     if latent is None:
-        raise UsageError(f"{arguments.feature!r} is no feature's id; `sae-steer features search` finds it.")
+        raise UsageError(f"{quoted(arguments.feature)} is no feature's id; `sae-steer features search` finds it.")
     label = " ".join(arguments.label)
     if bool(arguments.label) == arguments.remove:
         raise UsageError("give the feature's new name, or --remove to take yours back.")
@@ -57,7 +57,7 @@ def annotate(arguments: argparse.Namespace, opened: OpenedCatalog) -> Outcome:
     alike = [
         other.id
         for other in catalog.labelled
-        if other.id != feature.id and other.label.casefold() == feature.label.casefold()
+        if other.id != feature.id and folded(other.label) == folded(feature.label)
     ]
     if alike:
         others = ", ".join(f"#{other}" for other in alike)

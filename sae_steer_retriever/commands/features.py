@@ -21,9 +21,11 @@ from sae_steer_retriever.commands.opened_catalog import (
     add_options,
     concept_if_possible,
     open_catalog,
+    require_same_sae,
     required_text,
 )
 from sae_steer_retriever.commands.outcome import Outcome
+from sae_steer_retriever.errors import quoted
 
 SUMMARY = "look at the features of an SAE, name them, find those that examples share"
 _METAVAR = "list | search TEXT | show ID | families | contrast | annotate ID LABEL | label | tables | tries ID"
@@ -60,12 +62,15 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
     Raises:
         UsageError: Neither an SAE nor a store is named, or it is not there.
-        SAESteerError: The SAE is damaged, the store does not answer, or a name means no feature.
+        SAESteerError: The SAE is damaged, or another than the store's; the store does not answer; or a name means no
+            feature.
     """
     action = arguments.action or "list"
     if action in _OPENING:
         return _OPENING[action](arguments)
-    return _ACTIONS[action](arguments, open_catalog(arguments))
+    opened = open_catalog(arguments)
+    require_same_sae(opened, arguments.collection)
+    return _ACTIONS[action](arguments, opened)
 
 
 def _search(arguments: argparse.Namespace, opened: OpenedCatalog) -> Outcome:
@@ -78,7 +83,7 @@ def _search(arguments: argparse.Namespace, opened: OpenedCatalog) -> Outcome:
         include_dead=arguments.dead,
     )
     rows = {"query": text, "features": [feature_data(feature) for feature in found]}
-    return Outcome("\n".join(feature_table(found)) if found else f"no feature answers to {text!r}", rows)
+    return Outcome("\n".join(feature_table(found)) if found else f"no feature answers to {quoted(text)}", rows)
 
 
 def _list(arguments: argparse.Namespace, opened: OpenedCatalog) -> Outcome:

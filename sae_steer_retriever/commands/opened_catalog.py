@@ -116,6 +116,28 @@ def open_catalog(arguments: argparse.Namespace) -> OpenedCatalog:
     return OpenedCatalog(sae, folder, FeatureCatalog.load(folder, sae.fingerprint), client)
 
 
+def require_same_sae(opened: OpenedCatalog, collection: str) -> None:
+    """Refuse `--sae` beside the `--store` of another: its features are not those of the store's passages.
+
+    Args:
+        opened: The SAE, and the store if there is one.
+        collection: Name of the documents collection; one without a companion is any SAE's.
+
+    Raises:
+        MismatchError: So it is.
+        StoreError: The store does not answer.
+    """
+    if opened.client is None:
+        return
+    from sae_steer_retriever.companion import SUFFIX, require_ours
+    from sae_steer_retriever.connection import translated
+
+    with translated("reading the companion"):
+        names = {found.name: found for found in opened.client.list_collections()}
+    if collection + SUFFIX in names:
+        require_ours(names[collection + SUFFIX], opened.sae)
+
+
 def embedder_of(sae: TopKSAE) -> Embedder:
     """The SAE's encoder.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_steer_retriever.commands.execution import add_common_arguments, count
@@ -14,8 +15,9 @@ from sae_steer_retriever.errors import SteeringError
 if TYPE_CHECKING:
     from sae_steer_retriever.explanation import Explanation
     from sae_steer_retriever.features import FeatureCatalog
+    from sae_steer_retriever.operation import Always, Operation
     from sae_steer_retriever.retriever import Hit
-    from sae_steer_retriever.steering import Edit, Operation, Steering
+    from sae_steer_retriever.steering import Edit, Steering
 
 SUMMARY = "search a store, steered by named features"
 # Those of `retriever.SPACES` and `steering.SIDES`, which cost an import of PyTorch.
@@ -37,8 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=+0.5",
         help="feature (label, keyword, free text or id) and strength, or NAME=suppress, NAME=clamp:1.0, NAME=scale:2; "
-        "may be given several times",
+        "'NAME=+0.5 when OTHER>0.3' is for queries that have another feature; may be given several times",
     )
+    parser.add_argument(
+        "--policy", metavar="FILE", help="steering saved before; --steer is laid over it, and NAME=0 takes from it"
+    )
+    parser.add_argument("--save-policy", metavar="FILE", help="save the steering of this search, the policy's included")
     parser.add_argument("-k", type=count, default=4, metavar="N", help="how many passages (default: 4)")
     parser.add_argument(
         "--explain", action="store_true", help="show what each score is made of: features, bias and unexplained rest"
@@ -53,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--side",
         choices=SIDE_CHOICES,
         help="what a strength acts on: query tilts it, document rewards passages with the feature, both "
-        "(default: document; in the other spaces query)",
+        "(default: both; in the other spaces query)",
     )
     parser.add_argument(
         "--fetch-k", type=count, metavar="N", help="candidates before re-ranking (default: 100, or 4 k if that is more)"
@@ -68,20 +74,27 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """Search.
 
     Raises:
-        UsageError: The store, the collection or the SAE is not there, or a strength is malformed.
+        UsageError: The store, the collection, the SAE or the policy is not there, or a strength is malformed.
         SAESteerError: A name means no feature, the parts do not belong together, or the store does not answer.
     """
     if not arguments.query.strip():
         raise UsageError("the question is empty.")
     steer = steer_of(arguments.steer)
+    if arguments.save_policy is not None and not (steer or arguments.policy):
+        raise UsageError("--save-policy has nothing to save: give --steer, or --policy.")
+    policy = _policy(arguments.policy)
     from sae_steer_retriever.explanation import Explanation
     from sae_steer_retriever.retriever import SteeredRetriever
 
     client = arguments.store.connect(create=False)
     require_collection(client, arguments.store, arguments.collection)
     sae = sae_of(arguments.sae, client, arguments.collection)
-    retriever = SteeredRetriever.open(sae, client=client, collection=arguments.collection, create=False)
-    steering = retriever.resolve(steer, side=arguments.side, space=arguments.space)
+    retriever = SteeredRetriever.open(
+        sae, client=client, collection=arguments.collection, create=False, steering=policy
+    )
+    steering = retriever.resolve(steer or None, side=arguments.side, space=arguments.space)
+    if arguments.save_policy is not None:
+        steering.save(arguments.save_policy)
     options: dict[str, Any] = {
         "k": arguments.k,
         "space": arguments.space,
@@ -89,12 +102,13 @@ def run(arguments: argparse.Namespace) -> Outcome:
         "fetch_k": arguments.fetch_k,
         "embedding": retriever.embedder.embed_queries([arguments.query])[0],
     }
+    applied = retriever.applied(steering, arguments.query, embedding=options["embedding"])
     hits = retriever.search(arguments.query, steer=steering, explain=arguments.explain, **options)
-    before = retriever.search(arguments.query, explain=False, **options) if steering.edits else []
+    before = retriever.search(arguments.query, steer={}, explain=False, **options) if applied.edits else []
     kept = {hit.id for hit in hits}
     left = [hit for hit in before if hit.id not in kept]
     reasons = {
-        hit.id: Explanation(arguments.query, hit, rank=rank, space=arguments.space, steered=bool(steering.edits))
+        hit.id: Explanation(arguments.query, hit, rank=rank, space=arguments.space, steered=bool(applied.edits))
         for rank, hit in enumerate(hits, start=1)
         if hit.attribution is not None
     }
@@ -102,13 +116,13 @@ def run(arguments: argparse.Namespace) -> Outcome:
         "query": arguments.query,
         "k": arguments.k,
         "space": arguments.space,
-        "steering": [_edit_data(edit, retriever.catalog) for edit in steering.edits],
+        "steering": [_edit_data(edit, retriever.catalog, applied) for edit in steering.edits],
         "hits": [_hit_data(rank, hit, reasons.get(hit.id)) for rank, hit in enumerate(hits, start=1)],
         "left": [{"id": hit.id, "base_rank": hit.base_rank, "base_score": hit.base_score} for hit in left],
     }
-    lines = _steering_lines(steering, retriever.catalog)
+    lines = _steering_lines(steering, retriever.catalog, applied)
     for rank, hit in enumerate(hits, start=1):
-        lines += _hit_lines(rank, hit, reasons.get(hit.id), steered=bool(steering.edits))
+        lines += _hit_lines(rank, hit, reasons.get(hit.id), steered=bool(applied.edits))
     if reasons:
         lines += ["", next(iter(reasons.values())).note]
     if left:
@@ -120,18 +134,20 @@ def steer_of(given: list[str]) -> dict[str, float | Operation]:
     """What `--steer` asks for, checked before anything is loaded.
 
     Args:
-        given: "NAME=VALUE" each; NAME may hold a "=" itself.
+        given: "NAME=VALUE" or "NAME=VALUE when OTHER>UNITS" each; NAME may hold a "=" itself.
 
     Raises:
         UsageError: One is malformed, names a feature twice, or has a strength that no steering may have.
     """
     if not given:
         return {}
-    from sae_steer_retriever.steering import Clamp, Scale, Suppress, parse
+    from sae_steer_retriever.steering import Clamp, Scale, Suppress, When, parse
 
     steer: dict[str, float | Operation] = {}
     for text in given:
         name, equals, value = text.rpartition("=")
+        value, conditional, condition = value.partition(" when ")
+        other, _, above = condition.rpartition(">")
         name, value = name.strip(), value.strip()
         if not equals or not name:
             raise UsageError(f"--steer {text!r}: expected NAME=STRENGTH, e.g. --steer employment=+0.5.")
@@ -139,22 +155,35 @@ def steer_of(given: list[str]) -> dict[str, float | Operation]:
             raise UsageError(f"--steer names {name!r} twice: give it one strength.")
         operation, colon, amount = value.casefold().partition(":")
         try:
+            asked: Always | float
             if operation == "suppress" and not colon:
-                steer[name] = Suppress()
+                asked = Suppress()
             elif operation in ("clamp", "scale") and colon:
-                steer[name] = Clamp(float(amount)) if operation == "clamp" else Scale(float(amount))
+                asked = Clamp(float(amount)) if operation == "clamp" else Scale(float(amount))
             else:
-                steer[name] = float(value)
+                asked = float(value)
+            steer[name] = When(other.strip(), float(above), asked) if conditional else asked
         except ValueError:
             raise UsageError(
-                f"--steer {text!r}: {value!r} is no strength; expected a number such as +0.5 or -1, suppress, "
-                "clamp:1.0 or scale:2."
+                f"--steer {text!r}: {value + conditional + condition!r} is no strength; expected a number such as +0.5 "
+                "or -1, suppress, clamp:1.0 or scale:2; after it perhaps a condition such as ' when employment>0.3'."
             ) from None
     try:
         parse(steer)
     except SteeringError as error:
         raise UsageError(f"--steer: {error}") from error
     return steer
+
+
+def _policy(path: str | None) -> Steering | None:
+    """A steering saved before, read before anything is opened."""
+    if path is None:
+        return None
+    from sae_steer_retriever.steering import Steering
+
+    if not Path(path).is_file():
+        raise UsageError(f"--policy {path!r}: no such file; --save-policy writes one.")
+    return Steering.load(path)
 
 
 def _filter(text: str) -> dict[str, Any]:
@@ -167,17 +196,15 @@ def _filter(text: str) -> dict[str, Any]:
     return found
 
 
-def _steering_lines(steering: Steering, catalog: FeatureCatalog) -> list[str]:
+def _steering_lines(steering: Steering, catalog: FeatureCatalog, applied: Steering) -> list[str]:
     lines = []
     for edit in steering.edits:
-        asked = edit.op if edit.op == "suppress" else f"{edit.strength:+g}" if edit.op == "add" else _operation(edit)
         features = "; ".join(f"#{latent} {catalog.name(latent)}" for latent in edit.features)
-        lines.append(f"steering {edit.name} {asked} ({edit.side}): {features}")
+        condition = ""
+        if edit.condition is not None:
+            condition = f" {edit.condition}{'' if edit in applied.edits else ', which does not hold here'}"
+        lines.append(f"steering {edit.name} {edit.asked} ({edit.side}){condition}: {features}")
     return lines
-
-
-def _operation(edit: Edit) -> str:
-    return f"{edit.op}:{edit.strength:g}"
 
 
 def _hit_lines(rank: int, hit: Hit, why: Explanation | None, *, steered: bool) -> list[str]:
@@ -202,18 +229,22 @@ def _movement(rank: int, hit: Hit) -> str:
     return f"{arrow} (was {hit.base_rank})"
 
 
-def _edit_data(edit: Edit, catalog: FeatureCatalog) -> dict[str, Any]:
+def _edit_data(edit: Edit, catalog: FeatureCatalog, applied: Steering) -> dict[str, Any]:
     features = [
         {"id": latent, "label": catalog.name(latent), "weight": weight}
         for latent, weight in zip(edit.features, edit.weights, strict=True)
     ]
-    return {
+    data: dict[str, Any] = {
         "name": edit.name,
         "operation": edit.op,
         "strength": edit.strength,
         "side": edit.side,
         "features": features,
     }
+    if edit.condition is not None:
+        holds = edit in applied.edits
+        data["condition"] = {"name": edit.condition.name, "above": edit.condition.above, "holds": holds}
+    return data
 
 
 def _hit_data(rank: int, hit: Hit, why: Explanation | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import MissingExtraError
 from sae_steer_retriever.evaluate.bootstrap import Estimate
@@ -25,7 +26,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 _HATCHES = ("", "///")
-_PANEL_WIDTH, _PANEL_HEIGHT = 4.6, 3.4
+PANEL_WIDTH, PANEL_HEIGHT = 4.6, 3.4  # inches
 _DPI = 150
 # Lines are moved apart by this share of an octave, so that their intervals do not hide each other.
 _DODGE = 0.06
@@ -85,22 +86,22 @@ def draw_panels(panels: Sequence[Panel]) -> Canvas:
     """
     columns = 1 if len(panels) <= 2 and _same_domain(panels) else 2
     lines = math.ceil(len(panels) / columns)
-    canvas = _canvas(columns * _PANEL_WIDTH, lines * _PANEL_HEIGHT + 0.5)
+    canvas = new_canvas(columns * PANEL_WIDTH, lines * PANEL_HEIGHT + 0.5)
     grid = canvas.subplots(lines, columns, squeeze=False, sharey="row")
     for number, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
         for place, line in enumerate(panel.lines):
             offset = 2 ** (_DODGE * (place - (len(panel.lines) - 1) / 2))
             axes.errorbar(
-                [x * offset for x in line.x], line.y, yerr=_errors(line.y, line.low, line.high), **_line_style(place),
-                label=line.name, capsize=2.5, elinewidth=1, linewidth=1.6, markersize=5.5,
+                [x * offset for x in line.x], line.y, yerr=error_lengths(line.y, line.low, line.high), label=line.name,
+                **line_style(place), capsize=2.5, elinewidth=1, linewidth=1.6, markersize=5.5,
             )  # fmt: skip
         axes.axhline(1.0, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
         ticks = sorted({x for line in panel.lines for x in line.x})
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        _finish(axes, panel.title, panel.x_label, "" if number % columns else panel.y_label)
-        axes.yaxis.set_major_formatter(_percent())
+        finish_axes(axes, panel.title, panel.x_label, "" if number % columns else panel.y_label)
+        axes.yaxis.set_major_formatter(percent_format())
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     handles, labels = grid.flat[0].get_legend_handles_labels()
@@ -118,15 +119,15 @@ def draw_ranks(panels: Sequence[Panel]) -> Canvas:
         MissingExtraError: matplotlib is not installed.
     """
     (panel,) = panels
-    canvas = _canvas(6.4, 4.4)
+    canvas = new_canvas(6.4, 4.4)
     axes = canvas.subplots()
     for place, line in enumerate(panel.lines):
-        axes.plot(line.x, line.y, **_line_style(place), label=line.name, linewidth=1.8, markersize=4.5, markevery=0.08)
+        axes.plot(line.x, line.y, **line_style(place), label=line.name, linewidth=1.8, markersize=4.5, markevery=0.08)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter(lambda rank, _: f"{rank:,.0f}")
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
-    _finish(axes, panel.title, panel.x_label, panel.y_label)
+    finish_axes(axes, panel.title, panel.x_label, panel.y_label)
     axes.legend(frameon=False)
     return canvas
 
@@ -145,13 +146,13 @@ def draw_table_1(table: Table, metric: str = "MRR@10") -> Canvas:
     # With several sets out of domain the last place is all of their queries.
     chosen = [chosen[0], *chosen[-1:]] if len(chosen) > 1 else chosen
     bars = max(len(_bars(records)) for _, records in chosen)
-    canvas = _canvas(max(5.5, 0.85 * bars + 1.2), len(chosen) * _PANEL_HEIGHT + 0.4)
+    canvas = new_canvas(max(5.5, 0.85 * bars + 1.2), len(chosen) * PANEL_HEIGHT + 0.4)
     grid = canvas.subplots(len(chosen), 1, squeeze=False)
     for axes, (name, records) in zip(grid.flat, chosen, strict=True):
         _draw_bars(axes, records, f"{metric} kept")
         short = name if len(name) <= 60 else f"{name[:57]}..."
-        _finish(axes, f"{short} ({records[0]['domain']})", "", f"{metric} kept")
-        axes.yaxis.set_major_formatter(_percent())
+        finish_axes(axes, f"{short} ({records[0]['domain']})", "", f"{metric} kept")
+        axes.yaxis.set_major_formatter(percent_format())
         axes.grid(visible=False, axis="x")
     handles: dict[str, Any] = {}
     for axes in grid.flat:
@@ -174,7 +175,7 @@ def draw_features(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    canvas = _canvas(2 * _PANEL_WIDTH, _PANEL_HEIGHT)
+    canvas = new_canvas(2 * PANEL_WIDTH, PANEL_HEIGHT)
     left, right = canvas.subplots(1, 2)
     scores = np.asarray(label_scores, dtype=np.float64)
     left.hist(scores, bins=np.linspace(min(0.4, *scores, 0.4), 1.0, 25).tolist(), color=_COLOURS[0], edgecolor="white")
@@ -185,7 +186,7 @@ def draw_features(
         left.axvline(random_auroc, color=_COLOURS[1], linewidth=1.4, linestyle="--", label=label)
     if left.get_legend_handles_labels()[0]:
         left.legend(frameon=False, loc="upper left")
-    _finish(left, f"Label AUROC, {len(scores):,} labels", "AUROC on unseen passages", "features")
+    finish_axes(left, f"Label AUROC, {len(scores):,} labels", "AUROC on unseen passages", "features")
     shares = np.asarray(frequencies, dtype=np.float64)
     alive = shares[shares > 0]
     if len(alive):
@@ -195,7 +196,7 @@ def draw_features(
         right.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
         right.minorticks_off()
     dead = len(shares) - len(alive)
-    _finish(right, f"Document frequency ({dead:,} of {len(shares):,} dead)", "share of the passages", "features")
+    finish_axes(right, f"Document frequency ({dead:,} of {len(shares):,} dead)", "share of the passages", "features")
     return canvas
 
 
@@ -225,7 +226,7 @@ def _draw_bars(axes: Axes, records: Sequence[dict[str, Cell]], column: str) -> N
         errors = None
         if all(isinstance(cell, Estimate) for _, cell in shown):
             cells = [cell for _, cell in shown if isinstance(cell, Estimate)]
-            errors = _errors(values, [cell.low for cell in cells], [cell.high for cell in cells])
+            errors = error_lengths(values, [cell.low for cell in cells], [cell.high for cell in cells])
         # A bar that has none of the paper's beside it stands in the middle.
         alone = [sum((record["search"], record["K"]) == bars[x] for record in records) == 1 for x, _ in shown]
         middles = [x + (0.0 if single else (place - 0.5) * 0.4) for (x, _), single in zip(shown, alone, strict=True)]
@@ -244,7 +245,12 @@ def _draw_bars(axes: Axes, records: Sequence[dict[str, Cell]], column: str) -> N
 _BY = {"ours": "measured here (95 % interval)", "paper": "printed in the paper (other encoder and sets)"}
 
 
-def _canvas(width: float, height: float) -> Canvas:
+def new_canvas(width: float, height: float) -> Canvas:
+    """An empty drawing of a size in inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure as NewCanvas
     except ImportError as error:
@@ -252,13 +258,15 @@ def _canvas(width: float, height: float) -> Canvas:
     return NewCanvas(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _percent() -> Any:  # noqa: ANN401 - a formatter of an optional dependency
+def percent_format() -> Any:  # noqa: ANN401 - a formatter of an optional dependency
+    """A formatter of an axis that shows shares as whole per cents."""
     from matplotlib.ticker import PercentFormatter
 
     return PercentFormatter(xmax=1.0, decimals=0)
 
 
-def _line_style(place: int) -> dict[str, Any]:
+def line_style(place: int) -> dict[str, Any]:
+    """Colour, marker and dashes of the line at a place, all different over seven lines."""
     return {
         "color": _COLOURS[place % len(_COLOURS)],
         "marker": _MARKERS[place % len(_MARKERS)],
@@ -266,15 +274,17 @@ def _line_style(place: int) -> dict[str, Any]:
     }
 
 
-def _errors(y: Sequence[float], low: Sequence[float], high: Sequence[float]) -> Any:  # noqa: ANN401 - (2, P) or None
+def error_lengths(y: Sequence[float], low: Sequence[float], high: Sequence[float]) -> NDArray[np.float64] | None:
+    """(2, P) how far the intervals of P points reach below and above them; None if they have none."""
     if not low:
         return None
-    values = np.asarray(y)
+    values = np.asarray(y, dtype=np.float64)
     # A percentile interval may miss the mean by a rounding error.
     return np.maximum([values - np.asarray(low), np.asarray(high) - values], 0.0)
 
 
-def _finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+def finish_axes(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Titles, a light grid, and no frame at the top and on the right."""
     # A dollar would start mathematics, and titles name datasets.
     axes.set_title(title.replace("$", r"\$"), fontsize=11)
     axes.set_xlabel(x_label.replace("$", r"\$"))

@@ -20,7 +20,8 @@ def explanation(
     score; `unexplained` is the residual's share of all parts by size.
 
     Args:
-        steering: What was applied; an empty list under `steer` shows that no steering arrived.
+        steering: What was asked for; an empty list under `steer` shows that no steering arrived. An edit with a
+            `condition` was made only for queries that meet it: only then `steering` has its contribution.
         unsteered_rank: From 1; None if the plain search did not find the passage.
         unsteered_score: Its score without steering.
         why: The parts of its score, where they were asked for.
@@ -34,6 +35,7 @@ def explanation(
                 "op": edit.op,
                 "strength": float(edit.strength),
                 "side": edit.side,
+                **({} if edit.condition is None else {"condition": str(edit.condition)}),
             }
             for edit in steering.edits
         ],

@@ -66,7 +66,7 @@ class SAESteeredRetriever(BaseRetriever):
     """Candidates from each source before re-ranking; max(100, 4 k) if None."""
     side: Side | None = None
     """For strengths that do not say: tilt the "query", reward the "document" that has the feature, or "both"; if None,
-    "document", but "query" in the reconstructed and latent spaces."""
+    "both", but "query" in the reconstructed and latent spaces."""
     drift_cap: float = Field(default=DEFAULT_DRIFT_CAP, gt=0, le=1)
     """Smallest cosine allowed between the query and the tilted query."""
     attach_scores: bool = True

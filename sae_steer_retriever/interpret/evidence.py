@@ -87,16 +87,25 @@ def read_names(sae: TopKSAE, vectors: Vectors) -> Codes[NDArray[Any]]:
 def strengths(sae: TopKSAE, vectors: Vectors, names: Codes[NDArray[Any]]) -> Codes[NDArray[Any]]:
     """Names with how strongly a passage has each: of which passages a label is made, and which it must detect.
 
-    That is the activation or, after a pursuit, the match `<d_i, x - b>` that also orders the names: a pursuit sets
-    values so that they add up, and a passage that needs much of a latent is not the one that is most about it.
+    That is the activation or, after a pursuit, the match that also orders the names: a pursuit sets values so that
+    they add up, and a passage that needs much of a latent is not the one that is most about it.
 
     Args:
         sae: The dictionary.
         vectors: (N, d) unit embeddings.
         names: (N, k_names) their naming reading.
     """
-    if not sae.config.pursuit_steps:
-        return names
+    return name_matches(sae, vectors, names) if sae.config.pursuit_steps else names
+
+
+def name_matches(sae: TopKSAE, vectors: Vectors, names: Codes[NDArray[Any]]) -> Codes[NDArray[Any]]:
+    """Names with how well each matches its passage, `<d_i, x - b>`, in place of activations.
+
+    Args:
+        sae: The dictionary.
+        vectors: (N, d) unit embeddings.
+        names: (N, k_names) their naming reading.
+    """
     matches = np.zeros(names.values.shape, dtype=np.float32)
     tile = max(1, _GATHERED // (names.values.shape[1] * sae.config.d))
     for start in range(0, len(names.values), tile):

@@ -29,7 +29,12 @@ class TrainConfig:
     latents: int | None = _option(None, "number of latents n; chosen by the size of the corpus if not given")
     k: int = _option(64, "active latents per embedding, for reconstruction")
     k_names: int = _option(8, "how many of a code's first latents are names: labels, explanations, steering")
-    pursuit_steps: int = _option(8, "steps that refine a code after the encoder's TopK; 0: the paper's one product")
+    pursuit_steps: int = _option(
+        8, "steps that refine a code after the encoder's TopK, half as many again among candidates; 0: one product"
+    )
+    pursuit_candidates: int = _option(
+        512, "latents that the steps choose from where there are over four times as many, the encoder's first; 0: all"
+    )
     epochs: float | None = _option(None, "passes over the rows; chosen by the size of the corpus if not given")
     steps: int | None = _option(None, "steps of the fit, instead of epochs")
     batch_size: int = _option(512, "rows per step")
@@ -64,6 +69,8 @@ class TrainConfig:
             raise ValueError(f"start_weight = {self.start_weight}: expected 0 (no pull) or a positive number.")
         if self.pursuit_steps < 0:
             raise ValueError(f"pursuit_steps = {self.pursuit_steps}: expected a whole number, 0 for none.")
+        if self.pursuit_candidates < 0:
+            raise ValueError(f"pursuit_candidates = {self.pursuit_candidates}: expected a whole number, 0 for all.")
         if self.latents is not None and self.latents < self.k:
             raise ValueError(f"latents = {self.latents}, k = {self.k}: expected at least k latents.")
         if self.epochs is not None and self.epochs <= 0:

@@ -20,7 +20,7 @@ from sae_steer_retriever.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.features import FeatureCatalog
 from sae_steer_retriever.interpret.baselines import random_dictionary
-from sae_steer_retriever.interpret.evidence import read_names
+from sae_steer_retriever.interpret.evidence import name_matches, read_names
 from sae_steer_retriever.interpret.labels import LabelReport, label_features
 from sae_steer_retriever.sae import EncoderSpec, SAEConfig, TopKSAE
 from sae_steer_retriever.train.advice import advise
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 _CARD_EXAMPLES = 20
 # Rows hashed at once.
 _HASHED = 16_384
+# A dictionary of at most so many times the candidates is searched whole.
+_SMALL = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,13 +155,15 @@ def prepare(
         logger.warning("k = %d instead of %d: %d passages bear only %d latents", k, config.k, passages, n)
     settings: dict[str, object] = {**dataclasses.asdict(config), "latents": n, "k": k}
     settings["epochs"] = round(epochs, 2) if config.steps is None else None
+    steps, candidates = _pursuit(config, n, k)
     sae_config = SAEConfig(
         d=spec.dimension,
         n=n,
         k=k,
         k_names=min(config.k_names, k),
         # Eq. 1 of the paper is one product, and its decoder's rows have any length.
-        pursuit_steps=0 if config.loss == "paper" else config.pursuit_steps,
+        pursuit_steps=0 if config.loss == "paper" else steps,
+        pursuit_candidates=candidates,
         encoder=spec,
         training=settings,
     )
@@ -168,6 +172,16 @@ def prepare(
         output / CHECKPOINT_FOLDER, {**settings, "encoder": spec.name, "rows": digest}, resume=resume
     )
     return Trainer(embedded.data, config, sae_config, epochs), checkpoint
+
+
+def _pursuit(config: TrainConfig, n: int, k: int) -> tuple[int, int | None]:
+    """Steps, and among how many latents they choose; None for all: those of a small dictionary cost no more than some.
+
+    Among candidates a step costs next to nothing, and half as many again make good what the restriction loses.
+    """
+    if not config.pursuit_candidates or n <= _SMALL * config.pursuit_candidates:
+        return config.pursuit_steps, None
+    return config.pursuit_steps + config.pursuit_steps // 2, max(config.pursuit_candidates, k)
 
 
 def fitted_sae(fit: Fit, metrics: dict[str, float] | None = None) -> TopKSAE:
@@ -213,7 +227,8 @@ class _LabelledPassages(NamedTuple):
 
 def _label(sae: TopKSAE, passages: _LabelledPassages, embedder: Embedder, seed: int) -> LabelReport:
     names = read_names(sae, passages.vectors)
-    calibration = calibrate([names], sae.config.n, passages.score_spread)
+    matches = [name_matches(sae, passages.vectors, names)]
+    calibration = calibrate([names], sae.config.n, passages.score_spread, matches)
     ids = [passage.id for passage in passages.corpus.passages]
     texts = [passage.text for passage in passages.corpus.passages]
     return label_features(sae, calibration, ids, texts, passages.vectors, embedder, names=names, seed=seed)

@@ -1,0 +1,263 @@
+"""Steering by a dictionary: the product's own way, the same with dictionaries that were not trained, the paper's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sae_steer_retriever.calibration import Calibration, calibrate
+from sae_steer_retriever.code_index import CodeIndex
+from sae_steer_retriever.concept import Concept, read_concept
+from sae_steer_retriever.directions import data_directions, random_directions, spherical_kmeans
+from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError
+from sae_steer_retriever.evaluate.steering_curve import SteeringMethod, Values
+from sae_steer_retriever.evaluate.steering_methods import WORDS, Signal
+from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
+from sae_steer_retriever.features import FeatureCatalog
+from sae_steer_retriever.interpret.evidence import name_matches
+from sae_steer_retriever.plan import Plan, plan
+from sae_steer_retriever.ranking import Ranker
+from sae_steer_retriever.sae import Array, Codes, SAEConfig, TopKSAE
+from sae_steer_retriever.steering import (
+    DEFAULT_SIDE,
+    Edit,
+    Resolution,
+    Side,
+    Steering,
+)
+
+DEFAULT_NAME, RANDOM_NAME = "SAE, default", "frozen random dictionary"
+# In units of the product; stronger ones lose half of what was asked for.
+_STRENGTHS = np.array([0.0, *np.geomspace(0.04, 4.0, 35)])
+# What is lost is measured here: nothing has to be guarded against it, and a tilt stays the same for every query.
+_NO_CAP = 1e-6
+# An untrained dictionary has no labels: a concept means the directions that it is nearest to.
+_NEAREST = 5
+_CENTRES = 1024
+# Untrained directions have no encoder: these many steps make codes of their projections, at least.
+_PURSUIT = 8
+_BATCH = 2048
+
+
+class Dictionary:
+    """A dictionary with what its product needs: units, and the codes of all passages."""
+
+    def __init__(
+        self,
+        sae: TopKSAE,
+        setting: SteeringSetting,
+        calibration: Calibration | float,
+        codes: Codes[NDArray[Any]] | None = None,
+    ) -> None:
+        """Encode the passages and the queries.
+
+        Args:
+            sae: The dictionary.
+            setting: What is steered.
+            calibration: Its units; or the score spread of a calibration, which is then measured on these passages.
+            codes: (N, K) of the passages, if they are encoded already.
+        """
+        self.sae = sae
+        self.setting = setting
+        ids = [f"{row:09d}" for row in range(len(setting.vectors))]
+        self.codes = encoded(sae, setting.vectors) if codes is None else codes
+        self.index = CodeIndex.build([(ids, self.codes)], sae.config.n, sae.config.k, sae.config.k_names)
+        self.queries = encoded(sae, setting.queries)
+        if isinstance(calibration, Calibration):
+            self.calibration = calibration
+        else:
+            names = self.codes.leading(sae.config.k_names)
+            matches = [name_matches(sae, setting.vectors, names)]
+            self.calibration = calibrate([names], sae.config.n, calibration, matches)
+        self._gains: dict[Any, Array] = {}
+
+    @cached_property
+    def decoded(self) -> Array:
+        """(N, d) reconstructions of the passages."""
+        return self.sae.decode(self.codes)
+
+    def on(self, setting: SteeringSetting) -> Dictionary:
+        """The same for other queries of a setting with the same passages."""
+        other = copy.copy(self)
+        other.setting, other.queries, other._gains = setting, encoded(self.sae, setting.queries), {}
+        return other
+
+    def gains(self, query: int, edits: tuple[Edit, ...]) -> Array:
+        """(N,) what a steering adds to every passage's score: all by the product's own functions."""
+        steering = Steering(edits, self.sae.fingerprint, _NO_CAP)
+        h_q: Codes[NDArray[Any]] = Codes(
+            self.queries.indices[query : query + 1], self.queries.values[query : query + 1]
+        )
+        q = self.setting.queries[query]
+        found = plan(steering, q, h_q, self.sae, self.calibration)
+        key = _key(found)
+        if key not in self._gains:
+            if len(self._gains) > 64:  # strengths of one concept come again with the next query, not later
+                self._gains.pop(next(iter(self._gains)))
+            # `Ranker.survey` without its projection of codes, which is slower than one of vectors that are there.
+            ranker = Ranker(self.sae, self.calibration.match_unit, found, q, reconstructed=False)
+            shift = found.shift(len(q))
+            along = self.decoded @ shift if shift.any() else np.float32(0)
+            self._gains[key] = np.asarray(along + ranker.gate_gains(self.index))
+        return self._gains[key]
+
+    def concept(self, number: int) -> Concept:
+        """A concept of the setting as this dictionary reads it."""
+        return read_concept(self.sae, self.setting.concepts[number])
+
+    def nearest(self, number: int) -> Resolution:
+        """The directions that a concept's embedding has the largest cosines with."""
+        matches = self.concept(number).matches
+        order = np.argsort(-matches, kind="stable")[:_NEAREST].tolist()
+        best = [latent for latent in order if matches[latent] > 0] or order[:1]
+        weights = tuple(float(matches[latent] / matches[best[0]]) for latent in best)
+        return Resolution(tuple(best), weights, "meaning")
+
+
+@dataclass(frozen=True)
+class DictionarySteering:
+    """Steering as the product does it.
+
+    Attributes:
+        name: For the table.
+        dictionary: Whose features.
+        resolutions: C of them; None for a concept whose name means no feature: then nothing is steered.
+        side: Which side it acts on.
+        needs: What a user has to give.
+        why_not: Concept -> why its name means no feature.
+    """
+
+    name: str
+    dictionary: Dictionary
+    resolutions: tuple[Resolution | None, ...]
+    side: Side = DEFAULT_SIDE
+    needs: str = WORDS
+    why_not: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def strengths(self) -> Values:
+        """In the product's units."""
+        return _STRENGTHS
+
+    def scores(self, query: int, concept: int, strength: float) -> Array:
+        """(N,) what passages are ranked by."""
+        base = self.dictionary.setting.base[query]
+        edits = self.edits(concept, strength)
+        return np.asarray(base + self.dictionary.gains(query, edits)) if edits else base
+
+    def on(self, setting: SteeringSetting) -> DictionarySteering:
+        """The same for other queries of a setting with the same passages and concepts."""
+        return replace(self, dictionary=self.dictionary.on(setting))
+
+    def edits(self, concept: int, strength: float) -> tuple[Edit, ...]:
+        """The edits that a name and a strength mean; none if the name means nothing."""
+        resolution = self.resolutions[concept]
+        if resolution is None or strength == 0:
+            return ()
+        name = self.dictionary.setting.words[concept]
+        return (Edit(name, resolution.features, resolution.weights, "add", strength, self.side),)
+
+
+def product(catalog: FeatureCatalog, dictionary: Dictionary) -> list[DictionarySteering]:
+    """What the package does with a name: its default, and the sides that are not.
+
+    Args:
+        catalog: Resolves the names.
+        dictionary: The catalog's SAE.
+    """
+    resolutions: list[Resolution | None] = []
+    why_not: dict[int, str] = {}
+    for number, words in enumerate(dictionary.setting.words):
+        try:
+            resolutions.append(catalog.resolve(words, _reader(dictionary)))
+        except (UnknownFeatureError, AmbiguousFeatureError) as error:
+            resolutions.append(None)
+            why_not[number] = str(error)
+    sides: dict[Side, str] = {DEFAULT_SIDE: DEFAULT_NAME}
+    sides |= {side: f"SAE, side={side}" for side in ("query", "both", "document") if side != DEFAULT_SIDE}
+    found = tuple(resolutions)
+    return [DictionarySteering(name, dictionary, found, side, why_not=why_not) for side, name in sides.items()]
+
+
+def dictionary_methods(dictionary: Dictionary) -> Iterator[SteeringMethod]:
+    """What else a dictionary can do: its best row as a tilt, and the paper's decode-replace (arXiv 2411.00786)."""
+    sae, setting = dictionary.sae, dictionary.setting
+    best = [int(dictionary.concept(number).matches.argmax()) for number in range(len(setting.words))]
+    directions = sae.decoder[best]
+    yield Signal("SAE, best single decoder row", WORDS, setting, np.ascontiguousarray(directions @ setting.vectors.T))
+    x_hat = dictionary.decoded
+    x_hat = x_hat / np.maximum(np.linalg.norm(x_hat, axis=1, keepdims=True), 1e-12)
+    start = np.ascontiguousarray(sae.decode(dictionary.queries) @ x_hat.T)
+    signals = np.ascontiguousarray(directions @ x_hat.T)
+    yield Signal("SAE, decode-replace (the paper's)", WORDS, setting, signals, start=start)
+
+
+def untrained_methods(dictionary: Dictionary, *, seed: int = 0) -> Iterator[DictionarySteering]:
+    """The product's way with dictionaries that were not trained.
+
+    Args:
+        dictionary: The SAE's, whose sizes and spread of scores they have.
+        seed: Of the random directions, and of the points that k-means starts from.
+    """
+    setting, sae = dictionary.setting, dictionary.sae
+    generator = torch.Generator().manual_seed(seed)
+    centred = torch.from_numpy(setting.vectors - setting.mean)
+    points = torch.nn.functional.normalize(centred, dim=1)
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors.T.flip(0).contiguous()
+    count = max(2, min(_CENTRES, len(points) // 8))
+    rows = {
+        RANDOM_NAME: random_directions(sae.config.n, sae.config.d, generator),
+        # Codes are positive: both ends of an axis are directions of their own.
+        "PCA directions": torch.cat([axes, -axes]),
+        f"k-means directions (n = {count:,})": spherical_kmeans(points, data_directions(points, count, generator)),
+    }
+    for name, directions in rows.items():
+        untrained = Dictionary(
+            _plain(directions, setting.mean, sae.config), setting, dictionary.calibration.score_spread
+        )
+        resolutions = tuple(untrained.nearest(number) for number in range(len(setting.words)))
+        yield DictionarySteering(name, untrained, resolutions)
+
+
+def _plain(rows: torch.Tensor, mean: Array, like: SAEConfig) -> TopKSAE:
+    """Codes by TopK of centred projections, refined as a fitted SAE's are: projections alone reconstruct nothing."""
+    n, k = len(rows), min(like.k, len(rows) - 1)
+    config = SAEConfig(
+        d=like.d,
+        n=n,
+        k=k,
+        k_names=min(like.k_names or k, k),
+        pursuit_steps=max(like.pursuit_steps, _PURSUIT),
+        pursuit_candidates=like.pursuit_candidates,
+        encoder=like.encoder,
+    )
+    return TopKSAE(rows, torch.zeros(n), rows, torch.from_numpy(mean), config)
+
+
+def _reader(dictionary: Dictionary) -> Callable[[str], Concept]:
+    def read(text: str) -> Concept:
+        return read_concept(dictionary.sae, dictionary.setting.embedder.embed_queries([text])[0])
+
+    return read
+
+
+def encoded(sae: TopKSAE, vectors: Array) -> Codes[NDArray[Any]]:
+    """(N, K) codes, batch by batch.
+
+    Args:
+        sae: The dictionary.
+        vectors: (N, d).
+    """
+    parts = [sae.encode(vectors[start : start + _BATCH]) for start in range(0, len(vectors), _BATCH)]
+    return Codes(np.concatenate([part.indices for part in parts]), np.concatenate([part.values for part in parts]))
+
+
+def _key(found: Plan) -> tuple[Any, ...]:
+    return found.gates, found.excluded, tuple(tilt.vector.tobytes() for tilt in found.tilts)
