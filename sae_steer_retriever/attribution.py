@@ -97,7 +97,7 @@ class Explainer:
         self._names = [name(latent) for latent in self._latents]
         self._directions = sae.decoder[latents] * h_q.values[0][active][:, None]
         self._bias = sae.bias
-        self._unexplained = q - sae.decode(h_q)[0]
+        self._unexplained = q - self._directions.sum(axis=0) - sae.bias
 
     def explain(
         self, x: Array, steering: tuple[SteeringTerm, ...] = (), *, scale: float = 1.0, offset: float = 0.0
@@ -111,10 +111,15 @@ class Explainer:
             offset: What a score has beyond the dot product (squared-distance collections); joins the residual.
         """
         projections = (self._directions @ x) * scale
-        values = projections.tolist()
+        order = np.argsort(-projections, kind="stable")
+        places = order.tolist()
         features = tuple(
-            Contribution(self._latents[place], self._names[place], values[place])
-            for place in np.argsort(-projections, kind="stable").tolist()
+            map(
+                Contribution,
+                [self._latents[place] for place in places],
+                [self._names[place] for place in places],
+                projections[order].tolist(),
+            )
         )
         bias = float(self._bias @ x) * scale
         residual = float(self._unexplained @ x) * scale + offset
