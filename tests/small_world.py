@@ -27,6 +27,9 @@ MODULES = (
     "shutil", "socket", "ssl", "statistics", "random", "math", "re", "textwrap", "zipfile", "sqlite3", "email.message",
 )  # fmt: skip
 
+# What stands in its module only once something has asked for it: the world is the same whatever was imported before.
+LAZY = ("ProcessPoolExecutor",)
+
 
 class World(NamedTuple):
     """Passages, their embeddings, and an SAE with a catalog over them."""
@@ -46,7 +49,7 @@ def collect() -> tuple[list[str], list[str], list[dict[str, str]]]:
     for module_name in MODULES:
         module = importlib.import_module(module_name)
         for name, member in sorted(vars(module).items()):
-            if name.startswith("_") or not (inspect.isclass(member) or inspect.isroutine(member)):
+            if name.startswith("_") or name in LAZY or not (inspect.isclass(member) or inspect.isroutine(member)):
                 continue
             text = inspect.getdoc(member) or ""
             if len(text) > 40 and str(member.__module__).startswith(module_name.split(".")[0]):
