@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sae_steer_retriever.policy import compose
     from sae_steer_retriever.retriever import Hit, SteeredRetriever
     from sae_steer_retriever.sae import Codes, EncoderSpec, SAEConfig, TopKSAE
-    from sae_steer_retriever.steering import Add, Clamp, Edit, Scale, Steering, Suppress, When
+    from sae_steer_retriever.steering import Add, AddRaw, Clamp, Edit, Scale, Steering, Suppress, When
     from sae_steer_retriever.store import ChromaStore
 
 __version__ = "0.1.0"
@@ -47,6 +47,7 @@ __version__ = "0.1.0"
 # A literal list, because type checkers and linters read `__all__` without running it.
 __all__ = [
     "Add",
+    "AddRaw",
     "AmbiguousFeatureError",
     "ArtifactError",
     "Attribution",
@@ -116,7 +117,7 @@ _EXPORTS = {
     "policy": ("compose",),
     "retriever": ("Hit", "SteeredRetriever"),
     "sae": ("Codes", "EncoderSpec", "SAEConfig", "TopKSAE"),
-    "steering": ("Add", "Clamp", "Edit", "Scale", "Steering", "Suppress", "When"),
+    "steering": ("Add", "AddRaw", "Clamp", "Edit", "Scale", "Steering", "Suppress", "When"),
     "store": ("ChromaStore",),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -9,7 +9,18 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import SteeringError
-from sae_steer_retriever.operation import SIDES, Add, Clamp, Operation, Scale, Side, Suppress, When, operation_of
+from sae_steer_retriever.operation import (
+    SIDES,
+    Add,
+    AddRaw,
+    Clamp,
+    Operation,
+    Scale,
+    Side,
+    Suppress,
+    When,
+    operation_of,
+)
 from sae_steer_retriever.sae import Array, Codes
 
 
@@ -56,8 +67,8 @@ class Edit:
         name: As the user wrote it.
         features: Latent ids.
         weights: Their shares, the largest 1.0.
-        op: "add", "clamp", "scale" or "suppress".
-        strength: Units to add, units to clamp to, or the factor; 0 for suppress.
+        op: "add", "raw", "clamp", "scale" or "suppress".
+        strength: Units to add, embedding units to add ("raw"), units to clamp to, or the factor; 0 for suppress.
         side: Which side an "add" acts on.
         condition: What a query must have for the edit to be made; None if it always is.
     """
@@ -65,7 +76,7 @@ class Edit:
     name: str
     features: tuple[int, ...]
     weights: tuple[float, ...]
-    op: Literal["add", "clamp", "scale", "suppress"]
+    op: Literal["add", "raw", "clamp", "scale", "suppress"]
     strength: float
     side: Side
     condition: Condition | None = None
@@ -73,11 +84,11 @@ class Edit:
     @property
     def asks_nothing(self) -> bool:
         """Whether it adds nothing."""
-        return self.op == "add" and self.strength == 0
+        return self.op in ("add", "raw") and self.strength == 0
 
     @property
     def asked(self) -> str:
-        """What is asked for, as the command line takes it: "+0.5", "scale:2", "suppress"."""
+        """What is asked for, as the command line takes it: "+0.5", "raw:0.5", "scale:2", "suppress"."""
         if self.op == "suppress":
             return self.op
         return f"{self.strength:+g}" if self.op == "add" else f"{self.op}:{self.strength:g}"
@@ -105,6 +116,7 @@ class Edit:
         # Not `side` of the others: they have one side each.
         operations: dict[str, Operation] = {
             "add": Add(edit.strength, edit.side),
+            "raw": AddRaw(edit.strength),
             "clamp": Clamp(edit.strength),
             "scale": Scale(edit.strength),
             "suppress": Suppress(),

@@ -33,6 +33,17 @@ class Add(_Conditional):
 
 
 @dataclasses.dataclass(frozen=True)
+class AddRaw(_Conditional):
+    """Add `amount` to the query's activation of a feature in embedding units, as arXiv 2411.00786 does.
+
+    The same number moves rankings by different amounts on different features and SAEs: `Add` has calibrated units. Of a
+    family, the weighted sum of directions is added at this length; in the latent space, to the damped activation.
+    """
+
+    amount: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Clamp(_Conditional):
     """Set the query's activation of a feature to `value` units, whatever it was; of a family, each to its share."""
 
@@ -51,7 +62,7 @@ class Suppress(_Conditional):
     """Remove a feature from the query, and leave out passages that clearly have it."""
 
 
-Always = Add | Clamp | Scale | Suppress
+Always = Add | AddRaw | Clamp | Scale | Suppress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +84,7 @@ class When:
     then: Always | float
 
 
-Operation = Add | Clamp | Scale | Suppress | When
+Operation = Add | AddRaw | Clamp | Scale | Suppress | When
 
 
 def operation_of(name: str | int, value: Any) -> Always | When:  # noqa: ANN401 - user input
@@ -117,7 +128,7 @@ def _sound(name: str | int, value: Any) -> Always:  # noqa: ANN401 - user input
         case Add(amount, side):
             if side is not None and side not in SIDES:
                 raise SteeringError(f"side of {name!r} is {side!r}, expected one of {', '.join(SIDES)}.")
-        case Clamp(amount) | Scale(amount):
+        case AddRaw(amount) | Clamp(amount) | Scale(amount):
             pass
         case Suppress():
             return operation
@@ -150,6 +161,7 @@ __all__ = [
     "LARGEST_STRENGTH",
     "SIDES",
     "Add",
+    "AddRaw",
     "Always",
     "Clamp",
     "Operation",

@@ -194,6 +194,9 @@ def _plan(
                 tilts.append(tilt(edit, share))
             if edit.side in ("document", "both"):
                 gates.append(Gate(edit.name, edit.features, edit.weights, share * edit.strength * lift))
+        elif edit.op == "raw":
+            direction = _family_direction(weights, np.ones_like(units), directions)
+            tilts.append(Tilt(edit.name, edit.strength * direction, edit.strength, direction))
         elif edit.op == "clamp":
             change = np.asarray(weights * edit.strength * units - present, dtype=np.float32)
             tilts.append(Tilt(edit.name, change @ directions))

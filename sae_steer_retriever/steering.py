@@ -18,6 +18,7 @@ from sae_steer_retriever.operation import (
     LARGEST_STRENGTH,
     SIDES,
     Add,
+    AddRaw,
     Always,
     Clamp,
     Operation,
@@ -236,6 +237,8 @@ def _edit(name: str | int, meant: Resolution, asked: Always, side: Side, conditi
     match asked:
         case Add(strength, own_side):
             return Edit(str(name), features, weights, "add", float(strength), own_side or side, condition)
+        case AddRaw(amount):
+            return Edit(str(name), features, weights, "raw", float(amount), "query", condition)
         case Clamp(value):
             return Edit(str(name), features, weights, "clamp", float(value), "query", condition)
         case Scale(factor):
@@ -269,6 +272,7 @@ __all__ = [
     "SUPPRESSED_FROM",
     "USEFUL_STRENGTH",
     "Add",
+    "AddRaw",
     "Clamp",
     "Condition",
     "Edit",

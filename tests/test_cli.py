@@ -25,7 +25,7 @@ from sae_steer_retriever.commands.outcome import UsageError
 from sae_steer_retriever.commands.search import steer_of
 from sae_steer_retriever.features import FeatureCatalog
 from sae_steer_retriever.retriever import SPACES, Space, SteeredRetriever
-from sae_steer_retriever.steering import SIDES, Clamp, Scale, Suppress
+from sae_steer_retriever.steering import SIDES, AddRaw, Clamp, Scale, Suppress
 from sae_steer_retriever.store import connect
 from sae_steer_retriever.train.__main__ import main as train_main
 from sae_steer_retriever.train.config import TrainConfig
@@ -235,8 +235,9 @@ def test_steer_splits_at_the_last_equals_sign(name: str, strength: float) -> Non
 
 
 def test_steer_takes_operations_and_several_names() -> None:
-    given = ["a=b=suppress", "work=clamp:1.0", "12=scale:2", "#7=+0.5", "pay = -1"]
-    assert steer_of(given) == {"a=b": Suppress(), "work": Clamp(1.0), "12": Scale(2.0), "#7": 0.5, "pay": -1.0}
+    given = ["a=b=suppress", "work=clamp:1.0", "12=scale:2", "#7=+0.5", "pay = -1", "oil=raw:.25"]
+    expected = {"a=b": Suppress(), "work": Clamp(1.0), "12": Scale(2.0), "#7": 0.5, "pay": -1.0, "oil": AddRaw(0.25)}
+    assert steer_of(given) == expected
     assert steer_of([]) == {}
 
 

@@ -25,6 +25,7 @@ from sae_steer_retriever.steering import (
     LARGEST_STRENGTH,
     USEFUL_STRENGTH,
     Add,
+    AddRaw,
     Clamp,
     Resolution,
     Scale,
@@ -52,6 +53,7 @@ OPERATIONS = st.one_of(
     STRENGTHS.map(Add),
     st.builds(Add, STRENGTHS, st.sampled_from(["query", "document", "both"])),
     STRENGTHS.map(Clamp),
+    STRENGTHS.map(AddRaw),
     STRENGTHS.map(Scale),
     st.just(Suppress()),
 )

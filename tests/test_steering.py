@@ -21,6 +21,7 @@ from sae_steer_retriever.steering import (
     DEFAULT_DRIFT_CAP,
     LARGEST_STRENGTH,
     Add,
+    AddRaw,
     Clamp,
     Gate,
     Plan,
@@ -87,7 +88,7 @@ def test_no_strength_is_no_steering(nothing: Any) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10.5, -11, 1e308])
 def test_a_strength_that_is_no_reasonable_number_is_refused_whatever_the_operation(value: float) -> None:
-    for operation in (value, Add(value), Clamp(value), Scale(value), np.float64(value)):
+    for operation in (value, Add(value), AddRaw(value), Clamp(value), Scale(value), np.float64(value)):
         with pytest.raises(SteeringError, match="'one' is .*expected"):
             parse({"one": operation})
 
@@ -144,6 +145,7 @@ OPERATIONS = st.one_of(
     STRENGTHS.map(Add),
     st.builds(Add, STRENGTHS, SIDES),
     STRENGTHS.map(Clamp),
+    STRENGTHS.map(AddRaw),
     STRENGTHS.map(Scale),
     st.just(Suppress()),
 )
@@ -236,6 +238,14 @@ def test_clamp_sets_the_querys_activation(row: int, feature: int, value: float) 
     before = activations(q)[feature]
     shift = asked_shift({feature: Clamp(value)}, q)
     np.testing.assert_allclose(shift, (value * UNIT[feature] - before) * SAE.decoder[feature], atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(row=st.integers(0, 19), feature=st.integers(0, N - 1), amount=st.floats(-0.5, 0.5))
+def test_raw_units_are_the_papers(row: int, feature: int, amount: float) -> None:
+    """`q + delta d_f`, whatever the feature's units are."""
+    shift = asked_shift({feature: AddRaw(amount)}, QUERIES[row])
+    np.testing.assert_allclose(shift, amount * SAE.decoder[feature], atol=1e-6)
 
 
 def test_clamp_of_a_family_sets_each_to_its_share_and_clamp_zero_removes_all() -> None:

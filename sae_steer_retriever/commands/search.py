@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=+0.5",
-        help="feature (label, keyword, free text or id) and strength, or NAME=suppress, NAME=clamp:1.0, NAME=scale:2; "
-        "'NAME=+0.5 when OTHER>0.3' is for queries that have another feature; may be given several times",
+        help="feature (label, keyword, free text or id) and strength, or NAME=suppress, NAME=clamp:1.0, NAME=scale:2, "
+        "NAME=raw:0.5; 'NAME=+0.5 when OTHER>0.3' is for queries that have another feature; may be given several times",
     )
     parser.add_argument(
         "--policy", metavar="FILE", help="steering saved before; --steer is laid over it, and NAME=0 takes from it"
@@ -141,8 +141,9 @@ def steer_of(given: list[str]) -> dict[str, float | Operation]:
     """
     if not given:
         return {}
-    from sae_steer_retriever.steering import Clamp, Scale, Suppress, When, parse
+    from sae_steer_retriever.steering import AddRaw, Clamp, Scale, Suppress, When, parse
 
+    operations: dict[str, type[AddRaw | Clamp | Scale]] = {"raw": AddRaw, "clamp": Clamp, "scale": Scale}
     steer: dict[str, float | Operation] = {}
     for text in given:
         name, equals, value = text.rpartition("=")
@@ -158,15 +159,16 @@ def steer_of(given: list[str]) -> dict[str, float | Operation]:
             asked: Always | float
             if operation == "suppress" and not colon:
                 asked = Suppress()
-            elif operation in ("clamp", "scale") and colon:
-                asked = Clamp(float(amount)) if operation == "clamp" else Scale(float(amount))
+            elif operation in operations and colon:
+                asked = operations[operation](float(amount))
             else:
                 asked = float(value)
             steer[name] = When(other.strip(), float(above), asked) if conditional else asked
         except ValueError:
             raise UsageError(
                 f"--steer {text!r}: {value + conditional + condition!r} is no strength; expected a number such as +0.5 "
-                "or -1, suppress, clamp:1.0 or scale:2; after it perhaps a condition such as ' when employment>0.3'."
+                "or -1, suppress, clamp:1.0, scale:2 or raw:0.5; after it perhaps a condition such as "
+                "' when employment>0.3'."
             ) from None
     try:
         parse(steer)
