@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 # Both together moved the ranking further than either at the same loss of relevance (docs/experiments.md).
 DEFAULT_SIDE: Side = "both"
 DEFAULT_DRIFT_CAP = 0.8
-# From here on more strength mostly costs relevance: a warning says so.
-USEFUL_STRENGTH = 2.0
+# By then the hits have lost half of their plain score, and more adds little: a warning says so.
+USEFUL_STRENGTH = 1.5
 # Policies without conditions are written as the first version, which every release reads.
 _FORMAT_VERSION, _WITH_CONDITIONS = 1, 2
 
