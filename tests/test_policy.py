@@ -211,7 +211,7 @@ def test_a_strength_past_the_useful_range_is_warned_of_once_a_call(caplog: pytes
         assert not caplog.records
         steering({"one": USEFUL_STRENGTH + 0.5, "two": Add(-5.0).when("one", above=0.1), 0: 0.3})
     (record,) = caplog.records
-    assert "'one' +2.5, 'two' -5" in record.getMessage()
+    assert f"'one' +{USEFUL_STRENGTH + 0.5:g}, 'two' -5" in record.getMessage()
     assert "useful range" in record.getMessage()
 
 
