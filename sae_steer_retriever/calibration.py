@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from safetensors.numpy import load, save
 
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.sae import Array, Codes
+
+logger = logging.getLogger(__name__)
 
 CALIBRATION_FILE = "calibration.safetensors"
 # A feature seen this many times weighs as much as the median of all features in its own unit.
@@ -155,9 +158,14 @@ def load_calibration(path: Path, n: int) -> tuple[Calibration, Array | None]:
             unit=tensors["unit"],
             maximum=tensors["maximum"],
             score_spread=float(tensors["score_spread"][0]),
-            # Files of before have none; activations are the nearest thing that they hold.
             match_unit=tensors.get("match_unit", tensors["unit"]),
         )
+        if "match_unit" not in tensors:
+            logger.warning(
+                "%s is of an earlier version and has no units of match: steering measures presence in units of "
+                "activation; `sae-steer features label` with the SAE's own corpus adds them",
+                path,
+            )
     except (SafetensorError, KeyError, IndexError, OSError) as error:
         raise ArtifactError(f"{path} is truncated or not a calibration of this library ({error}).") from error
     labels = tensors.get("label_embeddings")

@@ -14,6 +14,7 @@ import pytest
 from command_line import Run
 from small_world import World
 
+from sae_steer_retriever.calibration import Calibration
 from sae_steer_retriever.commands import feature_tries
 from sae_steer_retriever.embedders import SentenceTransformerEmbedder
 from sae_steer_retriever.embedding_cache import CachedEmbedder
@@ -220,6 +221,22 @@ def test_a_contrast_names_features_that_a_person_has_renamed(sae_steer: Run, sae
 
 
 # -- label and tables -------------------------------------------------------------------------------------------------
+
+
+def test_labelling_again_adds_what_files_of_an_earlier_version_lack(
+    sae_steer: Run, sae: Path, corpus: Path, world: World
+) -> None:
+    tensors = Calibration.tensors
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Calibration, "tensors", lambda own: {k: v for k, v in tensors(own).items() if k != "match_unit"})
+        world.catalog.save(sae)
+    warned = sae_steer("features", "show", 3, "--sae", sae)
+    assert "no units of match" in warned.err
+    done = sae_steer("features", "label", "--sae", sae, "--corpus", corpus)
+    assert done.code == 0, done.err
+    again = FeatureCatalog.load(sae, world.sae.fingerprint).calibration
+    np.testing.assert_allclose(again.match_unit, world.catalog.calibration.match_unit, atol=1e-5)
+    assert "no units of match" not in sae_steer("features", "show", 3, "--sae", sae).err
 
 
 def test_labelling_again_keeps_a_persons_names(sae_steer: Run, sae: Path, corpus: Path, world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import sys
 from collections.abc import Iterator
@@ -120,13 +121,19 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 
 def _by_keywords(opened: _Opened) -> Outcome:
+    from sae_steer_retriever.calibration import calibrate
     from sae_steer_retriever.feature_evidence import with_tries, write_evidence
     from sae_steer_retriever.features import FeatureCatalog
+    from sae_steer_retriever.interpret.evidence import name_matches, read_names
     from sae_steer_retriever.interpret.labels import label_features
 
-    calibration = _catalog(opened).calibration
+    sae, vectors = opened.sae, opened.vectors
+    calibration, names = _catalog(opened).calibration, read_names(sae, vectors)
+    if calibration.rows == len(opened.ids):  # its own corpus: an SAE of an earlier version has no units of match
+        counted = calibrate([names], sae.config.n, calibration.score_spread, [name_matches(sae, vectors, names)])
+        calibration = dataclasses.replace(calibration, match_unit=counted.match_unit)
     report = label_features(
-        opened.sae, calibration, opened.ids, opened.texts, opened.vectors, opened.embedder, seed=opened.seed
+        sae, calibration, opened.ids, opened.texts, vectors, opened.embedder, names=names, seed=opened.seed
     )
     # The wrong corpus must not cost the labels that are there.
     if not report.labelled:
