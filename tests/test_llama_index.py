@@ -283,14 +283,14 @@ def test_an_operation_read_back_from_json_is_refused_not_guessed(plain: SAESteer
 
 def test_call_beats_query_beats_constructor(retriever: SteeredRetriever) -> None:
     made = SAESteeredRetriever(retriever, steer={"calendar": 1.0})
-    query = SteeredQuery(QUERY, steer={"csv": 1.0})
+    query = SteeredQuery(QUERY, steer={"whitespace": 1.0})
 
     def applied(nodes: list[NodeWithScore]) -> list[str]:
         return [edit["name"] for edit in nodes[0].metadata["sae"]["steer"]]
 
     assert applied(made.retrieve(QUERY)) == ["calendar"]
     assert applied(made.retrieve(SteeredQuery(QUERY))) == ["calendar"]
-    assert applied(made.retrieve(query)) == ["csv"]
+    assert applied(made.retrieve(query)) == ["whitespace"]
     assert applied(made.retrieve(query, steer=STEER)) == ["json"]
     assert applied(made.retrieve(query, steer={})) == []
     assert applied(made.retrieve(SteeredQuery(QUERY, steer={}))) == []
@@ -338,19 +338,19 @@ async def test_the_callers_bundle_and_steer_are_unchanged(plain: SAESteeredRetri
     vector = plain.retriever.embedder.embed_queries([QUERY])[0].tolist() if embedding else None
     for bundle in (QueryBundle(QUERY, embedding=vector), SteeredQuery(QUERY, embedding=vector, steer={"json": 1.0})):
         before = copy.deepcopy(bundle)
-        steer = {"csv": 0.5}
+        steer = {"whitespace": 0.5}
         plain.retrieve(bundle)
         plain.retrieve(bundle, steer=steer)
         await plain.aretrieve(bundle, steer=steer)
         assert bundle == before
         assert type(bundle) is type(before)
-        assert steer == {"csv": 0.5}
+        assert steer == {"whitespace": 0.5}
 
 
 def test_changing_the_dict_afterwards_changes_nothing(retriever: SteeredRetriever) -> None:
     steer = {"json": 1.0}
     made = SAESteeredRetriever(retriever, steer=steer)
-    steer["csv"] = 5.0
+    steer["whitespace"] = 5.0
     assert made.steer == {"json": 1.0}
 
 
@@ -690,10 +690,10 @@ def test_it_changes_nothing_of_the_callers(
     postprocessor: SAESteerPostprocessor, candidates: list[NodeWithScore]
 ) -> None:
     before = [node.to_json() for node in candidates]
-    bundle = SteeredQuery(QUERY, steer={"csv": 1.0})
+    bundle = SteeredQuery(QUERY, steer={"whitespace": 1.0})
     reranked = postprocessor.postprocess_nodes(candidates, bundle)
     assert [node.to_json() for node in candidates] == before
-    assert bundle == SteeredQuery(QUERY, steer={"csv": 1.0})
+    assert bundle == SteeredQuery(QUERY, steer={"whitespace": 1.0})
     assert {id(node.node) for node in reranked}.isdisjoint({id(node.node) for node in candidates})
 
 
