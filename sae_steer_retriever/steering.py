@@ -221,7 +221,7 @@ def resolve(
         condition = None
         if isinstance(operation, When):
             meant = resolver(operation.feature)
-            condition = Condition(str(operation.feature), meant.features, meant.weights, operation.above)
+            condition = Condition(_written(operation.feature), meant.features, meant.weights, operation.above)
         edits.append(_edit(name, resolver(name), _unconditional(operation), side or DEFAULT_SIDE, condition))
     _warn_of_excess(edits)
     return Steering(tuple(edits), fingerprint, check_drift_cap(drift_cap))
@@ -236,15 +236,20 @@ def _edit(name: str | int, meant: Resolution, asked: Always, side: Side, conditi
     features, weights, _ = meant
     match asked:
         case Add(strength, own_side):
-            return Edit(str(name), features, weights, "add", float(strength), own_side or side, condition)
+            return Edit(_written(name), features, weights, "add", float(strength), own_side or side, condition)
         case AddRaw(amount):
-            return Edit(str(name), features, weights, "raw", float(amount), "query", condition)
+            return Edit(_written(name), features, weights, "raw", float(amount), "query", condition)
         case Clamp(value):
-            return Edit(str(name), features, weights, "clamp", float(value), "query", condition)
+            return Edit(_written(name), features, weights, "clamp", float(value), "query", condition)
         case Scale(factor):
-            return Edit(str(name), features, weights, "scale", float(factor), "query", condition)
+            return Edit(_written(name), features, weights, "scale", float(factor), "query", condition)
         case Suppress():
-            return Edit(str(name), features, weights, "suppress", 0.0, "both", condition)
+            return Edit(_written(name), features, weights, "suppress", 0.0, "both", condition)
+
+
+def _written(name: str | int) -> str:
+    """A name as a person would write it; of an id, "#12"."""
+    return f"#{name}" if isinstance(name, int) else name
 
 
 def _warn_of_excess(edits: list[Edit]) -> None:

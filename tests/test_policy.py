@@ -173,10 +173,10 @@ def test_a_policy_is_a_file(tmp_path: Path) -> None:
 def test_a_call_overrides_removes_and_adds() -> None:
     default = steering({"one": 0.5, "two": Suppress(), 31: Scale(2.0)})
     over = compose(default, steering({"one": -1.0, 31: 0, 0: 0.2}, removals=True))
-    assert asked(over) == {"one": "-1", "two": "suppress", "0": "+0.2"}
-    assert asked(default) == {"one": "+0.5", "two": "suppress", "31": "scale:2"}, "the default is as it was"
+    assert asked(over) == {"one": "-1", "two": "suppress", "#0": "+0.2"}
+    assert asked(default) == {"one": "+0.5", "two": "suppress", "#31": "scale:2"}, "the default is as it was"
     by_features = compose(default, steering({"also two": 0.3, 5: 1.0}))
-    assert asked(by_features) == {"31": "scale:2", "also two": "+0.3", "5": "+1"}
+    assert asked(by_features) == {"#31": "scale:2", "also two": "+0.3", "#5": "+1"}
 
 
 @settings(max_examples=100, deadline=None)
