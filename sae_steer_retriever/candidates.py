@@ -64,11 +64,9 @@ class CandidateSearch:
             ranking = self._rank(found, base, k, index, survey)
             if len(base.ids) < fetch_k:
                 return ranking
-            if survey is None:
-                complete = not self._ranker.may_miss(ranking, base.scores, k)
-            else:
-                ranking, complete = self._add_lifted(found, ranking, base, index, survey, k)
-            if complete or fetch_k >= widest:
+            if survey is not None:
+                return self._with_lifted(found, ranking, base, index, survey, k)
+            if fetch_k >= widest or not self._ranker.may_miss(ranking, base.scores, k):
                 return ranking
             fetch_k = min(2 * fetch_k, widest)
 
@@ -94,10 +92,10 @@ class CandidateSearch:
         scored = search(self._ranker.vector, new, self._where)
         found |= dict(zip(scored.ids, scored.scores.tolist(), strict=True))
 
-    def _add_lifted(
+    def _with_lifted(
         self, found: dict[str, float], ranking: Ranking, base: Neighbours, index: CodeIndex, survey: Survey, k: int
-    ) -> tuple[Ranking, bool]:
-        """Passages whose gain could lift them among the best `k`; whether these are now all.
+    ) -> Ranking:
+        """The ranking with all passages whose gain lifts them among the best `k`; they join what was `found`.
 
         Their plain scores are worked out here, from the local copy of the vectors. Where that does not suffice the
         store is asked about those that do reach the best `k`: it knows what is gone and what a filter leaves out.
@@ -125,7 +123,7 @@ class CandidateSearch:
             if len(ranking.ids) >= k and (end >= len(order) or ranking.scores[k - 1] > scores[order[end]]):
                 break
             begin, end = end, 4 * end
-        return ranking, True
+        return ranking
 
     def _add_neighbours(self, found: dict[str, float], index: CodeIndex, limit: int) -> None:
         """The neighbours of the tilted query, and the best of the passages that have a rewarded feature."""

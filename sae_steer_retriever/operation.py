@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sae_steer_retriever.errors import SteeringError
+from sae_steer_retriever.errors import SteeringError, quoted
 
 Side = Literal["query", "document", "both"]
 SIDES: tuple[Side, ...] = ("query", "document", "both")
@@ -103,8 +103,8 @@ def operation_of(name: str | int, value: Any) -> Always | When:  # noqa: ANN401 
     above = value.above
     if isinstance(above, bool) or not _is_number(above) or not 0 <= above < 1:
         raise SteeringError(
-            f"the condition of {name!r} asks for more than {above!r} of {value.feature!r}: expected a number of units "
-            "from 0 (at all) to below 1, e.g. above=0.3."
+            f"the condition of {quoted(name)} asks for more than {quoted(above)} of {quoted(value.feature)}: expected "
+            "a number of units from 0 (at all) to below 1, e.g. above=0.3."
         )
     return When(name_of(value.feature), float(above), then)
 
@@ -118,7 +118,7 @@ def name_of(name: Any) -> str | int:  # noqa: ANN401 - user input
     if isinstance(name, np.integer):
         name = int(name)
     if isinstance(name, bool) or not isinstance(name, str | int) or (isinstance(name, str) and not name.strip()):
-        raise SteeringError(f"a feature is named by text or by its id, got {name!r}.")
+        raise SteeringError(f"a feature is named by text or by its id, got {quoted(name)}.")
     return name.strip() if isinstance(name, str) else name
 
 
@@ -127,21 +127,22 @@ def _sound(name: str | int, value: Any) -> Always:  # noqa: ANN401 - user input
     match operation:
         case Add(amount, side):
             if side is not None and side not in SIDES:
-                raise SteeringError(f"side of {name!r} is {side!r}, expected one of {', '.join(SIDES)}.")
+                raise SteeringError(f"side of {quoted(name)} is {side!r}, expected one of {', '.join(SIDES)}.")
         case AddRaw(amount) | Clamp(amount) | Scale(amount):
             pass
         case Suppress():
             return operation
     if isinstance(amount, bool) or not _is_number(amount):
         raise SteeringError(
-            f"strength of {name!r} is {amount!r}: expected a number such as +0.5, or Clamp, Scale, Suppress, When."
+            f"strength of {quoted(name)} is {quoted(amount)}: expected a number such as +0.5, or AddRaw, Clamp, Scale, "
+            "Suppress, When."
         )
     if not math.isfinite(amount):
-        raise SteeringError(f"strength of {name!r} is {amount}: expected a finite number such as +0.5.")
+        raise SteeringError(f"strength of {quoted(name)} is {amount}: expected a finite number such as +0.5.")
     if abs(amount) > LARGEST_STRENGTH:
         raise SteeringError(
-            f"strength of {name!r} is {amount}: expected at most {LARGEST_STRENGTH:g} in size. 1.0 is as present as in "
-            "a passage that strongly has the feature; 0.5 is a good start."
+            f"strength of {quoted(name)} is {amount}: expected at most {LARGEST_STRENGTH:g} in size; 0.5 is a good "
+            "start, and past 1.5 little of the question is left."
         )
     return operation
 

@@ -108,11 +108,9 @@ def plan(steering: Steering, q: Array, h_q: Codes[NDArray[Any]], sae: TopKSAE, c
     """
     lift = _LIFT * calibration.score_spread
 
-    def tilt(edit: Edit, share: float) -> Tilt:
-        features = np.array(edit.features)
-        weights = np.array(edit.weights, dtype=np.float32)
-        weights /= weights.sum()
-        direction = np.asarray((weights / calibration.match_unit[features]) @ sae.decoder[features], dtype=np.float32)
+    def tilt(edit: Edit, share: float, weights: Array, directions: Array) -> Tilt:
+        shares = weights / weights.sum() / calibration.match_unit[list(edit.features)]
+        direction = np.asarray(shares @ directions, dtype=np.float32)
         amount = share * edit.strength * lift
         return Tilt(edit.name, amount * direction, amount, direction)
 
@@ -156,10 +154,9 @@ def plan_code(steering: Steering, h_q: Codes[NDArray[Any]], calibration: Calibra
 
     unit = damp(calibration.unit)
 
-    def tilt(edit: Edit, share: float) -> Tilt:
-        features = np.array(edit.features)
-        weights = np.array(edit.weights, dtype=np.float32)
-        return Tilt(edit.name, share * edit.strength * _family_direction(weights, unit[features], directions(features)))
+    def tilt(edit: Edit, share: float, weights: Array, directions: Array) -> Tilt:
+        units = unit[list(edit.features)]
+        return Tilt(edit.name, share * edit.strength * _family_direction(weights, units, directions))
 
     return CodePlan(
         latents, vector, _plan(steering, vector, h_q, directions, unit, _LIFT * calibration.score_spread, tilt)
@@ -173,7 +170,7 @@ def _plan(
     directions_of: Callable[[NDArray[np.int64]], Array],
     unit: Array,
     lift: float,
-    tilt: Callable[[Edit, float], Tilt],
+    tilt: Callable[[Edit, float, Array, Array], Tilt],
 ) -> Plan:
     own = dict(zip(h_q.indices[0].tolist(), h_q.values[0].tolist(), strict=True))
     # What two suppressed families share is taken away once: each of them takes its part.
@@ -191,7 +188,7 @@ def _plan(
             # Of both sides each does half.
             share = 0.5 if edit.side == "both" else 1.0
             if edit.side in ("query", "both"):
-                tilts.append(tilt(edit, share))
+                tilts.append(tilt(edit, share, weights, directions))
             if edit.side in ("document", "both"):
                 gates.append(Gate(edit.name, edit.features, edit.weights, share * edit.strength * lift))
         elif edit.op == "raw":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sae_steer_retriever.edit import Edit
+from sae_steer_retriever.feature_names import folded
 from sae_steer_retriever.steering import Steering
 
 
@@ -28,7 +29,7 @@ def compose(default: Steering, call: Steering) -> Steering:
 
 
 def _name(edit: Edit) -> str:
-    return edit.name.casefold().removeprefix("#")
+    return folded(edit.name).removeprefix("#")
 
 
 __all__ = ["compose"]

@@ -120,7 +120,7 @@ def _descend(rows: _Rows[A], places: A, values: A, steps: int) -> tuple[A, A]:
     """The pursuit itself, of one row or of many."""
     residual = rows.x - rows.decode(places, values)
     error = rows.norm(residual)
-    share = error**0
+    share = error**0  # one for each row, of either kind of array
     for _ in range(steps):
         gradient = rows.matches(residual)
         present = rows.at(gradient, places)

@@ -240,6 +240,13 @@ def test_clamp_sets_the_querys_activation(row: int, feature: int, value: float) 
     np.testing.assert_allclose(shift, (value * UNIT[feature] - before) * SAE.decoder[feature], atol=1e-5)
 
 
+@pytest.mark.parametrize("steer", [{"x" * 100_000: "much"}, {"one": "x" * 100_000}, {"x" * 100_000: 1e9}])
+def test_huge_names_and_values_are_not_echoed_whole(steer: dict[str, Any]) -> None:
+    with pytest.raises(SteeringError) as refused:
+        parse(steer)
+    assert len(str(refused.value)) < 500
+
+
 @settings(max_examples=40, deadline=None)
 @given(row=st.integers(0, 19), feature=st.integers(0, N - 1), amount=st.floats(-0.5, 0.5))
 def test_raw_units_are_the_papers(row: int, feature: int, amount: float) -> None:

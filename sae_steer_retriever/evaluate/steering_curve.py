@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -37,6 +38,32 @@ class SteeringMethod(Protocol):
 
     def scores(self, query: int, concept: int, strength: float) -> Array:
         """(N,) what passages are ranked by."""
+
+
+@dataclass(frozen=True)
+class DerivedMethod:
+    """What is done with another method's scores: called and fed as it is, tried at every other of its strengths.
+
+    Attributes:
+        method: Which one.
+    """
+
+    method: SteeringMethod
+
+    @property
+    def name(self) -> str:
+        """The method's."""
+        return self.method.name
+
+    @property
+    def needs(self) -> str:
+        """The method's."""
+        return self.method.needs
+
+    @property
+    def strengths(self) -> Values:
+        """Every other one of the method's."""
+        return self.method.strengths[::2]
 
 
 class Outcomes(NamedTuple):

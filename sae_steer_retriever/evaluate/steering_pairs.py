@@ -11,9 +11,9 @@ import numpy as np
 
 from sae_steer_retriever.evaluate.steering_curve import (
     OPERATING_DRIFT,
+    DerivedMethod,
     Outcomes,
     SteeringMethod,
-    Values,
     outcomes,
     read_off,
 )
@@ -24,33 +24,16 @@ _PAIRS = 20
 
 
 @dataclass(frozen=True)
-class Together:
+class Together(DerivedMethod):
     """A method that steers towards two concepts with the same strength; what it adds to a score is added up.
 
     Attributes:
-        method: Which one.
         setting: What is steered.
         pairs: Of concepts; `scores` takes a place in it as its concept.
     """
 
-    method: SteeringMethod
     setting: SteeringSetting
     pairs: tuple[tuple[int, int], ...]
-
-    @property
-    def name(self) -> str:
-        """The method's."""
-        return self.method.name
-
-    @property
-    def needs(self) -> str:
-        """The method's."""
-        return self.method.needs
-
-    @property
-    def strengths(self) -> Values:
-        """Every other one of the method's."""
-        return self.method.strengths[::2]
 
     def scores(self, query: int, concept: int, strength: float) -> Array:
         """(N,) what passages are ranked by."""

@@ -9,7 +9,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from sae_steer_retriever.evaluate.bootstrap import Estimate
-from sae_steer_retriever.evaluate.steering_curve import OPERATING_DRIFT, Outcomes, SteeringMethod, Values, outcomes
+from sae_steer_retriever.evaluate.steering_curve import (
+    OPERATING_DRIFT,
+    DerivedMethod,
+    Outcomes,
+    SteeringMethod,
+    Values,
+    outcomes,
+)
 from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
 from sae_steer_retriever.sae import Array
 
@@ -28,29 +35,8 @@ class Movable(SteeringMethod, Protocol):
 
 
 @dataclass(frozen=True)
-class Away:
-    """A method with its strengths turned round.
-
-    Attributes:
-        method: Which one.
-    """
-
-    method: SteeringMethod
-
-    @property
-    def name(self) -> str:
-        """The method's."""
-        return self.method.name
-
-    @property
-    def needs(self) -> str:
-        """The method's."""
-        return self.method.needs
-
-    @property
-    def strengths(self) -> Values:
-        """How strongly it steers away: every other one."""
-        return self.method.strengths[::2]
+class Away(DerivedMethod):
+    """A method with its strengths turned round."""
 
     def scores(self, query: int, concept: int, strength: float) -> Array:
         """(N,) what passages are ranked by."""
