@@ -1,4 +1,4 @@
-"""The command line, `sae-steer`: train an SAE, index documents, search with steering, look at features, measure."""
+"""The command line, `sae-steer`: train an SAE, index documents, search and explore, look at features, measure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sae_steer_retriever import __version__
-from sae_steer_retriever.commands import evaluate, features, index, search, train
+from sae_steer_retriever.commands import audit, evaluate, explore, features, index, search, train
 from sae_steer_retriever.commands.execution import main_of
 
 _EXAMPLE = """\
@@ -17,11 +17,21 @@ example:
   sae-steer index --corpus ./docs --sae ./sae --store ./chroma
   sae-steer features search employment --sae ./sae
   sae-steer search "parental leave" --store ./chroma --steer employment=+0.5 --explain
+  sae-steer explore --store ./chroma
   sae-steer evaluate --corpus ./docs --sae ./sae --meaning
+  sae-steer audit --store ./chroma --queries questions.txt
 """
 
 
-_COMMANDS = {"train": train, "index": index, "search": search, "features": features, "evaluate": evaluate}
+_COMMANDS = {
+    "train": train,
+    "index": index,
+    "search": search,
+    "explore": explore,
+    "features": features,
+    "evaluate": evaluate,
+    "audit": audit,
+}
 
 
 class _CommandParser(argparse.ArgumentParser):

@@ -18,6 +18,7 @@ from sae_steer_retriever.errors import ArtifactError, quoted
 from sae_steer_retriever.feature import BY_PERSON, Feature
 from sae_steer_retriever.feature_names import feature_id, folded
 from sae_steer_retriever.sae import Array, TopKSAE, resolve_folder
+from sae_steer_retriever.shipped import names_folder
 
 logger = logging.getLogger(__name__)
 
@@ -262,7 +263,7 @@ def write_annotations(folder: str | Path, annotations: Annotations) -> None:
         "names": _rows(annotations.names[feature] for feature in sorted(annotations.names)),
         "unmatched": _rows(annotations.unmatched),
     }
-    write_files(Path(folder), {ANNOTATIONS_FILE: json.dumps(body, ensure_ascii=False, indent=1).encode()})
+    write_files(names_folder(Path(folder)), {ANNOTATIONS_FILE: json.dumps(body, ensure_ascii=False, indent=1).encode()})
 
 
 def read_annotations(folder: str | Path) -> Annotations | None:
@@ -271,7 +272,7 @@ def read_annotations(folder: str | Path) -> Annotations | None:
     Raises:
         ArtifactError: The file is damaged, or of another format.
     """
-    path = Path(folder) / ANNOTATIONS_FILE
+    path = names_folder(Path(folder)) / ANNOTATIONS_FILE
     if not path.is_file():
         return None
     try:

@@ -69,6 +69,7 @@ def calibrate(
     n: int,
     score_spread: float,
     matches: Iterable[Codes[NDArray[Any]]] | None = None,
+    prior: Calibration | None = None,
 ) -> Calibration:
     """Statistics of each feature, streamed over batches of codes.
 
@@ -78,6 +79,9 @@ def calibrate(
         score_spread: See `Calibration`.
         matches: The same names with how well each matches its passage, in place of activations
             (`interpret.evidence.name_matches`); activations themselves if not given.
+        prior: What another corpus says of the first so many of the features: units are shrunk towards its units, on
+            the scale of this corpus, and not towards the median feature. For a corpus that has each feature a few
+            times at most.
     """
     activations = _Quantiles(n)
     for batch in codes:
@@ -87,8 +91,14 @@ def calibrate(
         matched = _Quantiles(n)
         for batch in matches:
             matched.add(batch)
+    units, match_units = (None, None) if prior is None else (prior.unit, prior.match_unit)
     return Calibration(
-        activations.rows, activations.count, activations.unit(), activations.maximum, score_spread, matched.unit()
+        activations.rows,
+        activations.count,
+        activations.unit(units),
+        activations.maximum,
+        score_spread,
+        matched.unit(match_units),
     )
 
 
@@ -119,14 +129,26 @@ class _Quantiles:
                 self._samples[latent].append(part[:room])
                 self._kept[latent] += min(room, len(part))
 
-    def unit(self) -> Array:
-        """(n,) the 95th percentiles, shrunk."""
+    def unit(self, prior: Array | None = None) -> Array:
+        """(n,) the 95th percentiles, shrunk: towards their median, or towards units of some of the features."""
         percentile = np.array(
             [np.percentile(np.concatenate(parts), 95) if parts else 0.0 for parts in self._samples], dtype=np.float32
         )
-        typical = float(np.median(percentile[self.count > 0])) if (self.count > 0).any() else 1.0
+        median = float(np.median(percentile[self.count > 0])) if (self.count > 0).any() else 1.0
+        typical = np.full(len(percentile), median)
+        if prior is not None:
+            typical[: len(prior)] = prior * self._scale(percentile[: len(prior)] / prior)
         shrunk = (self.count * percentile + _SHRINKAGE * typical) / (self.count + _SHRINKAGE)
         return np.asarray(shrunk, dtype=np.float32)
+
+    def _scale(self, ratio: Array) -> float:
+        """How much larger units are here than in a prior: the median of the features seen, each as often as seen."""
+        count = self.count[: len(ratio)]
+        if not count.any():
+            return 1.0
+        order = np.argsort(ratio, kind="stable")
+        seen = np.cumsum(count[order])
+        return float(ratio[order][np.searchsorted(seen, seen[-1] / 2)])
 
 
 def save_calibration(calibration: Calibration, label_embeddings: Array | None) -> bytes:

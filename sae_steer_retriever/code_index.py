@@ -131,6 +131,11 @@ class CodeIndex:
         products = (vectors @ q)[rows] if len(rows) > len(self) // 4 else vectors[rows] @ q
         return np.asarray(products + offsets[rows], dtype=np.float64)
 
+    @property
+    def stored(self) -> StoredVectors:
+        """The vectors of all passages, by row; not to be written to."""
+        return self._stored
+
     def vectors(self, rows: NDArray[np.integer[Any]]) -> StoredVectors:
         """The vectors of some passages."""
         return StoredVectors(*(np.asarray(part[rows]) for part in self._stored))

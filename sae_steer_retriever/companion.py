@@ -57,6 +57,7 @@ class Companion:
             "library": _LIBRARY,
             "format_version": _FORMAT_VERSION,
             "sae_fingerprint": sae.fingerprint,
+            "k": sae.config.k,
             "encoder": sae.config.encoder.name,
             "source": name,
             "stamp": uuid.uuid4().hex,
@@ -225,19 +226,6 @@ def query_known(
         return query([name for name in ids if name in known]) if known else nothing
 
 
-def recorded_sae(client: ClientAPI, collection: str) -> str | None:
-    """Where the SAE of a collection's companion was loaded from when it was indexed, if that is known."""
-    from chromadb.errors import NotFoundError
-
-    with translated("reading the companion"):
-        try:
-            metadata = client.get_collection(collection + SUFFIX, embedding_function=None).metadata or {}
-        except (NotFoundError, ValueError):
-            return None
-    location = metadata.get("sae_location")
-    return None if location is None else str(location)
-
-
 def rebuild(client: ClientAPI, collection: str) -> None:
     """Drop a companion, so that another SAE can make a new one; the documents are not touched.
 
@@ -255,7 +243,7 @@ def require_ours(collection: Collection, sae: TopKSAE) -> None:
     """Refuse a companion of another SAE, or a collection that is no companion.
 
     Raises:
-        MismatchError: It was made by another SAE.
+        MismatchError: It was made by another SAE, or at another K.
         StoreError: It is none of ours.
     """
     _require_library(collection)
@@ -266,6 +254,17 @@ def require_ours(collection: Collection, sae: TopKSAE) -> None:
             f"{metadata.get('encoder')!r}), but SAE {sae.fingerprint} (encoder {sae.config.encoder.name!r}) was given: "
             "give that SAE, or rebuild the companion (`sae-steer index --rebuild`, `store.rebuild`)."
         )
+    k = k_of(metadata, sae)
+    if k != sae.config.k:
+        raise MismatchError(
+            f"companion {collection.name!r} holds codes of k = {k}, but the SAE was given at k = {sae.config.k}: load "
+            f"it with k={k}, or rebuild the companion (`sae-steer index --rebuild`, `store.rebuild`)."
+        )
+
+
+def k_of(metadata: Mapping[str, Any], sae: TopKSAE) -> int:
+    """The K of a companion's codes, by its metadata; earlier versions have none: it is the K of the fit."""
+    return int(metadata.get("k") or sae.config.fitted_k or sae.config.k)
 
 
 def companion_of(metadata: Mapping[str, Any] | None) -> str | None:

@@ -193,7 +193,7 @@ class FeaturePage:
             facts.append(("named", f"by {_printable(feature.label_by)}"))
         if self.note:
             facts.append(("note", _printable(" ".join(self.note.split()))))
-        facts.append(("score", _score_line(feature)))
+        facts.append(("score", score_line(feature)))
         share = f"{self.count:,} of {self.rows:,} passages ({feature.frequency:.2%})"
         facts.append(("frequency", share if self.count else "in no passage of the corpus: it is dead"))
         facts.append(
@@ -207,6 +207,9 @@ class FeaturePage:
                 f"{value:.3f} ({share:.0%})" for share, value in zip(QUANTILES, self.evidence.quantiles, strict=False)
             )
             facts.append(("strength", f"{'  '.join(shown)} of the passages that have it, which are ordered by it"))
+        if not self._parts() and self.count:
+            none = "none are kept with this SAE, whose corpus is not here: those of a store are in the store"
+            facts.append(("passages", none))
         if self.family is not None:
             members = len(self.family.features)
             facts.append(("family", f"{_printable(self.family.name)} ({members} features, family #{self.family.id})"))
@@ -230,7 +233,8 @@ def _named(feature: Feature) -> str:
     return feature.name if feature.label else "(no label)"
 
 
-def _score_line(feature: Feature) -> str:
+def score_line(feature: Feature) -> str:
+    """A label's score with its intervals and what it means, or why there is none."""
     if feature.score is None:
         reason = "not measured: too few unseen passages with it, or too few of its neighbours' without it"
         if not feature.label:
@@ -282,4 +286,4 @@ def _printable_lines(text: str) -> str:
     return "\n".join(map(_printable, text.split("\n")))
 
 
-__all__ = ["FeaturePage", "NamedNeighbour"]
+__all__ = ["FeaturePage", "NamedNeighbour", "score_line"]

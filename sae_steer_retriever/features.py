@@ -91,8 +91,8 @@ class FeatureCatalog:
         self.features = tuple(
             names[feature.id].of(feature) if feature.id in names else feature for feature in self._generated
         )
-        self._resolver = NameResolver(self)
-        self._search = FeatureSearch(self)
+        self._resolver: NameResolver | None = None
+        self._search: FeatureSearch | None = None
 
     def __len__(self) -> int:
         """Number of latents, n."""
@@ -144,6 +144,8 @@ class FeatureCatalog:
             include_hubs: Also features that more than a tenth of the passages have.
             include_dead: Also features that no passage has.
         """
+        # Indexed when first asked: indexing takes longer than reading the files.
+        self._search = self._search or FeatureSearch(self)
         return self._search.find(
             text, concept=concept, limit=limit, include_hubs=include_hubs, include_dead=include_dead
         )
@@ -159,6 +161,7 @@ class FeatureCatalog:
             UnknownFeatureError: No live feature answers to the name; the nearest names are listed.
             AmbiguousFeatureError: Several unrelated features do; they are listed.
         """
+        self._resolver = self._resolver or NameResolver(self)
         return self._resolver.resolve(name, concept)
 
     def evidence(self, feature: int) -> FeatureEvidence | None:

@@ -6,19 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_steer_retriever.drift import Drift, query_drift
 from sae_steer_retriever.explanation import Explanation
 from sae_steer_retriever.hits import Hit, hits_of
 from sae_steer_retriever.latent_index import LatentEngine
 from sae_steer_retriever.loaded_sae import load_sae
 from sae_steer_retriever.passage_explanation import explain_passage
 from sae_steer_retriever.query_search import SPACES, Space, check_count, check_query
-from sae_steer_retriever.sae import Array
+from sae_steer_retriever.sae import Array, resolve_folder
+from sae_steer_retriever.shipped import recordable
 from sae_steer_retriever.steerable import Steerable
 from sae_steer_retriever.steering import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
-from sae_steer_retriever.store import ChromaStore, Metadata
+from sae_steer_retriever.store import ChromaStore, Metadata, connect
+from sae_steer_retriever.store_record import at_recorded_k, default_sae
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
+
+    from sae_steer_retriever.explorer.running import Explorer
 
 DEFAULT_FETCH_K = 100
 
@@ -32,9 +37,10 @@ class SteeredRetriever(Steerable):
     @classmethod
     def open(
         cls,
-        sae: str | Path,
+        sae: str | Path | None = None,
         *,
         embedding: Any = None,  # noqa: ANN401 - see as_embedder
+        sae_k: int | None = None,
         path: str | Path | None = None,
         host: str | None = None,
         port: int = 8000,
@@ -47,8 +53,10 @@ class SteeredRetriever(Steerable):
         """Load an SAE with its catalog and open a store.
 
         Args:
-            sae: Folder of the SAE, or its hub id.
+            sae: Folder of the SAE, its hub id, or the name of one that ships; if None, the one that the collection was
+                indexed with, else the one that ships for the encoder.
             embedding: Anything `as_embedder` takes; the SAE's own encoder if not given.
+            sae_k: Active latents per embedding; if None, as the collection was indexed, else as the SAE was fitted.
             path: Folder of an embedded Chroma.
             host: A Chroma server's host.
             port: Its port.
@@ -57,18 +65,22 @@ class SteeredRetriever(Steerable):
             create: Whether to make it if it is absent.
             latent_engine: What searches in the latent space: "exact" or "seismic".
             steering: A default that calls are laid over.
+
+        Raises:
+            ArtifactError: The SAE is damaged, or none was given and none ships for the encoder.
+            MismatchError: The encoder, the SAE and the collection do not belong together.
+            StoreError: The store does not answer.
         """
-        loaded, catalog, embedder = load_sae(sae, embedding=embedding)
-        location = str(Path(sae).resolve()) if Path(sae).is_dir() else str(sae)
+        if sae is not None:
+            resolve_folder(sae)  # before a store is made for nothing
+        client = client or connect(path=path, host=host, port=port)
+        if sae is None:
+            sae = default_sae(client, collection, embedding)
+        loaded, catalog, embedder = load_sae(sae, embedding=embedding, k=sae_k)
+        if sae_k is None:
+            loaded = at_recorded_k(loaded, client, collection)
         store = ChromaStore.open(
-            loaded,
-            path=path,
-            host=host,
-            port=port,
-            client=client,
-            collection=collection,
-            create=create,
-            sae_location=location,
+            loaded, client=client, collection=collection, create=create, sae_location=recordable(sae)
         )
         return cls(store, embedder, catalog, latent_engine=latent_engine, steering=steering)
 
@@ -178,6 +190,53 @@ class SteeredRetriever(Steerable):
         steered = bool(self._queries.applied(steering, read).edits)
         searching = self._queries.under(steering, read, space, where)
         return explain_passage(searching, self.store, query, hit, space=space, steered=steered, fetch_k=fetch_k)
+
+    def drift(
+        self,
+        query: str,
+        *,
+        steer: SteerLike | Steering | None = None,
+        space: Space = "original",
+        side: Side | None = None,
+        drift_cap: float = DEFAULT_DRIFT_CAP,
+        embedding: Sequence[float] | Array | None = None,
+    ) -> Drift:
+        """How far a steering turns a query, and how much of it the drift cap lets through; see `search`."""
+        check_query(query, space)
+        steering = self.resolve(steer, side=side, drift_cap=drift_cap, space=space)
+        read = self._queries.read(query, embedding)
+        applied = self._queries.applied(steering, read)
+        assert read.code is not None  # noqa: S101 - `read` encodes unless it is told not to
+        return query_drift(applied, read.embedding, read.code, self.sae, self.catalog.calibration, space=space)
+
+    def explore(
+        self,
+        query: str = "",
+        *,
+        steer: SteerLike | Steering | None = None,
+        port: int = 0,
+        open_browser: bool = False,
+        **options: Any,
+    ) -> Explorer:
+        """Open the explorer of this retriever on this machine, behind a notebook for instance (`explorer` extra).
+
+        Args:
+            query: What its bench begins with.
+            steer: The steering that it begins with, as for `search`.
+            port: Where; 0 takes a port that is free.
+            open_browser: Whether to open a browser, too.
+            options: `k`, `space`, `side`, `fetch_k` and `drift_cap` of `search`.
+
+        Returns:
+            The running server: `url` is its address, `close()` ends it.
+
+        Raises:
+            MissingExtraError: The extra is not installed.
+            SAESteerError: The port is taken.
+        """
+        from sae_steer_retriever.explorer.running import explore
+
+        return explore(self, query, steer=steer, port=port, open_browser=open_browser, **options)
 
 
 __all__ = ["DEFAULT_FETCH_K", "SPACES", "Hit", "Space", "SteeredRetriever", "load_sae"]

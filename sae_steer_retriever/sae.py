@@ -219,18 +219,38 @@ class TopKSAE:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that name these weights, both readings and the encoder; stores and policies pin it."""
+        """16 hex digits that name these weights, the readings they were fitted for and the encoder.
+
+        Catalogs, policies and stores pin it. A K that was chosen later (`with_k`) is not part of it, because features
+        mean the same at any K; codes do not, so stores record their K beside it.
+        """
         digest = hashlib.sha256()
         for tensor in (self.W_enc, self.b_enc, self.W_dec, self.b_dec):
             digest.update(tensor.cpu().numpy().tobytes())
         encoder = self.config.encoder
         prefixes = (encoder.query_prefix, encoder.document_prefix)
-        digest.update(repr((self.config.k, self.config.k_names, encoder.base_name, prefixes)).encode())
+        k = self.config.fitted_k or self.config.k
+        digest.update(repr((k, self.config.k_names, encoder.base_name, prefixes)).encode())
         if self.config.pursuit_steps:  # absent from older SAEs, whose names stay as they were
             digest.update(repr(self.config.pursuit_steps).encode())
             if self.config.pursuit_candidates is not None:
                 digest.update(repr(("candidates", self.config.pursuit_candidates)).encode())
         return digest.hexdigest()[:16]
+
+    def with_k(self, k: int) -> TopKSAE:
+        """The same dictionary read at another K: fewer latents explain more simply, more reconstruct better.
+
+        Features keep their meaning, names and units, so catalogs, policies and `fingerprint` stay valid.
+
+        Args:
+            k: Active latents per embedding, at least `k_names`, at most `n` and `pursuit_candidates`.
+
+        Raises:
+            ValueError: It is out of range.
+        """
+        if k == self.config.k:
+            return self
+        return TopKSAE(self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.config.with_k(k))
 
     def to(self, device: str) -> TopKSAE:
         """The same SAE with its tensors on another device."""
@@ -252,12 +272,19 @@ class TopKSAE:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, revision: str | None = None, token: str | None = None, device: str = "cpu"
+        cls,
+        path: str | Path,
+        *,
+        k: int | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        device: str = "cpu",
     ) -> TopKSAE:
-        """Load an SAE from a folder, or from a hub id such as "org/name".
+        """Load an SAE from a folder, from a hub id such as "org/name", or one that ships, by its encoder's name.
 
         Args:
-            path: Folder with `model.safetensors` and `config.json`, or a hub id.
+            path: Folder with `model.safetensors` and `config.json`, a hub id, or a name such as "all-MiniLM-L6-v2".
+            k: Active latents per embedding, in place of those it was fitted for; see `with_k`.
             revision: Branch, tag or commit on the hub.
             token: Access token for a private repository on the hub.
             device: Where the tensors go.
@@ -265,6 +292,7 @@ class TopKSAE:
         Raises:
             ArtifactError: A file is missing, truncated, foreign, of another format version, or the two do not
                 belong together.
+            ValueError: `k` is out of range.
         """
         folder = resolve_folder(path, revision=revision, token=token)
         config, fingerprint = read_config(folder / CONFIG_FILE)
@@ -274,6 +302,8 @@ class TopKSAE:
                 f"{folder}: {CONFIG_FILE} was written for weights {fingerprint}, {WEIGHTS_FILE} holds "
                 f"{sae.fingerprint}: the two files do not belong together; save or download both again."
             )
+        if k is not None:
+            sae = sae.with_k(k)
         return sae if device == "cpu" else sae.to(device)
 
     def push_to_hub(

@@ -90,6 +90,9 @@ class SAEConfig:
         pursuit_steps: Steps of pursuit after the encoder's TopK; 0 is the paper's one product.
         pursuit_candidates: How many latents, those that the encoder ranks first, a pursuit chooses from; None for all,
             as in files older than this field.
+        fitted_k: The `k` that it was fitted for, where `k` is another one, chosen later; None if they are one.
+        adapted_from: Fingerprint of the SAE that it was adapted from, whose features keep their ids and their meaning
+            (`train.adaptation`), so that policies made for that one hold for it; None for a fit of its own.
         training: Settings of the fit, for the record.
         metrics: Measurements taken at the end of the fit, for the record.
     """
@@ -101,6 +104,8 @@ class SAEConfig:
     k_names: int = 8
     pursuit_steps: int = 0
     pursuit_candidates: int | None = None
+    fitted_k: int | None = None
+    adapted_from: str | None = None
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -119,11 +124,26 @@ class SAEConfig:
             raise ValueError(f"pursuit_candidates = {candidates}: expected at least k = {self.k}, or None for all.")
         if self.k > self.n:
             raise ValueError(f"k = {self.k}: expected 1 <= k <= n = {self.n}.")
+        if self.fitted_k is not None and not self.k_names <= self.k:
+            raise ValueError(f"k = {self.k}: expected at least k_names = {self.k_names}, which labels are made of.")
         if self.encoder.dimension != self.d:
             raise MismatchError(
                 f"the SAE reads {self.d} dimensions, but its encoder {self.encoder.name!r} gives "
                 f"{self.encoder.dimension}."
             )
         object.__setattr__(self, "k_names", min(self.k_names, self.k))
+        if self.fitted_k == self.k:
+            object.__setattr__(self, "fitted_k", None)
         if candidates is not None and candidates >= self.n:
             object.__setattr__(self, "pursuit_candidates", None)
+
+    def with_k(self, k: int) -> SAEConfig:
+        """The same dictionary read at another K.
+
+        Args:
+            k: At least `k_names`, at most `n` and `pursuit_candidates`.
+
+        Raises:
+            ValueError: It is not.
+        """
+        return dataclasses.replace(self, k=k, fitted_k=self.fitted_k or self.k)

@@ -17,6 +17,7 @@ from torch import Tensor
 from sae_steer_retriever.artifact import write_files
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.sae_config import EncoderSpec, SAEConfig
+from sae_steer_retriever.shipped import shipped_names, shipped_sae
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -41,11 +42,22 @@ def write_sae(folder: Path, tensors: Mapping[str, Tensor], config: SAEConfig, fi
         "fingerprint": fingerprint,
         **dataclasses.asdict(config),
     }
+    weights = save_safetensors({name: tensors[name].cpu() for name in TENSORS}, metadata=identity)
     files = {
-        WEIGHTS_FILE: save_safetensors({name: tensors[name].cpu() for name in TENSORS}, metadata=identity),
+        WEIGHTS_FILE: _with_ordered_header(weights),
         CONFIG_FILE: (json.dumps(body, indent=2, ensure_ascii=False) + "\n").encode(),
     }
     write_files(folder, files)
+
+
+def _with_ordered_header(content: bytes) -> bytes:
+    """A safetensors file with its metadata in one order: the library writes them in another one each time."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # the numbers begin at a multiple of eight
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def read_config(path: Path) -> tuple[SAEConfig, str]:
@@ -75,7 +87,7 @@ def read_config(path: Path) -> tuple[SAEConfig, str]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The four tensors; nothing is ever unpickled.
+    """The four tensors, `restored` to float32; nothing is ever unpickled.
 
     Raises:
         ArtifactError: The file is missing, truncated, or another model's.
@@ -91,11 +103,34 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ArtifactError(f"{path}: {name} has dtype {tensor.dtype}, expected float32, float16 or bfloat16.")
-    return tensors
+    return restored(tensors)
+
+
+def restored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as they are computed with: float32, and the decoder's rows of unit norm again where they were rounded.
+
+    On any machine to the last bit, as an SAE's fingerprint is of these: squares of float16 numbers are whole multiples
+    of 2^-48, so float64 holds their sums exactly, in whatever order they are added.
+
+    Args:
+        tensors: The four, as a file holds them.
+    """
+    rows = tensors["W_dec"]
+    whole = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    if rows.dtype != torch.float32:
+        exact = rows.to(torch.float64)
+        norms = exact.square().sum(dim=1, keepdim=True).sqrt()
+        whole["W_dec"] = torch.where(norms > 0, exact / norms, exact).to(torch.float32)
+    return whole
 
 
 def resolve_folder(path: str | Path, *, revision: str | None = None, token: str | None = None) -> Path:
-    """The local folder of a saved SAE: `path` itself, or a downloaded snapshot of the hub repository it names.
+    """The local folder of a saved SAE: `path` itself, one that ships, or a downloaded snapshot of a hub repository.
+
+    Args:
+        path: A folder, the name of an encoder that an SAE ships for, or a hub id.
+        revision: Branch, tag or commit on the hub.
+        token: Access token for a private repository on the hub.
 
     Raises:
         ArtifactError: No such folder, and no hub repository of that name could be had.
@@ -105,8 +140,14 @@ def resolve_folder(path: str | Path, *, revision: str | None = None, token: str 
         return folder
     if folder.exists():
         raise ArtifactError(f"{path} is a file; expected the folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}.")
+    shipped = shipped_sae(str(path))
+    if shipped is not None:
+        return shipped
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path).startswith("."):
-        raise ArtifactError(f"no folder {path}: give the folder that `sae-steer train --output` wrote, or a hub id.")
+        ships = f", or the name of one that ships: {', '.join(shipped_names())}" if shipped_names() else ""
+        raise ArtifactError(
+            f"no folder {path}: give the folder that `sae-steer train --output` wrote, a hub id{ships}."
+        )
     from huggingface_hub import snapshot_download
 
     try:

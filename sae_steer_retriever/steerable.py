@@ -108,7 +108,7 @@ class Steerable:
         Raises:
             MismatchError: The steering is another SAE's.
         """
-        steering.require(self.sae.fingerprint)
+        steering = steering.of_sae(self.sae.config, self.sae.fingerprint)
         return self._queries.applied(steering, self._queries.read(query, embedding))
 
     def resolve_name(self, name: str | int) -> Resolution:

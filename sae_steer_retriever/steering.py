@@ -31,7 +31,7 @@ from sae_steer_retriever.operation import (
     operation_of,
 )
 from sae_steer_retriever.plan import SUPPRESSED_FROM, Gate, Plan, Tilt, cap_drift, plan
-from sae_steer_retriever.sae import Array, Codes
+from sae_steer_retriever.sae import Array, Codes, SAEConfig
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +155,23 @@ class Steering:
             ) from error
         except (SteeringError, UnicodeDecodeError) as error:
             raise SteeringError(f"{str(path)!r}: {error}") from error
+
+    def of_sae(self, config: SAEConfig, fingerprint: str) -> Steering:
+        """This steering, for an SAE: as it is, or as one made for the SAE that it was adapted from.
+
+        Adapting keeps the ids and the meaning of all features, so a policy of the general SAE is one of the adapted.
+
+        Args:
+            config: The SAE's.
+            fingerprint: The SAE's.
+
+        Raises:
+            MismatchError: It was made for another SAE.
+        """
+        if fingerprint != self.fingerprint and config.adapted_from == self.fingerprint:
+            return dataclasses.replace(self, fingerprint=fingerprint)
+        self.require(fingerprint)
+        return self
 
     def require(self, fingerprint: str) -> None:
         """Refuse to be used with another SAE.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sae_steer_retriever.code_index import CodeIndex
-from sae_steer_retriever.companion import Companion, CompanionWriter, companion_of, rebuild, recorded_sae
+from sae_steer_retriever.companion import Companion, CompanionWriter, companion_of, rebuild
 from sae_steer_retriever.connection import connect, translated
 from sae_steer_retriever.document_collection import AddReport, DocumentCollection, Neighbours, Record
 from sae_steer_retriever.embedders import Embedder
@@ -21,12 +21,23 @@ from sae_steer_retriever.live_index import LiveIndex
 from sae_steer_retriever.passages import Metadata, batches, check_ids
 from sae_steer_retriever.sae import Array, Codes, TopKSAE
 from sae_steer_retriever.sae_config import encoder_base_name
+from sae_steer_retriever.store_record import ENCODER_KEY, recorded_sae
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
     from chromadb.api.models.Collection import Collection
 
-__all__ = ["AddReport", "ChromaStore", "Metadata", "Neighbours", "Record", "connect", "rebuild", "recorded_sae"]
+__all__ = [
+    "AddReport",
+    "ChromaStore",
+    "Metadata",
+    "Neighbours",
+    "Record",
+    "client_of",
+    "connect",
+    "rebuild",
+    "recorded_sae",
+]
 
 # Passages a write or a page; more would only need more memory.
 _BATCH = 1000
@@ -54,7 +65,7 @@ class ChromaStore:
         self._client = client
         self.documents = documents
         self.sae = sae
-        recorded = (documents.metadata or {}).get("sae_steer_encoder")
+        recorded = (documents.metadata or {}).get(ENCODER_KEY)
         if recorded is not None and encoder_base_name(str(recorded)) != sae.config.encoder.base_name:
             raise MismatchError(
                 f"collection {documents.name!r} was embedded by {recorded!r}, but the SAE is for "
@@ -100,7 +111,7 @@ class ChromaStore:
                 documents = client.get_or_create_collection(
                     collection,
                     embedding_function=None,
-                    metadata={"sae_steer_encoder": sae.config.encoder.name},
+                    metadata={ENCODER_KEY: sae.config.encoder.name},
                     configuration={"hnsw": {"space": "ip", "ef_search": 200}},
                 )
             else:
@@ -126,20 +137,8 @@ class ChromaStore:
         Raises:
             TypeError: No collection can be found in it.
         """
-        from chromadb.api.client import Client
-        from chromadb.api.models.Collection import Collection
-
-        for candidate in (collection, getattr(collection, "_collection", None)):
-            if isinstance(candidate, Collection):
-                server = candidate._client
-                model = candidate.get_model() if hasattr(candidate, "get_model") else candidate._model
-                client = Client.from_system(server._system, tenant=model.tenant, database=model.database)
-                documents = client.get_collection(candidate.name, embedding_function=None)
-                return cls(client, documents, sae, sae_location=sae_location)
-        raise TypeError(
-            f"expected a chromadb Collection, a langchain_chroma.Chroma or a ChromaVectorStore, got "
-            f"{type(collection).__name__}."
-        )
+        client, name = client_of(collection)
+        return cls(client, client.get_collection(name, embedding_function=None), sae, sae_location=sae_location)
 
     @property
     def space(self) -> str:
@@ -378,3 +377,26 @@ class ChromaStore:
         if outdated:
             writer.write([ids[position] for position in outdated], vectors[outdated])
         return len(outdated)
+
+
+def client_of(collection: Any) -> tuple[ClientAPI, str]:  # noqa: ANN401 - see ChromaStore.from_collection
+    """A client of the store that a collection is in, and the collection's name.
+
+    Args:
+        collection: See `ChromaStore.from_collection`.
+
+    Raises:
+        TypeError: No collection can be found in it.
+    """
+    from chromadb.api.client import Client
+    from chromadb.api.models.Collection import Collection
+
+    for candidate in (collection, getattr(collection, "_collection", None)):
+        if isinstance(candidate, Collection):
+            server = candidate._client
+            model = candidate.get_model() if hasattr(candidate, "get_model") else candidate._model
+            return Client.from_system(server._system, tenant=model.tenant, database=model.database), candidate.name
+    raise TypeError(
+        f"expected a chromadb Collection, a langchain_chroma.Chroma or a ChromaVectorStore, got "
+        f"{type(collection).__name__}."
+    )

@@ -111,6 +111,7 @@ def world(embedder: SentenceTransformerEmbedder, world_embedder: CachedEmbedder)
 def _private_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests neither read nor leave anything in the user's cache."""
     monkeypatch.setenv("SAE_STEER_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("SAE_STEER_NAMES", str(tmp_path_factory.mktemp("names")))
 
 
 @pytest.fixture(scope="session")

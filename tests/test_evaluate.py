@@ -274,7 +274,6 @@ def test_table_4_counts_by_the_labels_of_a_corpus(sae_steer: Run, sae: Path, wor
 
 def test_options_that_do_not_go_together(sae_steer: Run, judged: Path, sae: Path, tmp_path: Path) -> None:
     for arguments, expected in (
-        (("--dataset", judged), "give --sae DIR"),
         (("--sae", sae), "either --dataset DIR"),
         (("--sae", sae, "--dataset", judged, "--corpus", judged), "either --dataset DIR"),
         (("--sae", sae, "--corpus", tmp_path / "none"), "no such file or folder"),
@@ -291,7 +290,6 @@ def test_options_that_do_not_go_together(sae_steer: Run, judged: Path, sae: Path
         (("--sae", sae, "--dataset", judged, "--output", judged / "corpus.jsonl"), "cannot make the folder"),
         (("--table", "1", "--dataset", judged, "--output", judged / "corpus.jsonl"), "cannot make the folder"),
         (("--table", "4", "--figure", "4", "--dataset", judged, "--sae", sae), "not both"),
-        (("--table", "4", "--dataset", judged), "name its folder with --sae"),
         (("--figure", "4", "--dataset", judged, "--sae", tmp_path / "none"), "no such folder"),
         (("--figure", "4", "--sae", sae), "give --dataset"),
         (("--figure", "4", "--sae", sae, "--dataset", judged, "--corpus", judged), "no --corpus"),

@@ -103,9 +103,6 @@ def test_the_sae_may_stand_before_or_after_the_word(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["families"], "whose features? Name an SAE"),
-        (["annotate", "1", "x"], "whose features? Name an SAE"),
-        (["tables"], "whose features? Name an SAE"),
         (["label", "--corpus", "."], "whose features? Name an SAE"),
         (["label", "--corpus", ".", "--sae", "nowhere"], "no such folder: nowhere"),
         (["--store", ".", "label", "--corpus", "."], "give --sae DIR in place of --store"),
@@ -116,7 +113,6 @@ def test_the_sae_may_stand_before_or_after_the_word(
         (["tries", "1", "--sae", "."], "give --corpus PATH, or --store DIR"),
         (["tries", "1", "--corpus", "nowhere", "--sae", "."], "no such file or folder: nowhere"),
         (["tries", "1", "--corpus", ".", "--store", "."], "give either --corpus PATH or --store DIR"),
-        (["tries", "1", "--corpus", "."], "whose features? Name an SAE"),
         (["tries", "1", "--corpus", ".", "--sae", ".", "--limit", "3"], "--limit goes with --all"),
         (["tables", "--sae", ".", "--document", "a"], "--document names passages"),
     ],

@@ -219,7 +219,6 @@ def test_an_sae_alone_gives_the_samples_and_the_queries(tables: Callable[..., Ra
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "whose features? Name an SAE"),
         (("--sae", "x", "--document", "a"), "--document names passages of --corpus PATH or of --store DIR"),
         (("--sae", "x", "--corpus", "nowhere"), "no such file or folder"),
         (("--store", ".", "--corpus", "."), "give either --corpus PATH or --store DIR"),

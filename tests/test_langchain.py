@@ -823,8 +823,11 @@ def test_the_saes_own_encoder_is_the_default(filled_folder: Path, documents: lis
     assert retriever.invoke("waiting for a thread")[0].id == "thread"
 
 
-def test_without_an_sae_the_error_says_how_to_train_one(documents: list[Document]) -> None:
-    with pytest.raises(ArtifactError, match=r"sae-steer train --corpus \./docs --output \./sae"):
+def test_where_none_ships_the_error_says_how_to_train_one(
+    documents: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sae_steer_retriever.shipped.SHIPPED_FOLDER", tmp_path)
+    with pytest.raises(ArtifactError, match=r"sae-steer train --corpus \./docs --model .* --output \./sae"):
         SAESteeredRetriever.from_documents(documents)
     with pytest.raises(TypeError, match="expected a folder, a hub id, or a"):
         SAESteeredRetriever.from_documents(documents, sae=3)  # type: ignore[arg-type]

@@ -199,14 +199,35 @@ def build_wheel(folder: Path, target: Path) -> set[str]:
         return set(archive.namelist())
 
 
-def test_wheel_holds_every_module_and_data_file(tmp_path: Path) -> None:
-    names = build_wheel(ROOT, tmp_path)
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package's wheel."""
+    target = tmp_path_factory.mktemp("wheel")
+    build_wheel(ROOT, target)
+    return next(target.glob("*.whl"))
+
+
+def test_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
     sources = {path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     expected = {path.relative_to(ROOT).as_posix() for path in sources}
     assert "sae_steer_retriever/py.typed" in expected
     assert expected - names == set()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"sae_steer_retriever"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_wheel_holds_an_sae_and_stays_small(wheel: Path) -> None:
+    folder = PACKAGE / "pretrained"
+    if not list(folder.glob("*/model.safetensors")):
+        pytest.skip(f"no weights in {folder}: train/ship.py writes them")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for name in ("model.safetensors", "config.json", "features.json", "calibration.safetensors"):
+        assert f"sae_steer_retriever/pretrained/all-MiniLM-L6-v2/{name}" in names
+    assert not [
+        name for name in names if "/pretrained/" in name and name.endswith(("annotations.json", "evidence.json"))
+    ]
+    assert wheel.stat().st_size < 40 * 2**20
 
 
 def test_every_folder_of_modules_is_a_package() -> None:

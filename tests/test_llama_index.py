@@ -638,14 +638,17 @@ def test_opening_what_is_not_there_makes_nothing(tmp_path: Path, world: World) -
     assert not (tmp_path / "absent").exists()
 
 
-def test_without_an_sae_the_error_says_how_to_get_one(index: VectorStoreIndex, nodes: list[TextNode]) -> None:
+def test_where_none_ships_the_error_says_how_to_get_one(
+    index: VectorStoreIndex, nodes: list[TextNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sae_steer_retriever.shipped.SHIPPED_FOLDER", tmp_path)
     makers: list[Callable[[], object]] = [
         lambda: SAESteeredRetriever.from_nodes(nodes),
         lambda: SAESteeredRetriever.from_vector_store_index(index),
         lambda: SAESteerPostprocessor.from_defaults(steer=STEER),
     ]
     for make in makers:
-        with pytest.raises(ArtifactError, match="sae-steer train --corpus ./docs --output ./sae"):
+        with pytest.raises(ArtifactError, match="sae-steer train --corpus ./docs --model .* --output ./sae"):
             make()
 
 

@@ -27,6 +27,7 @@ from sae_steer_retriever import artifact
 from sae_steer_retriever.annotations import ANNOTATIONS_FILE
 from sae_steer_retriever.errors import ArtifactError, MismatchError
 from sae_steer_retriever.sae import Array, Codes, EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.sae_files import TENSORS, restored
 
 FILES = {"model.safetensors", "config.json"}
 
@@ -333,13 +334,31 @@ def test_config_and_weights_of_two_saes_do_not_mix(tmp_path: Path) -> None:
     assert random_sae(2).fingerprint in str(caught.value)
 
 
-def test_half_precision_weights_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
     sae = random_sae()
-    halved = TopKSAE(*(t.half() for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)), config=sae.config)
+    rounded = {name: getattr(sae, name).to(dtype) for name in TENSORS}
+    halved = TopKSAE(**restored(rounded), config=sae.config)
     halved.save_pretrained(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights)
-    assert TopKSAE.from_pretrained(tmp_path).fingerprint == halved.fingerprint
+    save_file(rounded, tmp_path / "model.safetensors")
+    read = TopKSAE.from_pretrained(tmp_path)
+    assert read.fingerprint == halved.fingerprint != sae.fingerprint
+    assert read.W_dec.dtype == torch.float32
+    # Rounding bends directions a little; that it also shortens them is mended.
+    assert (rounded["W_dec"].float().norm(dim=1) - 1).abs().max() > 1e-5
+    torch.testing.assert_close(read.W_dec.norm(dim=1), torch.ones(sae.config.n), atol=3e-7, rtol=0)
+    torch.testing.assert_close(read.W_dec, sae.W_dec, atol=5e-3 if dtype == torch.bfloat16 else 5e-4, rtol=0)
+
+
+def test_rounded_directions_have_one_length_on_every_machine() -> None:
+    """Sums of float16 squares are exact in float64, so no order of addition gives another last bit."""
+    rows = random_sae(3, d=384, n=64).W_dec.half()
+    shuffled = torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(0))
+    zeros = torch.zeros(2)
+    one = restored({"W_enc": rows, "b_enc": zeros, "W_dec": rows, "b_dec": zeros})["W_dec"]
+    other = restored({"W_enc": rows, "b_enc": zeros, "W_dec": rows[:, shuffled], "b_dec": zeros})["W_dec"]
+    assert torch.equal(one[:, shuffled], other)
+    assert torch.equal(restored({"W_enc": rows, "b_enc": zeros, "W_dec": 0 * rows, "b_dec": zeros})["W_dec"], 0 * rows)
 
 
 FULL_DISK = """

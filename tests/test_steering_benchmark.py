@@ -377,7 +377,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--steering"], "--steering needs --sae DIR and --corpus FILE"),
+            (["--steering"], "--steering needs --corpus FILE"),
             (["--steering", "--meaning", "--sae", "x", "--corpus", "y"], "leave out --meaning"),
             (["--limit-passages", "5", "--sae", "x", "--corpus", "y"], "goes with --steering"),
         ],

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_steer_retriever.commands.evaluate_parts import DEFAULT_OUTPUT, cached_embedder, written
 from sae_steer_retriever.commands.evaluate_studies import FITTING, controllability, study
 from sae_steer_retriever.commands.execution import add_common_arguments, count
 from sae_steer_retriever.commands.location import make_folder
 from sae_steer_retriever.commands.outcome import Outcome, UsageError
+from sae_steer_retriever.sae_config import DEFAULT_MODEL
+from sae_steer_retriever.shipped import require_shipped, shipped_names, shipped_sae
+
+if TYPE_CHECKING:
+    from sae_steer_retriever.sae import TopKSAE
 
 SUMMARY = "measure an SAE on judged queries or on your own documents, or repeat the paper's tables and figures"
 # Those of `train.config.LOSSES` that may be compared with all else equal.
@@ -38,7 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"with {FITTING}: a judged set that nothing is fitted on; may be given several times",
     )
     measure = parser.add_argument_group("what to measure")
-    measure.add_argument("--sae", type=Path, metavar="DIR", help="folder of the SAE")
+    measure.add_argument(
+        "--sae",
+        type=Path,
+        metavar="DIR|NAME",
+        help="the SAE: a folder, or the name of one that ships (default: the one that ships for --model)",
+    )
+    measure.add_argument(
+        "--k", type=count, metavar="N", help="read the SAE with N active features (default: as it was fitted)"
+    )
     measure.add_argument(
         "--meaning", action="store_true", help="also what its features mean, beside untrained dictionaries"
     )
@@ -107,6 +120,11 @@ def run(arguments: argparse.Namespace) -> Outcome:
         UsageError: The options do not go together, or what they name is not there.
         SAESteerError: A set is malformed, or the parts do not belong together.
     """
+    fitting = arguments.table in ("1", "8") or arguments.figure == "2"
+    if not fitting:
+        arguments.sae = _sae_folder(arguments)
+    if arguments.k is not None and (fitting or "4" in (arguments.table, arguments.figure)):
+        raise UsageError("--k reads an SAE anew; tables and Figures 2 and 4 are of the K of a fit: leave it out.")
     given = [name for name in _OF_STEERING if getattr(arguments, name) is not None]
     if arguments.steering:
         return _steering(arguments)
@@ -118,14 +136,10 @@ def run(arguments: argparse.Namespace) -> Outcome:
         raise UsageError("--relevant-from goes with --figure 4: add it, or leave this out.")
     if arguments.table is not None or arguments.figure == "2":
         return study(arguments)
-    if arguments.sae is None:
-        raise UsageError(f"give --sae DIR, the SAE to measure: only {FITTING} fit their own.")
     if (arguments.dataset is None) == (arguments.corpus is None):
         raise UsageError("give either --dataset DIR, a judged set, or --corpus PATH, documents without judgments.")
     if arguments.corpus is not None and not arguments.corpus.exists():
         raise UsageError(f"--corpus: no such file or folder: {arguments.corpus}")
-    if not arguments.sae.is_dir():
-        raise UsageError(f"--sae: no such folder: {arguments.sae}")
     if arguments.out_of_domain or arguments.config is not None:
         raise UsageError(f"--out-of-domain and --config go with {FITTING}, which fit SAEs: leave them out.")
     if arguments.recurrence_steps is not None and not arguments.meaning:
@@ -135,7 +149,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from sae_steer_retriever.evaluate.evaluation import evaluate_corpus, evaluate_set
     from sae_steer_retriever.sae import TopKSAE
 
-    sae = TopKSAE.from_pretrained(arguments.sae)
+    sae = _at_k(TopKSAE.from_pretrained(arguments.sae), arguments.k)
     embedder = cached_embedder(arguments.model or sae.config.encoder.name, arguments)
     options: dict[str, Any] = {
         "meaning": arguments.meaning,
@@ -159,10 +173,8 @@ def _steering(arguments: argparse.Namespace) -> Outcome:
     if unused or arguments.out_of_domain:
         name = (unused or ["out_of_domain"])[0].replace("_", "-")
         raise UsageError(f"--steering is a comparison of its own: leave out --{name}.")
-    if arguments.sae is None or arguments.corpus is None:
-        raise UsageError("--steering needs --sae DIR and --corpus FILE, rows with `label` or `labels`.")
-    if not arguments.sae.is_dir():
-        raise UsageError(f"--sae: no such folder: {arguments.sae}")
+    if arguments.corpus is None:
+        raise UsageError("--steering needs --corpus FILE, rows with `label` or `labels`.")
     for option in ("corpus", "queries", "concepts"):
         path = getattr(arguments, option)
         if path is not None and not path.is_file():
@@ -183,7 +195,7 @@ def _steering(arguments: argparse.Namespace) -> Outcome:
     concepts = read_concepts(arguments.concepts) if arguments.concepts is not None else None
     questions = read_questions(arguments.queries) if arguments.queries is not None else QUESTIONS
     corpus = read_labelled_corpus(arguments.corpus, limit=arguments.limit_passages)
-    sae = TopKSAE.from_pretrained(arguments.sae)
+    sae = _at_k(TopKSAE.from_pretrained(arguments.sae), arguments.k)
     report = measure_steering(
         sae,
         FeatureCatalog.load(arguments.sae, sae.fingerprint),
@@ -196,6 +208,25 @@ def _steering(arguments: argparse.Namespace) -> Outcome:
         progress=not arguments.quiet,
     )
     return written(report, report.write(arguments.output) if arguments.output is not None else [])
+
+
+def _sae_folder(arguments: argparse.Namespace) -> Path:
+    """The folder of the SAE that is measured: one that is here, or one that ships."""
+    given: Path | None = arguments.sae
+    if given is None:
+        return require_shipped(arguments.model or DEFAULT_MODEL)
+    folder = given if given.is_dir() else shipped_sae(str(given))
+    if folder is None:
+        ships = f"; these ship: {', '.join(shipped_names())}" if shipped_names() else ""
+        raise UsageError(f"--sae: no such folder: {given}{ships}")
+    return folder
+
+
+def _at_k(sae: TopKSAE, k: int | None) -> TopKSAE:
+    try:
+        return sae if k is None else sae.with_k(k)
+    except ValueError as error:
+        raise UsageError(f"--k: {error}") from error
 
 
 def _whole(text: str) -> int:

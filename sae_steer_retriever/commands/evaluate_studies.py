@@ -85,10 +85,6 @@ def controllability(arguments: argparse.Namespace) -> Outcome:
 
 def _require_controllability(arguments: argparse.Namespace) -> None:
     asked = "--table 4" if arguments.figure is None else "--figure 4"
-    if arguments.sae is None:
-        raise UsageError(f"{asked} searches with a fitted SAE: name its folder with --sae.")
-    if not arguments.sae.is_dir():
-        raise UsageError(f"--sae: no such folder: {arguments.sae}")
     if arguments.figure is not None and (arguments.dataset is None or arguments.corpus is not None):
         raise UsageError(f"{asked} raises a latent of relevant documents: give --dataset, a judged set, no --corpus.")
     if (arguments.dataset is None) == (arguments.corpus is None):

@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_steer_retriever.commands.execution import add_common_arguments, count
 from sae_steer_retriever.commands.location import (
     StoreLocation,
+    add_sae_argument,
     add_store_arguments,
-    recordable,
     require_collection,
     sae_of,
 )
 from sae_steer_retriever.commands.outcome import Outcome, UsageError
 from sae_steer_retriever.connection import translated
+from sae_steer_retriever.shipped import shipped_name, shipped_names
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -39,8 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="embed nothing: work from the vectors of a collection that exists, which stays as it is",
     )
+    add_sae_argument(parser)
     parser.add_argument(
-        "--sae", metavar="DIR", help="folder of the SAE; the one the collection was indexed with if not given"
+        "--k",
+        type=count,
+        metavar="N",
+        help="active features of a passage: fewer explain more simply, more reconstruct better (default: as the "
+        "collection was indexed, else as the SAE was fitted)",
     )
     add_store_arguments(parser)
     parser.add_argument(
@@ -77,6 +83,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 def _attach(arguments: argparse.Namespace) -> Outcome:
     from sae_steer_retriever.features import FeatureCatalog
     from sae_steer_retriever.sae import TopKSAE, resolve_folder
+    from sae_steer_retriever.store_record import require_readable
 
     client = arguments.store.connect(create=False)
     require_collection(client, arguments.store, arguments.collection)
@@ -84,11 +91,16 @@ def _attach(arguments: argparse.Namespace) -> Outcome:
     folder = resolve_folder(location)
     sae = TopKSAE.from_pretrained(folder)
     FeatureCatalog.load(folder, sae.fingerprint)  # a search needs it: better to miss it now
+    if arguments.sae is None:
+        require_readable(sae, client, arguments.collection)
     store = _open(arguments, client, sae, location)
     encoded = store.attach(progress=not arguments.quiet)
     total = len(store)
     text = f"{arguments.collection}: {total} passages, {encoded} of them encoded, nothing embedded -> {arguments.store}"
-    return Outcome(text, {**_identity(arguments, location), "passages": total, "encoded": encoded})
+    return Outcome(
+        "\n".join([text, *_shipped_lines(location)]),
+        {**_identity(arguments, location, store), "passages": total, "encoded": encoded},
+    )
 
 
 def _add(arguments: argparse.Namespace) -> Outcome:
@@ -102,7 +114,7 @@ def _add(arguments: argparse.Namespace) -> Outcome:
     corpus = read_corpus(arguments.corpus, passage_characters=arguments.passage_characters)
     if arguments.sae is not None:
         resolve_folder(arguments.sae)  # before a store is made for nothing
-    client = arguments.store.connect(create=arguments.sae is not None)
+    client = arguments.store.connect(create=arguments.sae is not None or bool(shipped_names()))
     location = sae_of(arguments.sae, client, arguments.collection)
     sae, _, embedder = load_sae(location)
     store = _open(arguments, client, sae, location)
@@ -120,7 +132,7 @@ def _add(arguments: argparse.Namespace) -> Outcome:
         store.attach(progress=not arguments.quiet)  # the passages that are not of this corpus
     removed = _remove_outdated(store, corpus, arguments.corpus, prune=arguments.prune)
     data = {
-        **_identity(arguments, location),
+        **_identity(arguments, location, store),
         "passages": len(store),
         **report._asdict(),
         "removed": removed.outdated,
@@ -137,6 +149,7 @@ def _add(arguments: argparse.Namespace) -> Outcome:
         f"{arguments.collection}: {report.added} added, {report.updated} updated, {report.unchanged} unchanged, "
         f"{gone} removed; {len(store)} passages -> {arguments.store}"
     )
+    lines += _shipped_lines(location)
     return Outcome("\n".join(lines), data)
 
 
@@ -154,8 +167,14 @@ def _new_texts(store: ChromaStore, passages: Sequence[Passage]) -> list[str]:
 
 def _open(arguments: argparse.Namespace, client: ClientAPI, sae: TopKSAE, location: str) -> ChromaStore:
     from sae_steer_retriever.companion import rebuild
+    from sae_steer_retriever.shipped import recordable
     from sae_steer_retriever.store import ChromaStore
+    from sae_steer_retriever.store_record import at_recorded_k
 
+    try:
+        sae = at_recorded_k(sae, client, arguments.collection) if arguments.k is None else sae.with_k(arguments.k)
+    except ValueError as error:
+        raise UsageError(f"--k: {error}") from error
     if arguments.rebuild:
         rebuild(client, arguments.collection)
     return ChromaStore.open(
@@ -167,9 +186,19 @@ def _open(arguments: argparse.Namespace, client: ClientAPI, sae: TopKSAE, locati
     )
 
 
-def _identity(arguments: argparse.Namespace, sae: str) -> dict[str, str]:
-    store: StoreLocation = arguments.store
-    return {"store": str(store), "collection": arguments.collection, "sae": sae}
+def _identity(arguments: argparse.Namespace, sae: str, store: ChromaStore) -> dict[str, Any]:
+    where: StoreLocation = arguments.store
+    return {
+        "store": str(where),
+        "collection": arguments.collection,
+        "sae": shipped_name(sae) or sae,
+        "k": store.sae.config.k,
+    }
+
+
+def _shipped_lines(sae: str) -> list[str]:
+    name = shipped_name(sae)
+    return [f"features are those of the SAE that ships for {name}"] if name is not None else []
 
 
 def _remove_outdated(store: ChromaStore, corpus: Corpus, root: Path, *, prune: bool) -> _Removed:

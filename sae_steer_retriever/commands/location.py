@@ -93,6 +93,16 @@ def add_store_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sae_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--sae`, for the commands that open a store."""
+    parser.add_argument(
+        "--sae",
+        metavar="DIR|NAME",
+        help="the SAE: a folder, a hub id, or the name of one that ships (default: the one that the collection was "
+        "indexed with, else the one that ships for its encoder)",
+    )
+
+
 def require_collection(client: ClientAPI, location: StoreLocation, name: str) -> None:
     """Refuse a collection that is not there, before anything is made or loaded.
 
@@ -113,7 +123,7 @@ def require_collection(client: ClientAPI, location: StoreLocation, name: str) ->
 
 
 def sae_of(given: str | None, client: ClientAPI, collection: str) -> str:
-    """The SAE to use: the one given, or the one that the store was indexed with.
+    """The SAE to use: the one given, else the one that the store was indexed with, else the one that ships.
 
     Args:
         given: `--sae`.
@@ -124,26 +134,20 @@ def sae_of(given: str | None, client: ClientAPI, collection: str) -> str:
         A folder or a hub id.
 
     Raises:
-        UsageError: None was given, and the store names none that is there.
+        UsageError: None was given, and the one that the store names is not there.
+        ArtifactError: None was given, the store names none, and none ships for its encoder.
     """
-    from sae_steer_retriever.companion import recorded_sae
+    from sae_steer_retriever.store_record import default_sae
 
     if given is not None:
         return given
-    recorded = recorded_sae(client, collection)
-    if recorded is None:
-        raise UsageError(f"no SAE is recorded for collection {collection!r}: name one with --sae.")
+    recorded = default_sae(client, collection)
     if Path(recorded).is_absolute() and not Path(recorded).is_dir():
         raise UsageError(
             f"collection {collection!r} was indexed with the SAE of {recorded}, which is gone: name its new folder "
             "with --sae."
         )
     return recorded
-
-
-def recordable(sae: str) -> str:
-    """How an SAE is recorded in a store, to be found from anywhere: an absolute path or a hub id."""
-    return str(Path(sae).resolve()) if Path(sae).is_dir() else sae
 
 
 def make_folder(folder: Path, option: str) -> None:

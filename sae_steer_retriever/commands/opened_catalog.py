@@ -12,6 +12,7 @@ from sae_steer_retriever.commands.execution import add_common_arguments, count
 from sae_steer_retriever.commands.location import DEFAULT_COLLECTION, StoreLocation, require_collection, sae_of
 from sae_steer_retriever.commands.outcome import UsageError
 from sae_steer_retriever.errors import ArtifactError
+from sae_steer_retriever.shipped import require_shipped
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -37,7 +38,12 @@ def add_options(parser: argparse.ArgumentParser, *, nested: bool) -> None:
     def default(value: object) -> Any:  # noqa: ANN401 - argparse takes any default
         return argparse.SUPPRESS if nested else value
 
-    parser.add_argument("--sae", default=default(None), metavar="DIR", help="folder of the SAE")
+    parser.add_argument(
+        "--sae",
+        default=default(None),
+        metavar="DIR|NAME",
+        help="the SAE: a folder, a hub id, or the name of one that ships (default: the store's, else what ships)",
+    )
     parser.add_argument(
         "--store",
         type=StoreLocation.parse,
@@ -97,16 +103,14 @@ def open_catalog(arguments: argparse.Namespace) -> OpenedCatalog:
     """Load what the options name.
 
     Raises:
-        UsageError: Neither an SAE nor a store is named, or it is not there.
-        SAESteerError: The SAE is damaged, or the store does not answer.
+        UsageError: What is named is not there.
+        SAESteerError: The SAE is damaged, none is named and none ships, or the store does not answer.
     """
-    if arguments.sae is None and arguments.store is None:
-        raise UsageError("whose features? Name an SAE with --sae DIR, or a store with --store DIR.")
     from sae_steer_retriever.features import FeatureCatalog
     from sae_steer_retriever.sae import TopKSAE, resolve_folder
 
     client = None
-    location = arguments.sae
+    location = arguments.sae if arguments.sae or arguments.store else str(require_shipped())
     if arguments.store is not None:
         client = arguments.store.connect(create=False)
         require_collection(client, arguments.store, arguments.collection)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_steer_retriever.commands.execution import add_common_arguments, count
-from sae_steer_retriever.commands.location import add_store_arguments, require_collection, sae_of
+from sae_steer_retriever.commands.location import add_sae_argument, add_store_arguments, require_collection, sae_of
 from sae_steer_retriever.commands.outcome import Outcome, UsageError
 from sae_steer_retriever.errors import SteeringError
 
@@ -30,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("query", metavar="QUESTION", help="the question")
     add_store_arguments(parser)
-    parser.add_argument(
-        "--sae", metavar="DIR", help="folder of the SAE; the one the collection was indexed with if not given"
-    )
+    add_sae_argument(parser)
     parser.add_argument(
         "--steer",
         action="append",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import types
 import typing
 from pathlib import Path
@@ -12,14 +13,21 @@ from typing import TYPE_CHECKING, Any
 from sae_steer_retriever import __version__
 from sae_steer_retriever.commands.execution import add_common_arguments
 from sae_steer_retriever.commands.outcome import Outcome, UsageError
-from sae_steer_retriever.errors import CorpusError
+from sae_steer_retriever.errors import ArtifactError, CorpusError
 
 if TYPE_CHECKING:
+    from sae_steer_retriever.train.beginning import Beginning
     from sae_steer_retriever.train.config import TrainConfig
+    from sae_steer_retriever.train.corpus import Corpus
 
-SUMMARY = "fit an SAE on a corpus and name its features"
+SUMMARY = "fit an SAE on a corpus, or adapt one to it, and name its features"
 _METAVARS = {int: "N", float: "X", str: "NAME"}
 _SHOWN_SKIPPED = 20
+_INIT_HELP = (
+    "; pretrained: the SAE that ships for the encoder, adapted to the corpus; or the folder of one to adapt; latents "
+    "are then those that are live (default: pretrained for fewer than 5,000 passages where nothing says otherwise, "
+    "else kmeans)"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         flag = "--" + field.name.replace("_", "-")
         flags = ["-k", flag] if field.name == "k" else [flag]
         shown = "" if field.default is None else f" (default: {field.default})"
+        if field.name == "init":
+            shown = _INIT_HELP
         choices = field.metadata.get("choices")
         group.add_argument(
             *flags,
@@ -74,11 +84,13 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """Fit an SAE, or say what that would do.
 
     Raises:
-        UsageError: A setting is out of range, or the corpus, the queries or the recipe is not there.
+        UsageError: A setting is out of range, the corpus, the queries or the recipe is not there, or there is no SAE to
+            adapt.
         MissingExtraError: --tensorboard is given, and TensorBoard is not installed.
         SAESteerError: The fit fails.
     """
-    config = _settings(arguments)
+    settings = _settings(arguments)
+    _checked({name: value for name, value in settings.items() if name != "init"})
     for option in ("corpus", "queries"):
         path = getattr(arguments, option)
         if path is not None and not path.exists():
@@ -91,10 +103,13 @@ def run(arguments: argparse.Namespace) -> Outcome:
         from sae_steer_retriever.train.board import require_tensorboard
 
         require_tensorboard()
+    corpus, beginning, config = _begun(arguments, settings)
     if arguments.dry_run:
-        return _plan(arguments, config)
+        return _plan(arguments, config, corpus, beginning)
     from sae_steer_retriever.train.pipeline import train
 
+    if not arguments.quiet:
+        sys.stderr.write(f"begins {beginning.why}\n")
     report = train(
         arguments.corpus,
         arguments.output,
@@ -103,6 +118,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
         resume=arguments.resume,
         progress=not arguments.quiet,
         tensorboard=arguments.tensorboard,
+        parent=beginning.parent,
+        read=corpus,
     )
     return Outcome(report.summary(), report.to_json())
 
@@ -120,9 +137,9 @@ def _kinds() -> dict[str, type]:
     return kinds
 
 
-def _settings(arguments: argparse.Namespace) -> TrainConfig:
-    """The settings of the recipe, where one is given, with those of the command line over them."""
-    from sae_steer_retriever.train.config import TrainConfig, read_config
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the recipe, where one is given, with those of the command line over them; no defaults."""
+    from sae_steer_retriever.train.config import read_config
 
     kinds = _kinds()
     settings: dict[str, Any] = {}
@@ -136,29 +153,59 @@ def _settings(arguments: argparse.Namespace) -> TrainConfig:
         if isinstance(value, bool) or not isinstance(value, allowed):
             expected = {int: "a whole number", float: "a number", str: "a text in quotes"}[kinds[name]]
             raise UsageError(f"{arguments.config}: {name} = {value!r}: expected {expected}.")
-    settings |= {name: value for name in kinds if (value := getattr(arguments, name)) is not None}
+    return settings | {name: value for name in kinds if (value := getattr(arguments, name)) is not None}
+
+
+def _checked(settings: dict[str, Any]) -> TrainConfig:
+    from sae_steer_retriever.train.config import TrainConfig
+
     try:
         return TrainConfig(**settings)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def _plan(arguments: argparse.Namespace, config: TrainConfig) -> Outcome:
-    """What a run would do, found out by reading the corpus and loading the encoder, but embedding nothing."""
-    from sae_steer_retriever.embedders import as_embedder
-    from sae_steer_retriever.train.advice import advise
+def _begun(arguments: argparse.Namespace, settings: dict[str, Any]) -> tuple[Corpus, Beginning, TrainConfig]:
+    """The corpus, how its fit begins, and the settings, whose defaults depend on that."""
+    from sae_steer_retriever.sae_files import CONFIG_FILE, read_config
+    from sae_steer_retriever.train.adaptation import adapted_config
+    from sae_steer_retriever.train.beginning import choose_beginning
+    from sae_steer_retriever.train.config import TrainConfig
     from sae_steer_retriever.train.corpus import read_corpus
     from sae_steer_retriever.train.data import require_enough
+
+    characters = settings.get("passage_characters", TrainConfig.passage_characters)
+    corpus = read_corpus(arguments.corpus, passage_characters=characters, queries=arguments.queries)
+    require_enough(corpus)
+    try:
+        beginning = choose_beginning(settings, len(corpus.passages))
+        if beginning.parent is None:
+            return corpus, beginning, TrainConfig(**settings)
+        parent, _ = read_config(beginning.parent / CONFIG_FILE)
+        return corpus, beginning, adapted_config(parent, settings)
+    except (ArtifactError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _plan(arguments: argparse.Namespace, config: TrainConfig, corpus: Corpus, beginning: Beginning) -> Outcome:
+    """What a run would do, found out by reading the corpus and loading the encoder, but embedding nothing."""
+    from sae_steer_retriever.embedders import as_embedder
+    from sae_steer_retriever.sae_files import CONFIG_FILE, read_config
+    from sae_steer_retriever.train.adaptation import adapted_sizes
+    from sae_steer_retriever.train.advice import advise
     from sae_steer_retriever.train.queries import query_texts
     from sae_steer_retriever.train.sizing import choose_sizes
 
-    corpus = read_corpus(arguments.corpus, passage_characters=config.passage_characters, queries=arguments.queries)
-    require_enough(corpus)
     made = query_texts(corpus.passages, seed=config.seed, per_passage=config.sentences) if config.sentences else []
     rows = len(corpus.passages) + len(made) + len(corpus.queries)
     dimension = as_embedder(config.model).spec.dimension
-    sizes = choose_sizes(config, len(corpus.passages), rows, dimension)
-    advice = advise(len(corpus.passages), rows, sizes, config.k_names, latents_given=config.latents is not None)
+    passages = len(corpus.passages)
+    advice: tuple[str, ...] = ()
+    if beginning.parent is None:
+        sizes = choose_sizes(config, passages, rows, dimension)
+        advice = advise(passages, rows, sizes, config.k_names, latents_given=config.latents is not None)
+    else:
+        sizes = adapted_sizes(config, passages, rows, read_config(beginning.parent / CONFIG_FILE)[0])
     plan = {
         "corpus": str(arguments.corpus),
         "passages": len(corpus.passages),
@@ -166,6 +213,7 @@ def _plan(arguments: argparse.Namespace, config: TrainConfig) -> Outcome:
         "queries": len(corpus.queries),
         "encoder": config.model,
         "dimension": dimension,
+        "begins": beginning.why,
         "latents": sizes.latents,
         "k": sizes.k,
         "epochs": round(sizes.epochs, 2),

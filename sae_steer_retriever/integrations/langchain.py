@@ -22,13 +22,14 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from pydantic import ConfigDict, Field, InstanceOf
 
 from sae_steer_retriever.integrations.langchain_documents import document_of, ids_of, metadata_of, requested
-from sae_steer_retriever.integrations.sources import SAESource, load_parts, open_store, reopen_store
+from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store, reopen_store
 from sae_steer_retriever.retriever import Space, SteeredRetriever
 from sae_steer_retriever.steering import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
-from sae_steer_retriever.store import ChromaStore
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+
+    from sae_steer_retriever.explorer.running import Explorer
 
 
 class SAESteeredRetriever(BaseRetriever):
@@ -91,7 +92,8 @@ class SAESteeredRetriever(BaseRetriever):
         Args:
             documents: What to index; see `add_documents`.
             embedding: LangChain `Embeddings`, or anything `as_embedder` takes; the SAE's own encoder if None.
-            sae: Folder or hub id of the SAE, or the loaded SAE and its catalog.
+            sae: Folder or hub id of the SAE, the name of one that ships, or the loaded SAE and its catalog. If None,
+                the one that the collection was indexed with, else the one that ships for the encoder.
             ids: See `add_documents`.
             persist_directory: Folder of the Chroma store. If None, the store is this retriever's alone and is gone
                 with it: unlike Chroma's in-memory client, it shares nothing with other stores of the process.
@@ -101,13 +103,12 @@ class SAESteeredRetriever(BaseRetriever):
             options: Further fields of this class; `name`, `tags` and `metadata` as in every LangChain retriever.
 
         Raises:
-            ArtifactError: No SAE, or a damaged one.
+            ArtifactError: A damaged SAE, or none was given and none ships for the encoder.
             MismatchError: The encoder, the SAE and the collection do not belong together.
             UnknownFeatureError: `steer` names no feature; see `SteeredRetriever.resolve` for its other errors.
             ValueError: A document cannot be stored, or an option has an unusable value.
         """
-        parts = load_parts(sae, embedding)
-        store = open_store(parts, persist_directory, collection_name)
+        parts, store = open_store(sae, embedding, persist_directory, collection_name)
         made = cls._over(parts.retriever(store), k=k, steer=steer, **options)
         made.add_documents(documents, ids=ids)
         return made
@@ -130,7 +131,7 @@ class SAESteeredRetriever(BaseRetriever):
             metadatas: One mapping (or None) per text.
             ids: See `add_documents`.
             embedding: See `from_documents`, as for `sae`.
-            sae: The SAE.
+            sae: The SAE; nothing needs to be trained where one ships for the encoder.
             options: Further arguments of `from_documents`.
 
         Raises:
@@ -167,8 +168,8 @@ class SAESteeredRetriever(BaseRetriever):
         Raises:
             TypeError: `store_or_collection` holds no Chroma collection; otherwise see `from_documents`.
         """
-        parts = load_parts(sae, getattr(store_or_collection, "embeddings", None) if embedding is None else embedding)
-        store = ChromaStore.from_collection(store_or_collection, parts.sae, sae_location=parts.location)
+        own = getattr(store_or_collection, "embeddings", None)
+        parts, store = adopt_store(store_or_collection, sae, own if embedding is None else embedding)
         made = cls._over(parts.retriever(store), **options)
         if attach:
             store.attach()
@@ -232,6 +233,11 @@ class SAESteeredRetriever(BaseRetriever):
         texts, metadatas = [row.page_content for row in rows], [metadata_of(row) for row in rows]
         self.retriever.store.add(names, texts, metadatas, embedder=self.retriever.embedder)
         return names
+
+    def explore(self, query: str = "", **options: Any) -> Explorer:
+        """Open the explorer over this store, with this retriever's settings; see `SteeredRetriever.explore`."""
+        own = {name: getattr(self, name) for name in ("k", "steer", "space", "side", "fetch_k", "drift_cap")}
+        return self.retriever.explore(query, **{**own, **options})
 
     def _get_relevant_documents(
         self,

@@ -27,13 +27,14 @@ from sae_steer_retriever.integrations.explanation import explanation
 from sae_steer_retriever.integrations.llama_index_nodes import add_nodes, explained, node_of, where_of
 from sae_steer_retriever.integrations.llama_index_postprocessor import SAESteerPostprocessor
 from sae_steer_retriever.integrations.llama_index_query import SteeredQuery, embedding_of, steer_of, steered
-from sae_steer_retriever.integrations.sources import SAESource, load_parts, open_store
+from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store, reopen_store
 from sae_steer_retriever.retriever import Space, SteeredRetriever
 from sae_steer_retriever.steering import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
-from sae_steer_retriever.store import ChromaStore, connect, recorded_sae
 
 if TYPE_CHECKING:
     from llama_index.core import VectorStoreIndex
+
+    from sae_steer_retriever.explorer.running import Explorer
 
 
 class SAESteeredRetriever(BaseRetriever):
@@ -156,18 +157,18 @@ class SAESteeredRetriever(BaseRetriever):
             nodes: What to index; they are embedded as LlamaIndex does, with their metadata before the text.
             embed_model: A LlamaIndex `BaseEmbedding`, or anything `as_embedder` takes; the SAE's own encoder if None
                 (`Settings.embed_model` is not looked at).
-            sae: Folder or hub id of the SAE, or the loaded SAE and its catalog.
+            sae: Folder or hub id of the SAE, the name of one that ships, or the loaded SAE and its catalog. If None,
+                the one that the collection was indexed with, else the one that ships for the encoder.
             persist_directory: Folder of the Chroma store. If None, the store is gone with this retriever.
             collection_name: Name of the documents collection; `ChromaVectorStore` can read it.
             options: Further arguments of the constructor.
 
         Raises:
-            ArtifactError: No SAE, or a damaged one.
+            ArtifactError: A damaged SAE, or none was given and none ships for the encoder.
             MismatchError: The encoder, the SAE and the collection do not belong together.
             ValueError: Two nodes have the same id; see the constructor for its errors.
         """
-        parts = load_parts(sae, embed_model)
-        store = open_store(parts, persist_directory, collection_name)
+        parts, store = open_store(sae, embed_model, persist_directory, collection_name)
         made = cls(SteeredRetriever(store, parts.embedder, parts.catalog), **options)
         add_nodes(store, nodes, parts.embedder)
         return made
@@ -195,8 +196,8 @@ class SAESteeredRetriever(BaseRetriever):
         Raises:
             TypeError: The index is not over a `ChromaVectorStore`; otherwise see `from_nodes`.
         """
-        parts = load_parts(sae, index._embed_model if embed_model is None else embed_model)
-        store = ChromaStore.from_collection(index.vector_store, parts.sae, sae_location=parts.location)
+        own = index._embed_model if embed_model is None else embed_model
+        parts, store = adopt_store(index.vector_store, sae, own)
         made = cls(SteeredRetriever(store, parts.embedder, parts.catalog), **options)
         if attach:
             store.attach()
@@ -226,11 +227,7 @@ class SAESteeredRetriever(BaseRetriever):
         """
         if not Path(persist_directory).is_dir():
             raise StoreError(f"no folder {str(persist_directory)!r}: make the store with from_nodes(...) first.")
-        client = connect(path=persist_directory)
-        parts = load_parts(recorded_sae(client, collection_name) if sae is None else sae, embed_model)
-        store = ChromaStore.open(
-            parts.sae, client=client, collection=collection_name, create=False, sae_location=parts.location
-        )
+        parts, store = reopen_store(persist_directory, collection_name, sae, embed_model)
         return cls(SteeredRetriever(store, parts.embedder, parts.catalog), **options)
 
     def retrieve(
@@ -257,6 +254,12 @@ class SAESteeredRetriever(BaseRetriever):
     ) -> list[NodeWithScore]:
         """`retrieve`, off the event loop."""
         return await super().aretrieve(steered(str_or_query_bundle, steer))
+
+    def explore(self, query: str = "", **options: Any) -> Explorer:
+        """Open the explorer over this store, with this retriever's settings; see `SteeredRetriever.explore`."""
+        own: dict[str, Any] = {"k": self.similarity_top_k, "steer": self.steer, "space": self._space}
+        own |= {"side": self._side, "fetch_k": self._fetch_k, "drift_cap": self._drift_cap}
+        return self.retriever.explore(query, **{**own, **options})
 
     # LlamaIndex passes the argument by position in sync and by keyword in async calls: its name must stay.
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

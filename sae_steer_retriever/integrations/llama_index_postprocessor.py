@@ -70,14 +70,15 @@ class SAESteerPostprocessor(BaseNodePostprocessor):
         """Load what is needed.
 
         Args:
-            sae: Folder or hub id of the SAE, or the loaded SAE and its catalog.
+            sae: Folder or hub id of the SAE, the name of one that ships, or the loaded SAE and its catalog. If None,
+                the one that ships for the encoder.
             embed_model: A LlamaIndex `BaseEmbedding`, or anything `as_embedder` takes; the SAE's own encoder if None.
             steer: The default steering; names are resolved now.
             top_n: How many nodes to return.
             options: Further fields of this class.
 
         Raises:
-            ArtifactError: No SAE, or a damaged one.
+            ArtifactError: A damaged SAE, or none was given and none ships for the encoder.
             MismatchError: The encoder is not the SAE's.
             ValidationError: A field is unusable, a strength among them.
             UnknownFeatureError: A name means no feature.

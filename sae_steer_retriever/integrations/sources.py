@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from sae_steer_retriever.embedders import Embedder, as_embedder
 from sae_steer_retriever.embedding_cache import cache_root
-from sae_steer_retriever.errors import ArtifactError, StoreError
+from sae_steer_retriever.errors import StoreError
 from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.retriever import SteeredRetriever, load_sae
+from sae_steer_retriever.loaded_sae import load_sae, shipped_for
+from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae import TopKSAE
-from sae_steer_retriever.store import ChromaStore, connect, recorded_sae
+from sae_steer_retriever.shipped import recordable
+from sae_steer_retriever.store import ChromaStore, client_of, connect
+from sae_steer_retriever.store_record import at_recorded_k, default_sae, require_readable
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -42,49 +45,96 @@ class Parts(NamedTuple):
         return SteeredRetriever(store, self.embedder, self.catalog)
 
 
-def load_parts(sae: SAESource | None, embedding: Any = None) -> Parts:  # noqa: ANN401 - see as_embedder
+def load_parts(
+    sae: SAESource | None,
+    embedding: Any = None,  # noqa: ANN401 - see as_embedder
+    *,
+    client: ClientAPI | None = None,
+    collection: str = "docs",
+) -> Parts:
     """The parts of a retriever, loaded if need be.
 
     Args:
-        sae: Folder of the SAE, its hub id, or the loaded SAE with its catalog.
+        sae: Folder of the SAE, its hub id, the name of one that ships, or the loaded SAE with its catalog; if None, the
+            one that the collection was indexed with, else the one that ships for the encoder.
         embedding: Anything `as_embedder` takes; the SAE's own encoder if None.
+        client: The store, where there is one already: its collection says which SAE it is of, and at which K.
+        collection: Name of the documents collection.
 
     Raises:
-        ArtifactError: `sae` is None, or a file is missing or damaged.
+        ArtifactError: A file is missing or damaged, or `sae` is None and no SAE ships for the encoder.
         MismatchError: The encoder is not the SAE's.
         TypeError: `sae` is none of these.
     """
-    if sae is None:
-        raise ArtifactError(
-            "no SAE was given, and none ships with this release: train one on your documents with "
-            "`sae-steer train --corpus ./docs --output ./sae` and pass sae='./sae'."
-        )
-    if isinstance(sae, str | Path):
-        location = str(Path(sae).resolve()) if Path(sae).is_dir() else str(sae)
-        return Parts(*load_sae(sae, embedding=embedding), location)
     match sae:
         case (TopKSAE() as model, FeatureCatalog() as catalog):
             embedder = as_embedder(model.config.encoder.name if embedding is None else embedding)
             return Parts(model, catalog, embedder, None)
-    raise TypeError(f"sae is a {type(sae).__name__}: expected a folder, a hub id, or a (TopKSAE, FeatureCatalog) pair.")
+        case None:
+            path = str(shipped_for(embedding)) if client is None else default_sae(client, collection, embedding)
+        case str() | Path():
+            path = str(sae)
+        case _:
+            raise TypeError(
+                f"sae is a {type(sae).__name__}: expected a folder, a hub id, or a (TopKSAE, FeatureCatalog) pair."
+            )
+    parts = Parts(*load_sae(path, embedding=embedding), recordable(path))
+    return parts if client is None else parts._replace(sae=at_recorded_k(parts.sae, client, collection))
 
 
-def open_store(parts: Parts, persist_directory: str | Path | None, collection: str) -> ChromaStore:
+def open_store(
+    sae: SAESource | None,
+    embedding: Any,  # noqa: ANN401 - see as_embedder
+    persist_directory: str | Path | None,
+    collection: str,
+) -> tuple[Parts, ChromaStore]:
     """Open, or make, a store in a folder; without one, a store of its own that is gone when it is let go.
 
     Chroma's in-memory client is no substitute: all of one process share their data, and refuse each other's settings.
 
     Args:
-        parts: From `load_parts`.
+        sae: See `load_parts`.
+        embedding: See `load_parts`.
         persist_directory: Folder of the Chroma store, or None.
         collection: Name of the documents collection.
+
+    Raises:
+        StoreError: The folder cannot be used; otherwise see `load_parts`.
     """
+    # A folder that is no store yet becomes one only if there is an SAE for it.
+    existing = persist_directory is not None and Path(persist_directory).is_dir()
+    parts = load_parts(
+        sae, embedding, client=connect(path=persist_directory) if existing else None, collection=collection
+    )
     folder = tempfile.mkdtemp(prefix="sae-steer-") if persist_directory is None else str(persist_directory)
     client = connect(path=folder)
     store = ChromaStore.open(parts.sae, client=client, collection=collection, sae_location=parts.location)
     if persist_directory is None:
         weakref.finalize(store, _discard, client, [Path(folder), cache_root() / "codes" / store.companion.id])
-    return store
+    return parts, store
+
+
+def adopt_store(
+    collection: Any,  # noqa: ANN401 - see ChromaStore.from_collection
+    sae: SAESource | None,
+    embedding: Any = None,  # noqa: ANN401 - see as_embedder
+) -> tuple[Parts, ChromaStore]:
+    """Put a companion beside a collection that exists.
+
+    Args:
+        collection: See `ChromaStore.from_collection`.
+        sae: See `load_parts`.
+        embedding: What the collection was embedded with; see `load_parts`.
+
+    Raises:
+        TypeError: It is no collection.
+        MismatchError: No SAE was given, and the one that ships cannot read its vectors; otherwise see `load_parts`.
+    """
+    client, name = client_of(collection)
+    parts = load_parts(sae, embedding, client=client, collection=name)
+    if sae is None:
+        require_readable(parts.sae, client, name)
+    return parts, ChromaStore.from_collection(collection, parts.sae, sae_location=parts.location)
 
 
 def reopen_store(
@@ -107,7 +157,7 @@ def reopen_store(
     if not Path(persist_directory).is_dir():
         raise StoreError(f"there is no folder {str(persist_directory)!r}: index documents into it first.")
     client = connect(path=persist_directory)
-    parts = load_parts(recorded_sae(client, collection) if sae is None else sae, embedding)
+    parts = load_parts(sae, embedding, client=client, collection=collection)
     store = ChromaStore.open(parts.sae, client=client, collection=collection, create=False, sae_location=parts.location)
     return parts, store
 
@@ -120,4 +170,4 @@ def _discard(client: ClientAPI, folders: list[Path]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-__all__ = ["Parts", "SAESource", "load_parts", "open_store", "reopen_store"]
+__all__ = ["Parts", "SAESource", "adopt_store", "load_parts", "open_store", "reopen_store"]

@@ -12,9 +12,12 @@ from sae_steer_retriever.errors import CorpusError
 from sae_steer_retriever.sae_config import DEFAULT_MODEL
 
 LossName = Literal["rkl", "mse", "mse-queries", "eq2", "released", "paper"]
-InitName = Literal["random", "data", "kmeans"]
+InitName = Literal["random", "data", "kmeans", "pretrained"]
 LOSSES: tuple[LossName, ...] = ("rkl", "mse", "mse-queries", "eq2", "released", "paper")
 INITS: tuple[InitName, ...] = ("random", "data", "kmeans")
+"""How a fit from scratch begins."""
+PRETRAINED: InitName = "pretrained"
+"""How a fit begins that adapts an SAE (`train.adaptation`)."""
 
 
 def _option(default: Any, text: str, **extra: Any) -> Any:  # noqa: ANN401 - a dataclass field of any type
@@ -48,9 +51,10 @@ class TrainConfig:
         choices=LOSSES,
     )
     rkl_weight: float = _option(0.2, "weight of the relative KL")
+    temperature: float | None = _option(None, "of the relative KL; chosen by the corpus' lists if not given")
     names_weight: float = _option(0.0, "weight of the FVU of the naming reading; .3 without pursuit")
     patience: int = _option(3, "measurements without an improvement after which a fit ends early; 0: never")
-    init: InitName = _option("kmeans", "how the decoder starts: kmeans (centres), data (points), random", choices=INITS)
+    init: InitName = _option("kmeans", "how the decoder starts: kmeans (centres), data (points), random")
     start_weight: float = _option(0.3, "pull of the decoder's rows towards those centres or points, for meaning")
     sentences: int = _option(4, "sentences of each passage that join the rows as query-like texts")
     passage_characters: int = _option(1200, "longest passage, in characters")
@@ -65,6 +69,8 @@ class TrainConfig:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected a positive number.")
         if self.patience < 0:
             raise ValueError(f"patience = {self.patience}: expected a whole number, 0 for never.")
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(f"temperature = {self.temperature}: expected a positive number.")
         if self.start_weight < 0:
             raise ValueError(f"start_weight = {self.start_weight}: expected 0 (no pull) or a positive number.")
         if self.pursuit_steps < 0:
@@ -79,7 +85,7 @@ class TrainConfig:
             raise ValueError(f"steps = {self.steps}: expected at least 2, and no epochs beside them.")
         if not 0 < self.holdout < 0.5:
             raise ValueError(f"holdout = {self.holdout}: expected a share between 0 and 0.5.")
-        for name, known in (("loss", LOSSES), ("init", INITS)):
+        for name, known in (("loss", LOSSES), ("init", (*INITS, PRETRAINED))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(known)}.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,8 @@ from sae_steer_retriever.train.sparse import sparse_decode, sparse_decode_prefix
 
 # Decoder rows whose gradient is projected at once.
 _TILE = 512
+KEPT_COSINE = 0.9
+"""A feature that is adapted keeps at least this cosine with its direction, and with that its meaning."""
 
 
 class FittingSAE(torch.nn.Module):
@@ -25,7 +28,7 @@ class FittingSAE(torch.nn.Module):
     s: Tensor
     start: Tensor
 
-    def __init__(self, mu: Tensor, s: float, W_e: Tensor, D: Tensor, *, unit_rows: bool = True) -> None:
+    def __init__(self, mu: Tensor, s: float, W_e: Tensor, D: Tensor, *, unit_rows: bool = True, kept: int = 0) -> None:
         """Take the constants and the starting weights.
 
         Args:
@@ -34,6 +37,7 @@ class FittingSAE(torch.nn.Module):
             W_e: (n, d) encoder.
             D: (n, d) decoder.
             unit_rows: Whether decoder rows keep unit norm.
+            kept: How many of the first decoder rows stay within `KEPT_COSINE` of where they started.
         """
         super().__init__()
         self.register_buffer("mu", mu.clone())
@@ -45,6 +49,21 @@ class FittingSAE(torch.nn.Module):
         # Made again from the seed by whoever resumes: no part of the state.
         self.register_buffer("start", D.clone(), persistent=False)
         self.unit_rows = unit_rows
+        self._kept = kept
+
+    @classmethod
+    def adapting(cls, sae: TopKSAE, s: float, kept: int) -> FittingSAE:
+        """One that starts as an SAE: `fold` undoes it.
+
+        Args:
+            sae: The SAE, centred where the corpus is.
+            s: Spread of the corpus.
+            kept: How many of its first features keep their meaning.
+        """
+        model = cls(sae.b_dec, s, sae.W_enc, sae.W_dec, kept=kept)
+        with torch.no_grad():
+            model.c.copy_(sae.b_enc / s)
+        return model
 
     def encode(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Values (in units of s) and indices, (B, k) each, sorted by value."""
@@ -78,6 +97,12 @@ class FittingSAE(torch.nn.Module):
         """Bring the decoder's rows back to unit norm."""
         if self.unit_rows:
             self.D.div_(self.D.norm(dim=1, keepdim=True).clamp_min(1e-8))
+        if self._kept:
+            rows, start = self.D[: self._kept], self.start[: self._kept]
+            cosines = (rows * start).sum(dim=1)
+            far = torch.nonzero(cosines < KEPT_COSINE).reshape(-1)
+            if len(far):
+                rows[far] = _within(rows[far], start[far], KEPT_COSINE)
 
     @torch.no_grad()
     def fold(self, config: SAEConfig) -> TopKSAE:
@@ -87,3 +112,11 @@ class FittingSAE(torch.nn.Module):
         parts = (self.W_e, b_enc, self.D, b_dec)
         W_enc, b_enc, W_dec, b_dec = (part.detach().cpu().clone() for part in parts)
         return TopKSAE(W_enc, b_enc, W_dec, b_dec, config)
+
+
+def _within(rows: Tensor, start: Tensor, cosine: float) -> Tensor:
+    """Unit rows turned towards unit rows until they have a cosine with them."""
+    across = rows - (rows * start).sum(dim=1, keepdim=True) * start
+    across = across / across.norm(dim=1, keepdim=True).clamp_min(1e-8)
+    turned: Tensor = cosine * start + math.sqrt(1 - cosine * cosine) * across
+    return turned

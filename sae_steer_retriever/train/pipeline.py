@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,18 +20,23 @@ from sae_steer_retriever.embedders import Embedder, as_embedder
 from sae_steer_retriever.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.features import FeatureCatalog
+from sae_steer_retriever.interpret.adapted_labels import label_adapted
 from sae_steer_retriever.interpret.baselines import random_dictionary
 from sae_steer_retriever.interpret.evidence import name_matches, read_names
 from sae_steer_retriever.interpret.labels import LabelReport, label_features
 from sae_steer_retriever.sae import EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.shipped import shipped_sae
+from sae_steer_retriever.train.adaptation import Start, adapted_sizes, adapted_start
 from sae_steer_retriever.train.advice import advise
+from sae_steer_retriever.train.beginning import Parent, load_parent
 from sae_steer_retriever.train.board import ScalarBoard
 from sae_steer_retriever.train.checkpoint import CHECKPOINT_FOLDER, Checkpoint
-from sae_steer_retriever.train.config import TrainConfig
+from sae_steer_retriever.train.config import PRETRAINED, TrainConfig
 from sae_steer_retriever.train.corpus import Corpus, read_corpus
 from sae_steer_retriever.train.data import EmbeddedCorpus, embed_corpus, require_enough, short_texts
 from sae_steer_retriever.train.journal import JOURNAL_FILE, Journal
-from sae_steer_retriever.train.report import TrainReport, model_card
+from sae_steer_retriever.train.measure import measure
+from sae_steer_retriever.train.report import Adapted, TrainReport, model_card
 from sae_steer_retriever.train.sizing import choose_sizes
 from sae_steer_retriever.train.trainer import Fit, Trainer
 from sae_steer_retriever.vector_rows import VectorRows, Vectors
@@ -66,6 +72,8 @@ def train(
     embedder: Embedder | None = None,
     on_step: Callable[[int], None] | None = None,
     tensorboard: Path | None = None,
+    parent: str | Path | None = None,
+    read: Corpus | None = None,
 ) -> TrainReport:
     """Fit, label and save an SAE for a corpus.
 
@@ -79,32 +87,49 @@ def train(
         embedder: The encoder; loaded by `config.model` if not given.
         on_step: Called after each step of the fit.
         tensorboard: Folder to write curves for TensorBoard to.
+        parent: Folder or hub id of an SAE to adapt instead of fitting one from scratch: features keep their ids,
+            meaning and labels (`train.adaptation`; its `adapted_config` makes settings).
+        read: What was read of `corpus`, by whoever read it before.
 
     Raises:
         CorpusError: The corpus cannot be read or is too small.
-        ArtifactError: `output` or `tensorboard` cannot be written, or the checkpoint is of another fit.
+        ArtifactError: `output` or `tensorboard` cannot be written, the checkpoint is of another fit, or `parent` is no
+            SAE.
+        MismatchError: `parent` was made for another encoder.
         MissingExtraError: Curves are asked for, and TensorBoard is not installed.
     """
-    read = read_corpus(corpus, passage_characters=config.passage_characters, queries=queries)
+    read = read or read_corpus(corpus, passage_characters=config.passage_characters, queries=queries)
     require_enough(read)
     if output.exists() and not output.is_dir():
         raise ArtifactError(f"{output} is a file; --output names a folder.")
     boards = [] if tensorboard is None else [ScalarBoard(tensorboard)]
     timer = _Timer()
     embed = CachedEmbedder(embedder or as_embedder(config.model), progress=progress)
-    advice, embedded = _advised_and_embedded(read, config, embed)
+    general = None if parent is None else load_parent(parent, embed.spec)
+    advice, embedded = _advised_and_embedded(read, config, embed, adapting=general is not None)
     seconds_embedding = timer.seconds
 
     timer = _Timer()
-    trainer, checkpoint = prepare(read, embedded, config, embed.spec, output, resume=resume)
+    start = None
+    if general is None:
+        trainer, checkpoint = prepare(read, embedded, config, embed.spec, output, resume=resume)
+    else:
+        sizes = adapted_sizes(config, len(read.passages), len(embedded.data.everything.rows), general.sae.config)
+        start = adapted_start(general.sae, embedded.data.fitted, sizes.latents, config)
+        trainer, checkpoint = prepare_adaptation(start, embedded, config, sizes.epochs, output, resume=resume)
     journal = Journal(output / CHECKPOINT_FOLDER)
     fit = trainer.fit(checkpoint=checkpoint, progress=progress, on_step=on_step, watchers=[journal, *boards])
+    if start is not None:
+        fit = fit._replace(sae=start.whole(fit.sae))
     seconds_fitting = timer.seconds
 
     timer = _Timer()
     passages = _LabelledPassages(read, embedded.passages, embedded.score_spread)
-    labels = _label(fit.sae, passages, embed, config.seed)
-    control = _label(random_dictionary(fit.sae, config.seed), passages, embed, config.seed)
+    labels = _label(fit.sae, passages, embed, config.seed, general)
+    # What a random dictionary's labels reach says how hard the corpus is; an adaptation is compared with its parent.
+    control = None
+    if general is None:
+        control = _label(random_dictionary(fit.sae, config.seed), passages, embed, config.seed)
     report = TrainReport(
         output=str(output),
         corpus=str(corpus),
@@ -121,14 +146,15 @@ def train(
         labelled=labels.labelled,
         auroc_random=labels.auroc_random,
         auroc_hard=labels.auroc_hard,
-        random_auroc_random=control.auroc_random,
-        random_auroc_hard=control.auroc_hard,
+        random_auroc_random=math.nan if control is None else control.auroc_random,
+        random_auroc_hard=math.nan if control is None else control.auroc_hard,
         seconds_embedding=seconds_embedding,
         seconds_fitting=seconds_fitting,
         seconds_labelling=timer.seconds,
         skipped=tuple(read.skipped),
         advice=advice,
         measured=journal.records,
+        adapted=None if general is None or start is None else _adapted(general, start, embedded, trainer, labels),
     )
     _save(output, fit, labels.catalog, report, journal)
     checkpoint.remove()
@@ -174,6 +200,28 @@ def prepare(
     return Trainer(embedded.data, config, sae_config, epochs), checkpoint
 
 
+def prepare_adaptation(
+    start: Start, embedded: EmbeddedCorpus, config: TrainConfig, epochs: float, output: Path, *, resume: bool
+) -> tuple[Trainer, Checkpoint]:
+    """The fit of an adaptation's live features, ready to run, and the place of its checkpoint.
+
+    Args:
+        start: What it starts from.
+        embedded: The corpus' embeddings.
+        config: Settings.
+        epochs: Passes over the rows.
+        output: Folder that the SAE will be written to.
+        resume: Whether to take up a checkpoint in it.
+    """
+    rows, sae = embedded.data.everything.rows, start.live
+    settings: dict[str, object] = {**dataclasses.asdict(config), "latents": sae.config.n, "k": sae.config.k}
+    identity = {"encoder": sae.config.encoder.name, "rows": _digest(rows), "parent": sae.config.adapted_from}
+    checkpoint = Checkpoint(output / CHECKPOINT_FOLDER, {**settings, **identity}, resume=resume)
+    sae_config = dataclasses.replace(sae.config, training=settings)
+    trainer = Trainer(embedded.data, config, sae_config, epochs, start=sae, kept=start.kept)
+    return trainer, checkpoint
+
+
 def _pursuit(config: TrainConfig, n: int, k: int) -> tuple[int, int | None]:
     """Steps, and among how many latents they choose; None for all: those of a small dictionary cost no more than some.
 
@@ -201,13 +249,15 @@ def _digest(rows: Vectors) -> str:
 
 
 def _advised_and_embedded(
-    corpus: Corpus, config: TrainConfig, embedder: Embedder
+    corpus: Corpus, config: TrainConfig, embedder: Embedder, *, adapting: bool
 ) -> tuple[tuple[str, ...], EmbeddedCorpus]:
-    """A corpus' embeddings, and what was said of its size before they were made.
+    """A corpus' embeddings, and what was said of its size before they were made: nothing if an SAE is adapted to it.
 
     The query-like texts, of which there may be millions, are made once and let go of before the fit.
     """
     short = short_texts(corpus, config)
+    if adapting:
+        return (), embed_corpus(corpus, config, embedder, short)
     passages, rows = len(corpus.passages), len(corpus.passages) + len(short) + len(corpus.queries)
     sizes = choose_sizes(config, passages, rows, embedder.spec.dimension)
     advice = advise(passages, rows, sizes, config.k_names, latents_given=config.latents is not None)
@@ -225,13 +275,33 @@ class _LabelledPassages(NamedTuple):
     score_spread: float
 
 
-def _label(sae: TopKSAE, passages: _LabelledPassages, embedder: Embedder, seed: int) -> LabelReport:
+def _label(
+    sae: TopKSAE, passages: _LabelledPassages, embedder: Embedder, seed: int, parent: Parent | None = None
+) -> LabelReport:
     names = read_names(sae, passages.vectors)
     matches = [name_matches(sae, passages.vectors, names)]
-    calibration = calibrate([names], sae.config.n, passages.score_spread, matches)
+    prior = None if parent is None else parent.catalog.calibration
+    calibration = calibrate([names], sae.config.n, passages.score_spread, matches, prior)
     ids = [passage.id for passage in passages.corpus.passages]
     texts = [passage.text for passage in passages.corpus.passages]
+    if parent is not None:
+        return label_adapted(
+            sae, parent.catalog, calibration, ids, texts, passages.vectors, embedder, names=names, seed=seed
+        )
     return label_features(sae, calibration, ids, texts, passages.vectors, embedder, names=names, seed=seed)
+
+
+def _adapted(general: Parent, start: Start, embedded: EmbeddedCorpus, trainer: Trainer, labels: LabelReport) -> Adapted:
+    before = measure(general.sae, embedded.data.held_out, trainer.constants.variance)
+    return Adapted(
+        parent=general.name,
+        fingerprint=general.sae.fingerprint,
+        kept=general.sae.config.n,
+        added=start.added,
+        live=int((labels.catalog.calibration.count > 0).sum()),
+        fvu_before=before.fvu,
+        overlap_before=before.overlap,
+    )
 
 
 def _save(output: Path, fit: Fit, catalog: FeatureCatalog, report: TrainReport, journal: Journal) -> None:
@@ -239,7 +309,10 @@ def _save(output: Path, fit: Fit, catalog: FeatureCatalog, report: TrainReport, 
     # Frequent features first: their labels say what the corpus is about.
     order = np.argsort(-catalog.calibration.frequency, kind="stable")
     examples = [catalog[int(latent)].name for latent in order if catalog[int(latent)].label][:_CARD_EXAMPLES]
-    command = f"sae-steer train --latents {sae.config.n} -k {sae.config.k} --seed {sae.config.training['seed']}"
+    sizes = f"--latents {sae.config.n} -k {sae.config.k}"
+    if report.adapted is not None:
+        sizes = f"--init {PRETRAINED if shipped_sae(report.adapted.parent) else report.adapted.parent}"
+    command = f"sae-steer train {sizes} --seed {sae.config.training['seed']}"
     card = model_card(report, sae, examples, sae_steer_retriever.__version__, command)
     sae.save_pretrained(output)
     catalog.save(output)

@@ -12,6 +12,37 @@ _COURSE_COLUMNS = 8
 
 
 @dataclasses.dataclass(frozen=True)
+class Adapted:
+    """What an SAE was adapted from, and what that changed.
+
+    Attributes:
+        parent: The SAE that it was adapted from: the encoder's name of one that ships, else folder or hub id.
+        fingerprint: The parent's.
+        kept: Features that keep their ids and their meaning: all of the parent's.
+        added: Features that come after them, for what the corpus has and the parent lacks.
+        live: Features that are active in some passage of the corpus, by name.
+        fvu_before: The parent's own fraction of variance unexplained on held-out rows.
+        overlap_before: The parent's own overlap@10 of held-out queries.
+    """
+
+    parent: str
+    fingerprint: str
+    kept: int
+    added: int
+    live: int
+    fvu_before: float
+    overlap_before: float
+
+    def summary(self) -> str:
+        """One line."""
+        return (
+            f"adapted  from {self.parent} ({self.fingerprint}): {self.kept:,} features keep ids and labels, "
+            f"{self.added:,} are new; {self.live:,} name passages of this corpus; before, held-out FVU "
+            f"{self.fvu_before:.3f}, retention {self.overlap_before:.3f}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainReport:
     """The outcome of `train`.
 
@@ -39,6 +70,7 @@ class TrainReport:
         skipped: Files and rows that were left out, with the reasons.
         advice: What suffers from the corpus' size, and what to do about it.
         measured: The measurements on the way, before the held-out rows joined.
+        adapted: What the SAE was adapted from; None for one that was fitted from scratch.
     """
 
     output: str
@@ -64,6 +96,7 @@ class TrainReport:
     skipped: tuple[tuple[str, str], ...] = ()
     advice: tuple[str, ...] = ()
     measured: tuple[Measured, ...] = ()
+    adapted: Adapted | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as one JSON object; a figure that could not be measured is null."""
@@ -84,11 +117,12 @@ class TrainReport:
             f"{self.passages:,} passages, {self.rows:,} rows fitted; "
             f"{self.latents:,} latents, k = {self.k}, {self.k_names} names a passage",
             f"labels   {self.labelled:,} of {self.latents:,} features; AUROC on unseen passages "
-            f"{_figure(self.auroc_random)} random / {_figure(self.auroc_hard)} hard "
-            f"(a random dictionary: {_figure(self.random_auroc_random)} / {_figure(self.random_auroc_hard)})",
+            f"{_figure(self.auroc_random)} random / {_figure(self.auroc_hard)} hard{self._control()}",
             f"time     embedding {self.seconds_embedding:.0f} s, fitting {self.seconds_fitting:.0f} s, "
             f"labelling {self.seconds_labelling:.0f} s",
         ]
+        if self.adapted is not None:
+            lines.insert(1, self.adapted.summary())
         lines += _course(self.measured)
         if self.skipped:
             lines.append(
@@ -101,6 +135,12 @@ class TrainReport:
             f"dead {100 * self.dead:.1f} % · L0 {self.l0:.0f} · {total:.0f} s -> {self.output}"
         )
         return "\n".join(lines)
+
+    def _control(self) -> str:
+        """The random dictionary's figures, for comparison; an adaptation does without."""
+        if self.adapted is not None:
+            return ""
+        return f" (a random dictionary: {_figure(self.random_auroc_random)} / {_figure(self.random_auroc_hard)})"
 
 
 def _course(measured: tuple[Measured, ...]) -> list[str]:
@@ -139,7 +179,6 @@ def model_card(report: TrainReport, sae: TopKSAE, examples: list[str], version: 
     """
     encoder = sae.config.encoder
     auroc = f"{_figure(report.auroc_random)} / {_figure(report.auroc_hard)}"
-    control = f"{_figure(report.random_auroc_random)} / {_figure(report.random_auroc_hard)}"
     features = "\n".join(f"- {label}" for label in examples) or "- (the corpus was too small to label any)"
     return f"""---
 library_name: sae_steer_retriever
@@ -170,7 +209,7 @@ hits = retriever.search("a question", steer={{"{examples[0].split(",")[0] if exa
 | dead latents | {100 * report.dead:.1f} % |
 | labelled features | {report.labelled:,} |
 | label AUROC on unseen passages, random / hard negatives | {auroc} |
-| the same for a frozen random dictionary | {control} |
+{_controlled(report)}
 
 ## Some features
 
@@ -184,3 +223,16 @@ score. Features that concern people say what the text says, not what is so: do n
 
 Made by sae_steer_retriever {version} with `{command}`.
 """
+
+
+def _controlled(report: TrainReport) -> str:
+    """What the figures are to be compared with: a random dictionary's labels, or the SAE before it was adapted."""
+    if report.adapted is None:
+        control = f"{_figure(report.random_auroc_random)} / {_figure(report.random_auroc_hard)}"
+        return f"| the same for a frozen random dictionary | {control} |"
+    adapted = report.adapted
+    return (
+        f"| adapted from | {adapted.parent} ({adapted.fingerprint}): its {adapted.kept:,} features, "
+        f"{adapted.added:,} new |\n"
+        f"| FVU held out and overlap@10 before | {adapted.fvu_before:.3f}, {adapted.overlap_before:.3f} |"
+    )

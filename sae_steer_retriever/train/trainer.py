@@ -80,7 +80,16 @@ class Trainer:
     `loss="paper"` never ends early.
     """
 
-    def __init__(self, data: TrainingData, config: TrainConfig, sae_config: SAEConfig, epochs: float) -> None:
+    def __init__(
+        self,
+        data: TrainingData,
+        config: TrainConfig,
+        sae_config: SAEConfig,
+        epochs: float,
+        *,
+        start: TopKSAE | None = None,
+        kept: int = 0,
+    ) -> None:
         """Prepare a fit.
 
         Args:
@@ -88,6 +97,9 @@ class Trainer:
             config: Settings.
             sae_config: Sizes and encoder of the SAE to make.
             epochs: Passes over the rows.
+            start: What to start from, in place of directions that `config.init` names: an SAE of these sizes, whose
+                decoder's bias is the mean of the rows.
+            kept: How many of its first features are to keep their meaning.
         """
         keep_large_buffers()
         self._config = config
@@ -105,11 +117,14 @@ class Trainer:
         if config.loss == "paper":
             encoder, decoder = _default_linear(n, d, generator)
             self._model = FittingSAE(torch.zeros(d), 1.0, encoder, decoder, unit_rows=False)
+        elif start is not None:
+            self._model = FittingSAE.adapting(start, math.sqrt(variance), kept)
         else:
             directions = initial_directions(config.init, centred, n, generator)
             self._model = FittingSAE(mean, math.sqrt(variance), directions, directions)
         self._model.to(device)
-        self.constants = Constants(variance, choose_temperature(_list_scores(self._fitted)))
+        temperature = config.temperature or choose_temperature(_list_scores(self._fitted))
+        self.constants = Constants(variance, temperature)
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=config.lr, fused=device in ("cpu", "cuda"))
         drawn = len(self._fitted.queries if config.loss == "paper" else self._fitted.rows)
         self.steps = config.steps or max(2, round(epochs * math.ceil(drawn / config.batch_size)))

@@ -1,0 +1,197 @@
+"""What a corpus is about: its most frequent features and families, and how much of it the dictionary covers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_steer_retriever.audit.subject import Excerpt, NamedFeature, Subject
+from sae_steer_retriever.interpret.scoring import auroc
+from sae_steer_retriever.sae import Array, TopKSAE
+
+TOPICS = 15
+# Passages that are reconstructed to see what is left unexplained.
+_RECONSTRUCTED = 20_000
+# And those that a label is tested on; with fewer than so many of either kind it is not.
+_LABEL_TESTED, _LABEL_PASSAGES = 5000, 5
+# A feature that is so many times as frequent as where it was named may mean something else here.
+_UNUSUAL = 10.0
+_WORST, _BINS, _QUANTILES = 10, 20, (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topic:
+    """A feature of the corpus.
+
+    Attributes:
+        feature: Which one.
+        share: Share of the passages that have it among their names.
+        lift: That over its share of the corpus that the SAE was labelled on; None where it had none there.
+        label_here: AUROC of its label against other passages of this corpus; None where that cannot be told.
+        family: Its family's name, if it has one.
+    """
+
+    feature: NamedFeature
+    share: float
+    lift: float | None
+    label_here: float | None
+    family: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilyTopic:
+    """A family of the corpus.
+
+    Attributes:
+        id: Its number.
+        name: What it is called.
+        features: How many it has.
+        share: Share of the passages that have any of them.
+    """
+
+    id: int
+    name: str
+    features: int
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Unexplained:
+    """Shares of passages' variance that the SAE does not reconstruct.
+
+    Attributes:
+        passages: How many were looked at.
+        quantiles: The 5th, 25th, 50th, 75th and 95th percentile.
+        counts: Passages in each twentieth of 0 to 1; the last has those above, too.
+        worst: The largest shares with their passages.
+    """
+
+    passages: int
+    quantiles: tuple[float, ...]
+    counts: tuple[int, ...]
+    worst: tuple[tuple[float, Excerpt], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusTopics:
+    """What a corpus is about.
+
+    Attributes:
+        topics: The most frequent features with a clear label.
+        families: The most frequent families.
+        live: Features that any passage has.
+        clear: Those of them with a clear label.
+        coverage: Share of the passages with at least one of these.
+        foreign: Share of all names of passages that are of features ten times as frequent as where they were named.
+        unexplained: Of passages.
+    """
+
+    topics: tuple[Topic, ...]
+    families: tuple[FamilyTopic, ...]
+    live: int
+    clear: int
+    coverage: float
+    foreign: float
+    unexplained: Unexplained
+
+
+def corpus_topics(subject: Subject) -> CorpusTopics:
+    """Count features and families over the coded passages, and reconstruct a sample of them."""
+    live = subject.count > 0
+    covered = np.asarray(subject.passage_names @ subject.clear.astype(np.int64)) > 0
+    ranked = np.argsort(-np.where(subject.clear, subject.frequency, 0), kind="stable")[:TOPICS]
+    return CorpusTopics(
+        topics=tuple(_topic(subject, feature) for feature in ranked.tolist() if live[feature]),
+        families=_families(subject),
+        live=int(live.sum()),
+        clear=int((live & subject.clear).sum()),
+        coverage=float(covered.mean()),
+        foreign=_foreign(subject),
+        unexplained=_unexplained(subject),
+    )
+
+
+def unexplained_shares(sae: TopKSAE, vectors: Array, reconstructed: Array) -> NDArray[np.float64]:
+    """(batch,) `|x - x_hat|^2 / |x - b|^2`, b the decoder's bias: 0 is all explained, 1 as good as the mean."""
+    rest = ((vectors - reconstructed) ** 2).sum(axis=1)
+    whole = ((vectors - sae.bias) ** 2).sum(axis=1)
+    return np.asarray(rest / np.maximum(whole, np.finfo(np.float32).tiny), dtype=np.float64)
+
+
+def _topic(subject: Subject, feature: int) -> Topic:
+    share, before = float(subject.frequency[feature]), float(subject.catalog.calibration.frequency[feature])
+    family = subject.catalog[feature].family
+    names = {found.id: found.name for found in subject.catalog.families}
+    return Topic(
+        subject.named(feature),
+        share,
+        share / before if before > 0 else None,
+        _label_here(subject, feature),
+        None if family is None else names.get(family),
+    )
+
+
+def _label_here(subject: Subject, feature: int) -> float | None:
+    """How well a label tells the passages that have its feature here from others, by its embedding."""
+    labels = subject.catalog.label_embeddings
+    if labels is None or not labels[feature].any():
+        return None
+    places = _drawn(len(subject.store.coded), _LABEL_TESTED, subject.seed)
+    own = subject.passage_names[places][:, [feature]].toarray().reshape(-1) > 0
+    if own.sum() < _LABEL_PASSAGES or (~own).sum() < _LABEL_PASSAGES:
+        return None
+    cosines = subject.store.unit_vectors(subject.store.coded[places]) @ labels[feature]
+    return auroc(cosines[own], cosines[~own])
+
+
+def _foreign(subject: Subject) -> float:
+    before = subject.catalog.calibration.frequency
+    unusual = subject.frequency > _UNUSUAL * np.maximum(before, 1 / max(subject.catalog.calibration.rows, 1))
+    return float(subject.count[unusual].sum() / max(subject.count.sum(), 1))
+
+
+def _drawn(count: int, limit: int, seed: int) -> NDArray[np.int64]:
+    if count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))
+
+
+def _families(subject: Subject) -> tuple[FamilyTopic, ...]:
+    found = [
+        FamilyTopic(family.id, family.name, len(family.features), float(share))
+        for family, share in zip(subject.catalog.families, subject.family_frequency, strict=True)
+        if share > 0
+    ]
+    return tuple(sorted(found, key=lambda family: (-family.share, family.id))[:TOPICS])
+
+
+def _unexplained(subject: Subject) -> Unexplained:
+    store = subject.store
+    places = _drawn(len(store.coded), _RECONSTRUCTED, subject.seed)
+    parts = []
+    for start in range(0, len(places), 2000):
+        own = places[start : start + 2000]
+        vectors = store.unit_vectors(store.coded[own])
+        parts.append(unexplained_shares(store.sae, vectors, store.sae.decode(store.index.take(own))))
+    shares = np.concatenate(parts)
+    worst = np.argsort(-shares, kind="stable")[:_WORST]
+    excerpts = subject.excerpts(store.coded[places[worst]].tolist())
+    counts, _ = np.histogram(np.clip(shares, 0, 1), bins=_BINS, range=(0, 1))
+    return Unexplained(
+        passages=len(places),
+        quantiles=tuple(float(value) for value in np.quantile(shares, _QUANTILES)),
+        counts=tuple(counts.tolist()),
+        worst=tuple(zip(shares[worst].tolist(), excerpts, strict=True)),
+    )
+
+
+__all__ = [
+    "CorpusTopics",
+    "FamilyTopic",
+    "Topic",
+    "Unexplained",
+    "corpus_topics",
+    "unexplained_shares",
+]

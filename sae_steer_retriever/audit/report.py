@@ -1,0 +1,179 @@
+"""The report of an audit: one page to read as HTML and as Markdown."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sae_steer_retriever.artifact import write_files
+from sae_steer_retriever.audit.audit import Audit
+from sae_steer_retriever.audit.retrieval_sections import (
+    exposure_section,
+    hubs_section,
+    steerability_section,
+    unexplained_section,
+)
+from sae_steer_retriever.audit.section import Section
+from sae_steer_retriever.audit.summary import summary
+from sae_steer_retriever.audit.topic_sections import duplicates_section, gaps_section, topics_section
+from sae_steer_retriever.errors import MissingExtraError
+from sae_steer_retriever.evaluate.page import TEMPLATE_FILE
+from sae_steer_retriever.evaluate.table import escape_markdown
+
+PAGE_FILE, TEXT_FILE, DATA_FILE = "audit.html", "audit.md", "audit.json"
+_TEMPLATE = "audit.html.jinja"
+
+
+def sections(audit: Audit) -> tuple[Section, ...]:
+    """The parts of the report, in order."""
+    return (
+        topics_section(audit),
+        gaps_section(audit),
+        hubs_section(audit),
+        duplicates_section(audit),
+        unexplained_section(audit),
+        exposure_section(audit),
+        steerability_section(audit),
+    )
+
+
+def title(audit: Audit) -> str:
+    """The heading of the report."""
+    return f"Audit of {audit.sampled.collection}"
+
+
+def looked_at(audit: Audit) -> str:
+    """What was looked at, and what of it was drawn at random."""
+    seen = audit.sampled
+    if seen.origin == "file":
+        asked = f"{seen.queries:,} queries"
+        if seen.queries < seen.queries_given:
+            asked += f" drawn from {seen.queries_given:,}"
+    else:
+        asked = (
+            f"{seen.queries:,} sentences drawn from the passages in place of queries (none were given; the passage "
+            "that a sentence is from is left out of its hits; real queries say more)"
+        )
+    codes = (
+        "" if seen.has_companion else "; there is no companion of this SAE, so the stored vectors were encoded for it"
+    )
+    if seen.coded < seen.passages:
+        codes += f", of {seen.coded:,} passages drawn at random: features are counted over these"
+    return (
+        f"{seen.passages:,} passages{codes}. {asked[0].upper()}{asked[1:]}. Seed {seen.seed}, encoder {seen.encoder}, "
+        f"SAE {seen.fingerprint}. Nothing was written to the store."
+    )
+
+
+def write_report(audit: Audit, folder: Path, *, data: bool = False) -> list[Path]:
+    """Write `audit.html` and `audit.md`; the page needs nothing beside it.
+
+    Passages, ids, queries and labels are anybody's texts: all are escaped.
+
+    Args:
+        audit: What to tell.
+        folder: Made if it is not there.
+        data: Whether to write `audit.json`, too.
+
+    Returns:
+        The files.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    pages = {PAGE_FILE: to_html(audit), TEXT_FILE: to_markdown(audit)}
+    if data:
+        pages[DATA_FILE] = json.dumps(audit.to_json(), ensure_ascii=False, indent=2) + "\n"
+    write_files(folder, {name: text.encode("utf-8", "replace") for name, text in pages.items()})
+    return [folder / name for name in pages]
+
+
+def to_text(audit: Audit) -> str:
+    """The summary, for a terminal."""
+    lines = [f"{'fine' if finding.fine else 'look'}: {finding.sentence}" for finding in summary(audit)]
+    return "\n".join([f"{title(audit)}: {looked_at(audit)}", "", *lines])
+
+
+def to_markdown(audit: Audit) -> str:
+    """The whole report in Markdown, without charts."""
+    parts = [f"# {escape_markdown(title(audit))}", escape_markdown(looked_at(audit))]
+    parts.append(
+        "\n".join(
+            f"{number}. **{'Fine' if finding.fine else 'Look'}:** {escape_markdown(finding.sentence)}"
+            for number, finding in enumerate(summary(audit), start=1)
+        )
+    )
+    for section in sections(audit):
+        parts.append(f"## {escape_markdown(section.title)}")
+        parts.append(escape_markdown(section.answer))
+        parts += [f"*How to read it:* {_code(section.reading)}", f"*What to do:* {_code(section.action)}"]
+        parts += [table.to_markdown().rstrip() for table in section.tables]
+        if section.code:
+            parts.append("\n".join(f"    {line}" for line in section.code))
+        parts.append(f"*Exactly:* {_code(section.definition)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def to_html(audit: Audit) -> str:
+    """The whole report as one page.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    require_pages()
+    from jinja2 import DictLoader, Environment, StrictUndefined
+    from markupsafe import Markup
+
+    templates = {
+        TEMPLATE_FILE: (files("sae_steer_retriever.evaluate") / TEMPLATE_FILE).read_text(encoding="utf-8"),
+        _TEMPLATE: (files(__package__) / _TEMPLATE).read_text(encoding="utf-8"),
+    }
+    environment = Environment(
+        loader=DictLoader(templates), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    told: dict[str, Any] = {
+        "title": title(audit),
+        "looked_at": looked_at(audit),
+        "findings": summary(audit),
+        "sections": sections(audit),
+        "parts_of": lambda text: enumerate(text.split("`")),
+        # Drawn by us: markup, not text.
+        "drawn": Markup,
+    }
+    return environment.get_template(_TEMPLATE).render(told)
+
+
+def require_pages() -> None:
+    """See to it before anything is measured that a page can be made.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    if find_spec("jinja2") is None:
+        raise MissingExtraError("the page of an audit", "evaluate")
+
+
+def _code(text: str) -> str:
+    """Our own sentence, whose code stays code."""
+    return "`".join(part if place % 2 else _escaped(part) for place, part in enumerate(text.split("`")))
+
+
+def _escaped(part: str) -> str:
+    """A part of a sentence with its spaces at both ends."""
+    return " " * part.startswith(" ") + escape_markdown(part) + " " * part.endswith(" ")
+
+
+__all__ = [
+    "DATA_FILE",
+    "PAGE_FILE",
+    "TEXT_FILE",
+    "require_pages",
+    "sections",
+    "to_html",
+    "to_markdown",
+    "to_text",
+    "write_report",
+]

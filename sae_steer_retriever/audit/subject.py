@@ -1,0 +1,169 @@
+"""What an audit looks at: a store, its catalog, the queries and their plain hits, read once for all sections."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from sae_steer_retriever.audit.audited_queries import AuditedQueries
+from sae_steer_retriever.audit.read_only_store import ReadOnlyStore
+from sae_steer_retriever.audit.top_hits import TopHits
+from sae_steer_retriever.feature import CLEAR_FROM
+from sae_steer_retriever.features import FeatureCatalog
+from sae_steer_retriever.sae import Codes
+
+# Characters of a passage or a query that are shown.
+_EXCERPT = 160
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedFeature:
+    """A feature as a report names it.
+
+    Attributes:
+        id: Latent id.
+        name: Its display name.
+        label_score: AUROC of its label against near misses; None if it was not measured.
+    """
+
+    id: int
+    name: str
+    label_score: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Excerpt:
+    """A passage as a report shows it.
+
+    Attributes:
+        id: The passage's id.
+        text: Its beginning.
+    """
+
+    id: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is audited.
+
+    Attributes:
+        store: The passages.
+        catalog: Names of the features.
+        queries: Q questions.
+        hits: Their plain best hits.
+        seed: Of what is drawn at random.
+    """
+
+    store: ReadOnlyStore
+    catalog: FeatureCatalog
+    queries: AuditedQueries
+    hits: TopHits
+    seed: int = 0
+
+    @cached_property
+    def clear(self) -> NDArray[np.bool_]:
+        """(n,) features with a label that is known to hold, or that a person gave or nothing speaks against."""
+        return np.array(
+            [
+                bool(feature.label) and (feature.label_score is None or feature.label_score >= CLEAR_FROM)
+                for feature in self.catalog.features
+            ],
+            dtype=bool,
+        )
+
+    @cached_property
+    def passage_names(self) -> csr_array:
+        """(M, n) which coded passages have which feature among their names, ones."""
+        index = self.store.index
+        return presence(index.names(np.arange(len(index))), self.n)
+
+    @cached_property
+    def query_names(self) -> csr_array:
+        """(Q, n) the same of the queries."""
+        return presence(self.queries.codes.leading(self.store.sae.config.k_names), self.n)
+
+    @cached_property
+    def hit_names(self) -> csr_array:
+        """(Q k, n) the same of the hits, query after query."""
+        rows, places = np.unique(self.hits.rows, return_inverse=True)
+        codes = self.store.codes_at(rows).leading(self.store.sae.config.k_names)
+        return presence(codes, self.n)[places.reshape(-1)]
+
+    @cached_property
+    def members(self) -> csr_array:
+        """(n, F) ones where a feature belongs to a family, in the catalog's order."""
+        families = self.catalog.families
+        pairs = [(feature, place) for place, family in enumerate(families) for feature in family.features]
+        rows, places = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        return csr_array((np.ones(len(pairs), dtype=np.int64), (rows, places)), shape=(self.n, len(families)))
+
+    def family_names(self, names: csr_array) -> csr_array:
+        """(batch, F) ones where a row has any feature of a family.
+
+        Args:
+            names: (batch, n) which features it has.
+        """
+        found = csr_array(names @ self.members)
+        found.data[:] = 1
+        return found
+
+    @cached_property
+    def family_frequency(self) -> NDArray[np.float64]:
+        """(F,) share of the coded passages that have any feature of each family."""
+        found = np.asarray(self.family_names(self.passage_names).sum(axis=0), dtype=np.float64).reshape(-1)
+        return np.asarray(found / max(self.passage_names.shape[0], 1), dtype=np.float64)
+
+    @cached_property
+    def count(self) -> NDArray[np.int64]:
+        """(n,) coded passages that have each feature."""
+        return np.asarray(self.passage_names.sum(axis=0), dtype=np.int64).reshape(-1)
+
+    @cached_property
+    def frequency(self) -> NDArray[np.float64]:
+        """(n,) their share."""
+        return np.asarray(self.count / max(self.passage_names.shape[0], 1), dtype=np.float64)
+
+    @property
+    def n(self) -> int:
+        """Number of latents."""
+        return self.store.sae.config.n
+
+    @property
+    def k(self) -> int:
+        """Hits a query."""
+        return int(self.hits.rows.shape[1])
+
+    def named(self, feature: int) -> NamedFeature:
+        """A feature, to be shown."""
+        found = self.catalog[feature]
+        return NamedFeature(found.id, found.name, found.label_score)
+
+    def excerpts(self, rows: Sequence[int]) -> list[Excerpt]:
+        """The beginnings of some passages."""
+        ids = [self.store.ids[row] for row in rows]
+        texts = self.store.texts(ids)
+        return [Excerpt(name, shortened(texts.get(name, ""))) for name in ids]
+
+
+def presence(names: Codes[NDArray[Any]], n: int) -> csr_array:
+    """(batch, n) ones where a row has a feature among its names."""
+    rows, places = np.nonzero(names.values > 0)
+    ones = np.ones(len(rows), dtype=np.int64)
+    return csr_array((ones, (rows, names.indices[rows, places])), shape=(len(names.indices), n))
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, on one line."""
+    plain = " ".join(text[: 8 * _EXCERPT].split())
+    return plain if len(plain) <= _EXCERPT else plain[: _EXCERPT - 1].rstrip() + "…"
+
+
+__all__ = ["Excerpt", "NamedFeature", "Subject", "presence", "shortened"]

@@ -1,0 +1,57 @@
+"""The plain best hits of many queries at once: exact, in tiles of passages."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_steer_retriever.code_index import StoredVectors
+from sae_steer_retriever.sae import Array
+
+# Scores held at once.
+_TILE_SCORES = 8_000_000
+
+
+class TopHits(NamedTuple):
+    """For each of Q queries the best hits, best first.
+
+    Attributes:
+        rows: (Q, k) rows of the passages.
+        scores: (Q, k) their plain scores.
+    """
+
+    rows: NDArray[np.int64]
+    scores: Array
+
+
+def top_hits(queries: Array, stored: StoredVectors, k: int, without: NDArray[np.int64] | None = None) -> TopHits:
+    """The `k` passages with the largest plain scores, ties in the order of their rows.
+
+    Args:
+        queries: (Q, d) unit vectors.
+        stored: N passages, in score space.
+        k: How many; fewer than N.
+        without: (Q,) a row that a query must not find, -1 for none.
+    """
+    vectors, offsets = stored
+    count = len(queries)
+    best = TopHits(np.zeros((count, 0), dtype=np.int64), np.zeros((count, 0), dtype=np.float32))
+    tile = max(k, _TILE_SCORES // max(count, 1))
+    for start in range(0, len(vectors), tile):
+        own = np.asarray(vectors[start : start + tile])
+        scores = queries @ own.T + offsets[start : start + tile]
+        if without is not None:
+            here = np.nonzero((without >= start) & (without < start + len(own)))[0]
+            scores[here, without[here] - start] = -np.inf
+        wanted = min(k, len(own))
+        places = np.argpartition(-scores, wanted - 1, axis=1)[:, :wanted]
+        rows = np.concatenate([best.rows, places + start], axis=1)
+        found = np.concatenate([best.scores, np.take_along_axis(scores, places, axis=1)], axis=1)
+        order = np.lexsort((rows, -found))[:, :k]
+        best = TopHits(np.take_along_axis(rows, order, axis=1), np.take_along_axis(found, order, axis=1))
+    return best
+
+
+__all__ = ["TopHits", "top_hits"]

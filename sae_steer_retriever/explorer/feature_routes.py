@@ -1,0 +1,173 @@
+"""The feature pages' requests: the catalog, one feature, the words that carry it, and a name of one's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Query
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from sae_steer_retriever.errors import ArtifactError
+from sae_steer_retriever.explorer.bench import feature_data
+from sae_steer_retriever.explorer.bench_state import LONGEST_NAME
+from sae_steer_retriever.explorer.carrying_words import CarryingWords
+from sae_steer_retriever.explorer.feature_passages import feature_passages
+from sae_steer_retriever.explorer.hit_data import standard, text_data
+from sae_steer_retriever.explorer.search_routes import Asked, PassageId, answer
+from sae_steer_retriever.feature_names import feature_id, folded
+from sae_steer_retriever.feature_page import score_line
+
+if TYPE_CHECKING:
+    from sae_steer_retriever.explorer.bench import Bench
+    from sae_steer_retriever.feature import Feature
+    from sae_steer_retriever.feature_evidence import Example
+
+_PAGE, _MOST_ROWS = 50, 200
+_MOST_PASSAGES = 40
+# Points of the Zipf plot: ranks evenly apart on a logarithmic axis.
+_ZIPF_POINTS = 120
+
+
+class NameAsked(Asked):
+    """A name of one's own; None takes it back."""
+
+    label: str | None = Field(max_length=LONGEST_NAME)
+    note: str | None = Field(default=None, max_length=4000)
+
+
+class WordsAsked(Asked):
+    """Passages whose words are to be read."""
+
+    passages: list[PassageId] = Field(max_length=_MOST_PASSAGES)
+
+
+def feature_routes(bench: Bench) -> APIRouter:
+    """The routes.
+
+    Args:
+        bench: What they ask.
+    """
+    router = APIRouter(prefix="/api/features")
+    words = CarryingWords(bench.retriever)
+
+    @router.get("")
+    async def listing(
+        search: Annotated[str, Query(max_length=LONGEST_NAME)] = "",
+        family: int | None = None,
+        offset: Annotated[int, Query(ge=0)] = 0,
+        limit: Annotated[int, Query(ge=1, le=_MOST_ROWS)] = _PAGE,
+    ) -> JSONResponse:
+        """The features that answer to a text; without one, the most frequent first."""
+        found = await bench.run(_found, bench, search, family)
+        shown = found[offset : offset + limit]
+        return answer({"features": [feature_data(one) for one in shown], "count": len(found), "offset": offset})
+
+    @router.get("/{feature}")
+    async def page(feature: int) -> JSONResponse:
+        """All that is known of a feature."""
+        return answer(await bench.run(_page, bench, feature))
+
+    @router.post("/{feature}/words")
+    async def marked(feature: int, asked: WordsAsked) -> JSONResponse:
+        """How much of the feature's match each word of some passages has."""
+        return answer({"passages": await bench.run(words.marked, feature, asked.passages)})
+
+    @router.post("/{feature}/trie")
+    async def trie(feature: int, asked: Asked) -> JSONResponse:
+        """The words that carry the feature in this collection, as a tree."""
+        return answer(await bench.run(words.trie, feature))
+
+    @router.post("/{feature}/name")
+    async def rename(feature: int, asked: NameAsked) -> JSONResponse:
+        """Name a feature, or take the name back; kept with the SAE."""
+        return answer(await bench.run(_rename, bench, feature, asked))
+
+    return router
+
+
+def _found(bench: Bench, text: str, family: int | None) -> list[Feature]:
+    catalog = bench.retriever.catalog
+    if family is not None:
+        return [catalog[feature] for feature in catalog.family(family).features]
+    if not text.strip():
+        live = [feature for feature in catalog.features if catalog.calibration.count[feature.id]]
+        return sorted(live, key=lambda feature: (-feature.frequency, feature.id))
+    latent = feature_id(text)
+    if latent is not None:
+        return [catalog[latent]]
+    return catalog.search(text, concept=bench.concept(text), limit=_MOST_ROWS, include_hubs=True)
+
+
+def _page(bench: Bench, feature: int) -> dict[str, Any]:
+    retriever = bench.retriever
+    catalog = retriever.catalog
+    page = catalog.show(feature, directions=retriever.sae.decoder)
+    here = feature_passages(retriever.store, feature)
+    lists: dict[str, tuple[Example, ...]] = {"top": here.top, "middle": here.middle}
+    if page.evidence is not None:
+        lists["near_misses"] = page.evidence.near_misses
+    wanted = list(dict.fromkeys(example.id for examples in lists.values() for example in examples))
+    records = retriever.store.find(wanted, vectors=False)
+    passages = {
+        key: [
+            {"id": example.id, "strength": example.strength, **text_data(records[example.id].text)}
+            for example in examples
+            if example.id in records
+        ]
+        for key, examples in lists.items()
+    }
+    family = page.family
+    return {
+        **{key: value for key, value in page.to_dict().items() if key not in ("examples", *lists)},
+        "score_meaning": score_line(page.feature),
+        "passages_here": len(retriever.store),
+        "here": here.to_dict(),
+        "lists": passages,
+        "family_features": [] if family is None else [feature_data(catalog[one]) for one in family.features[:30]],
+        "trie_text": page.trie,
+        "zipf": _zipf(bench, feature),
+    }
+
+
+def _zipf(bench: Bench, feature: int) -> dict[str, Any]:
+    """Passages of a feature against its rank: where this one stands among all."""
+    count = bench.retriever.catalog.calibration.count
+    ordered = np.sort(count[count > 0])[::-1]
+    if not len(ordered):
+        return {"points": [], "rank": None, "count": 0, "live": 0}
+    ranks = np.unique(np.geomspace(1, len(ordered), _ZIPF_POINTS).round().astype(int))
+    own = int(count[feature])
+    return {
+        "points": [[int(rank), int(ordered[rank - 1])] for rank in ranks],
+        "rank": int((ordered > own).sum()) + 1 if own else None,
+        "count": own,
+        "live": len(ordered),
+    }
+
+
+def _rename(bench: Bench, feature: int, asked: NameAsked) -> dict[str, Any]:
+    catalog = bench.retriever.catalog
+    latent = catalog[feature].id
+    before = catalog[latent].name
+    with bench.naming:  # two people who name features at once
+        if asked.label is None:
+            named = catalog.remove_annotation(latent)
+        else:
+            from sae_steer_retriever.annotations import checked_label
+
+            label = checked_label(asked.label)
+            try:
+                embedding = bench.embeddings.of(label)
+            except ArtifactError:  # found by its words, then
+                embedding = None
+            named = catalog.annotate(latent, label, asked.note, embedding=embedding)
+    alike = [
+        other.id for other in catalog.labelled if other.id != latent and folded(other.label) == folded(named.label)
+    ]
+    own: dict[str, Any] = standard({**feature_data(named), "before": before, "same_label": alike})
+    return own
+
+
+__all__ = ["feature_routes"]

@@ -1,0 +1,149 @@
+"""A bench as Python that runs as it is: for LangChain, and for LlamaIndex."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from sae_steer_retriever.errors import SAESteerError
+from sae_steer_retriever.operation import Add, AddRaw, Clamp, Operation, Scale, Suppress, When
+from sae_steer_retriever.steering import DEFAULT_DRIFT_CAP
+
+if TYPE_CHECKING:
+    from sae_steer_retriever.explorer.bench_state import BenchState
+    from sae_steer_retriever.retriever import SteeredRetriever
+    from sae_steer_retriever.steering import Steering
+    from sae_steer_retriever.store import ChromaStore
+
+Framework = Literal["langchain", "llama_index"]
+
+_MODULES = {
+    "langchain": "sae_steer_retriever.integrations.langchain",
+    "llama_index": "sae_steer_retriever.integrations.llama_index",
+}
+_COUNTS = {"langchain": "k", "llama_index": "similarity_top_k"}
+_LOOPS = {
+    "langchain": "for document in retriever.invoke({query}):\n"
+    "    print(f\"{{document.metadata['relevance_score']:.3f}}\", document.id)\n",
+    "llama_index": 'for found in retriever.retrieve({query}):\n    print(f"{{found.score:.3f}}", found.node.node_id)\n',
+}
+# A call is broken into lines from this length on.
+_LINE = 100
+
+
+class StoreAddress(NamedTuple):
+    """Where code finds the store.
+
+    Attributes:
+        collection: The documents collection's name.
+        folder: Of an embedded Chroma; None for a server, or for a store in memory.
+        host: A Chroma server's host.
+        port: Its port.
+        sae: Folder or hub id of the SAE; None for the one that the store was indexed with.
+    """
+
+    collection: str
+    folder: Path | None = None
+    host: str | None = None
+    port: int = 8000
+    sae: str | None = None
+
+
+def address_of(store: ChromaStore) -> StoreAddress:
+    """Where an open store is, as its own client says."""
+    client = store._client
+    settings = client.get_settings()
+    name = store.documents.name
+    if settings.chroma_server_host:
+        return StoreAddress(name, None, settings.chroma_server_host, int(settings.chroma_server_http_port or 8000))
+    folder = Path(settings.persist_directory).resolve() if settings.is_persistent else None
+    return StoreAddress(name, folder)
+
+
+def python_code(state: BenchState, retriever: SteeredRetriever, address: StoreAddress, framework: Framework) -> str:
+    """The bench's search in Python: ids, order and scores are those that the bench shows.
+
+    Args:
+        state: The bench.
+        retriever: What it searches.
+        address: Where the store is.
+        framework: Whose classes to use.
+
+    Raises:
+        SAESteerError: The store is in memory, where no other program finds it; or the steering is unusable.
+    """
+    if address.folder is None and address.host is None:
+        raise SAESteerError(
+            "this store is in the memory of the program that opened the explorer, where no other program finds it: "
+            "give the retriever a folder (persist_directory=), or save the policy."
+        )
+    steering = state.steering(retriever)  # an unusable one is refused here, not where the code runs
+    options = [f"{_COUNTS[framework]}={state.k}", *_steer(state, steering), *_options(state)]
+    names = sorted({part for operation in state.steer.values() for part in _names(operation)})
+    imports = [f"from sae_steer_retriever import {', '.join(names)}"] if names and not state.pinned else []
+    if state.pinned:
+        imports = ["from sae_steer_retriever import Steering"]
+    if address.host is not None:
+        imports.append("from sae_steer_retriever import SteeredRetriever")
+    lines = [*sorted(imports), f"from {_MODULES[framework]} import SAESteeredRetriever", ""]
+    if address.folder is not None:
+        where = [repr(str(address.folder)), f"collection_name={address.collection!r}"]
+        where += [f"sae={address.sae!r}"] if address.sae is not None else []
+        lines.append(_call("retriever = SAESteeredRetriever.open", where + options))
+    else:
+        parts = [] if address.sae is None else [repr(address.sae)]
+        parts += [f"host={address.host!r}", f"port={address.port}"]
+        parts += [f"collection={address.collection!r}", "create=False"]
+        lines.append(_call("core = SteeredRetriever.open", parts))
+        first = "retriever=core" if framework == "langchain" else "core"
+        lines.append(_call("retriever = SAESteeredRetriever", [first, *options]))
+    return "\n".join(lines) + "\n" + _LOOPS[framework].format(query=repr(state.query))
+
+
+def _steer(state: BenchState, steering: Steering) -> list[str]:
+    if state.pinned:  # no name says what they mean: the whole steering is written out
+        return [f"steer=Steering.from_json({steering.to_json()!r})"]
+    items = ", ".join(f"{name!r}: {_written(operation)}" for name, operation in state.steer.items())
+    return [f"steer={{{items}}}"] if items else []
+
+
+def _options(state: BenchState) -> list[str]:
+    defaults: list[tuple[str, Any, Any]] = [
+        ("space", state.space, "original"),
+        ("side", state.side, None),
+        ("fetch_k", state.fetch_k, None),
+        ("drift_cap", state.drift_cap, DEFAULT_DRIFT_CAP),
+    ]
+    return [f"{name}={value!r}" for name, value, default in defaults if value != default]
+
+
+def _written(operation: Operation) -> str:
+    match operation:
+        case When(feature, above, then):
+            assert not isinstance(then, float)  # noqa: S101 - rows hold operations
+            return f"When({feature!r}, above={above!r}, then={_written(then)})"
+        case Add(strength, None):
+            return repr(strength)
+        case Add(strength, side):
+            return f"Add({strength!r}, side={side!r})"
+        case AddRaw(amount) | Clamp(amount) | Scale(amount):
+            return f"{type(operation).__name__}({amount!r})"
+        case Suppress():
+            return "Suppress()"
+
+
+def _names(operation: Operation) -> list[str]:
+    """What the written operation needs to be imported."""
+    if isinstance(operation, When):
+        return ["When", *([] if isinstance(operation.then, float) else _names(operation.then))]
+    return [] if isinstance(operation, Add) and operation.side is None else [type(operation).__name__]
+
+
+def _call(function: str, arguments: list[str]) -> str:
+    line = f"{function}({', '.join(arguments)})"
+    if len(line) <= _LINE:
+        return line
+    return "\n".join([f"{function}(", *(f"    {argument}," for argument in arguments), ")"])
+
+
+__all__ = ["Framework", "StoreAddress", "address_of", "python_code"]

@@ -1,0 +1,94 @@
+"""An SAE's folder as it ships in the wheel: half the size, and nothing of the texts that it was fitted on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from sae_steer_retriever.artifact import write_files
+from sae_steer_retriever.calibration import CALIBRATION_FILE
+from sae_steer_retriever.catalog_files import FEATURES_FILE, read_catalog, write_catalog
+from sae_steer_retriever.feature import Feature, LabelScore
+from sae_steer_retriever.sae import TopKSAE
+from sae_steer_retriever.sae_files import CONFIG_FILE, TENSORS, WEIGHTS_FILE, restored, write_sae
+
+CARD_FILE = "README.md"
+_ROUNDED = ("W_enc", "W_dec")
+# Scores, shares and units are told apart to two digits; float32 has seven.
+_DIGITS = 6
+
+
+class Shipment(NamedTuple):
+    """What was written.
+
+    Attributes:
+        sae: The SAE as it will be read: another one than before, by its `fingerprint`.
+        sizes: Bytes by file.
+    """
+
+    sae: TopKSAE
+    sizes: dict[str, int]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(self.sizes.values())
+
+
+def write_shipment(source: str | Path, target: str | Path) -> Shipment:
+    """Write an SAE with its catalog, calibration and card as they ship; the same input gives the same bytes.
+
+    Both matrices are rounded to float16: reading makes the directions unit vectors again (`sae_files.restored`).
+    Labels, keywords, scores, frequencies, units and families stay. The ids of the passages that features were seen in,
+    and the evidence made of them, are left out: nobody else has these passages. Names that a person gave stay behind.
+
+    Args:
+        source: Folder of the SAE; not changed.
+        target: Another folder.
+
+    Raises:
+        ArtifactError: A file of the source is missing or damaged, or the target cannot be written.
+        ValueError: The two are one folder.
+    """
+    source, target = Path(source), Path(target)
+    if source.resolve() == target.resolve():
+        raise ValueError(f"{target} is the SAE itself: give another folder to write to.")
+    fitted = TopKSAE.from_pretrained(source)
+    parts = read_catalog(source, fitted.fingerprint)
+    tensors = {name: getattr(fitted, name) for name in TENSORS}
+    tensors |= {name: tensors[name].to(torch.float16) for name in _ROUNDED}
+    sae = TopKSAE(**restored(tensors), config=fitted.config)
+    write_sae(target, tensors, sae.config, sae.fingerprint)
+    features = [_shipped(feature) for feature in parts.features]
+    write_catalog(target, *parts._replace(features=features, fingerprint=sae.fingerprint))
+    files = [WEIGHTS_FILE, CONFIG_FILE, FEATURES_FILE, CALIBRATION_FILE]
+    if (source / CARD_FILE).is_file():
+        write_files(target, {CARD_FILE: (source / CARD_FILE).read_bytes()})
+        files.append(CARD_FILE)
+    return Shipment(sae, {name: (target / name).stat().st_size for name in files})
+
+
+def _shipped(feature: Feature) -> Feature:
+    score = None
+    if feature.score is not None:
+        random, hard, random_interval, hard_interval, passages = feature.score
+        score = LabelScore(
+            round(random, _DIGITS), round(hard, _DIGITS), _rounded(random_interval), _rounded(hard_interval), passages
+        )
+    return dataclasses.replace(
+        feature,
+        score=score,
+        frequency=round(feature.frequency, _DIGITS),
+        unit=round(feature.unit, _DIGITS),
+        examples=(),
+    )
+
+
+def _rounded(interval: tuple[float, float]) -> tuple[float, float]:
+    return round(interval[0], _DIGITS), round(interval[1], _DIGITS)
+
+
+__all__ = ["CARD_FILE", "Shipment", "write_shipment"]
