@@ -112,7 +112,8 @@ def _lacking(audit: Audit) -> Finding:
         first = audit.gaps.lacking[0].feature.name
         sentence = f"{share:.0%} of the queries ask for something that nearly no passage has, first of all: {first}."
         return Finding(False, share, sentence)
-    return Finding(True, share, f"What queries ask for is there: all but {share:.1%} name nothing that is lacking.")
+    lacking = f"{share:.1%} of them name something that nearly no passage has" if share else "in all of them"
+    return Finding(True, share, f"What queries ask for is there: {lacking}.")
 
 
 def _weak(audit: Audit) -> Finding | None:

@@ -141,8 +141,7 @@ def search_routes(bench: Bench) -> APIRouter:
         """A policy's file as the bench's rows."""
 
         def work() -> dict[str, Any]:
-            steering = Steering.from_json(asked.policy)
-            steering.require(retriever.sae.fingerprint)
+            steering = Steering.from_json(asked.policy).of_sae(retriever.sae.config, retriever.sae.fingerprint)
             return {"edits": _rows(bench.rows(steering)), "drift_cap": steering.drift_cap}
 
         return answer(await bench.run(work))
