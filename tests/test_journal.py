@@ -218,6 +218,7 @@ def test_the_command_leaves_the_journal_beside_the_sae(sae_steer: Run, tmp_path:
     rows = [json.dumps({"text": f"{name} number {number}"}) for name in ("river", "bread") for number in range(20)]
     corpus.write_text("\n".join(rows), encoding="utf-8")
     arguments = ["train", "--corpus", corpus, "--output", output, "--steps", 20, "--sentences", 0]
+    arguments += ["--init", "kmeans"]
     trained = sae_steer(*arguments, "--json")
     assert trained.code == 0, trained.err
     assert trained.data["measured"] == read(output)

@@ -14,14 +14,15 @@ from sae_steer_retriever.train.sizing import choose_sizes
 RECIPES = Path(__file__).resolve().parent.parent / "train" / "recipes"
 
 
-@pytest.mark.parametrize("name", ["default", "paper", "small", "large", "gpu"])
+@pytest.mark.parametrize("name", ["default", "paper", "small", "large", "gpu", "base-minilm"])
 def test_every_recipe_is_read(name: str) -> None:
     config = TrainConfig(**read_config(RECIPES / f"{name}.toml"))
     assert choose_sizes(config, passages=1000, rows=5000, d=768).k <= config.k
 
 
 def test_no_recipe_is_untested() -> None:
-    assert {path.stem for path in RECIPES.glob("*.toml")} == {"default", "paper", "small", "large", "gpu", "v0.1"}
+    tested = {"default", "paper", "small", "large", "gpu", "base-minilm", "v0.1"}
+    assert {path.stem for path in RECIPES.glob("*.toml")} == tested
 
 
 def test_the_default_recipe_is_the_defaults() -> None:

@@ -121,8 +121,6 @@ def run(arguments: argparse.Namespace) -> Outcome:
         SAESteerError: A set is malformed, or the parts do not belong together.
     """
     fitting = arguments.table in ("1", "8") or arguments.figure == "2"
-    if not fitting:
-        arguments.sae = _sae_folder(arguments)
     if arguments.k is not None and (fitting or "4" in (arguments.table, arguments.figure)):
         raise UsageError("--k reads an SAE anew; tables and Figures 2 and 4 are of the K of a fit: leave it out.")
     given = [name for name in _OF_STEERING if getattr(arguments, name) is not None]
@@ -131,6 +129,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if given:
         raise UsageError(f"--{given[0].replace('_', '-')} goes with --steering: add it, or leave this out.")
     if arguments.table == "4" or arguments.figure == "4":
+        arguments.sae = _sae_folder(arguments)
         return controllability(arguments)
     if arguments.relevant_from is not None:
         raise UsageError("--relevant-from goes with --figure 4: add it, or leave this out.")
@@ -140,6 +139,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         raise UsageError("give either --dataset DIR, a judged set, or --corpus PATH, documents without judgments.")
     if arguments.corpus is not None and not arguments.corpus.exists():
         raise UsageError(f"--corpus: no such file or folder: {arguments.corpus}")
+    arguments.sae = _sae_folder(arguments)
     if arguments.out_of_domain or arguments.config is not None:
         raise UsageError(f"--out-of-domain and --config go with {FITTING}, which fit SAEs: leave them out.")
     if arguments.recurrence_steps is not None and not arguments.meaning:
@@ -175,6 +175,7 @@ def _steering(arguments: argparse.Namespace) -> Outcome:
         raise UsageError(f"--steering is a comparison of its own: leave out --{name}.")
     if arguments.corpus is None:
         raise UsageError("--steering needs --corpus FILE, rows with `label` or `labels`.")
+    arguments.sae = _sae_folder(arguments)
     for option in ("corpus", "queries", "concepts"):
         path = getattr(arguments, option)
         if path is not None and not path.is_file():
