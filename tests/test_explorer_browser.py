@@ -339,9 +339,8 @@ def test_a_name_stays(visit: Visit, world: World, filled_folder: Path, tmp_path:
         tab.eventually(lambda: tab.at("feature-title").text_content(), lambda said: said == title)
         assert "mine" in (tab.at("facts").text_content() or "")
         tab.at("steer-by").click()
-        tab.at("edit").wait_for()
-        tab.at("query").fill(QUESTION)
         tab.eventually(lambda: tab.at("edit-name").text_content(), lambda said: said == title)
+        tab.at("query").fill(QUESTION)
         tab.page.wait_for_load_state("networkidle")  # a server that ends lets go of what it is asked
     again = FeatureCatalog.load(tmp_path / "sae", world.sae.fingerprint)
     assert again[feature.id].label == name

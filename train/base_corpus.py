@@ -130,10 +130,10 @@ def write(stream: TextIO, row: dict[str, str]) -> bytes:
 
 def write_sentences(queries: TextIO, kept: Sequence[Text], source: dict[str, Any]) -> int:
     """Titles and sentences of a source's passages, as queries; returns how many there are."""
-    passages = [
-        Passage(str(number), f"{text.title}\n{text.text}".strip(), text.title) for number, text in enumerate(kept)
-    ]
-    found = query_texts(passages, seed=SEED, per_passage=source.get("sentences", 0)) if source.get("sentences") else []
+    if not (per_passage := source.get("sentences", 0)):
+        return 0
+    passages = [Passage(str(row), f"{text.title}\n{text.text}".strip(), text.title) for row, text in enumerate(kept)]
+    found = query_texts(passages, seed=SEED, per_passage=per_passage)
     for number, query in enumerate(found):
         write(queries, {"_id": f"{source['name']}-sentence-{number}", "text": query.text})
     return len(found)

@@ -1,6 +1,6 @@
 // The steering bench: a question, knobs, and two rankings side by side.
 
-import { about, post, stream } from "/static/api.js";
+import { about, get, post, stream } from "/static/api.js";
 import { titles } from "/static/bars.js";
 import { combobox } from "/static/combobox.js";
 import { byId, complain, copied, el, featureTitle, percent, say, show, showText } from "/static/dom.js";
@@ -56,9 +56,23 @@ function put(given) {
   byId("space").value = state.space;
   byId("drift-cap").value = state.drift_cap;
   knobs.render(state.edits);
+  nameRows();
   remember();
   ask();
   schedule(0);
+}
+
+/** Say what rows are called that came by id, from a link or a feature's page: without a question nobody else does. */
+async function nameRows() {
+  const unnamed = state.edits.filter(({ name }) => /^#\d+$/.test(name) && !knobs.names.has(name));
+  if (!unnamed.length) return;
+  try {
+    const found = await Promise.all(unnamed.map(({ name }) => get(`/api/features?search=${encodeURIComponent(name)}`)));
+    for (const { features } of found) knobs.learn(features);
+    knobs.render(state.edits);
+  } catch (error) {
+    complain(error.message);
+  }
 }
 
 function undo() {
