@@ -379,3 +379,10 @@ def test_kmeans_centres_are_unit_and_none_is_empty() -> None:
     centres = spherical_kmeans(points, torch.nn.functional.normalize(torch.ones(50, D) + 1e-3 * torch.randn(50, D)))
     torch.testing.assert_close(centres.norm(dim=1), torch.ones(50))
     assert len(torch.unique((points @ centres.T).argmax(dim=1))) > 40
+
+
+def test_a_temperature_that_is_given_is_used(data: TrainingData) -> None:
+    given = Trainer(data, config(temperature=0.1), sizes(), epochs=1).constants.temperature
+    assert given == 0.1 != Trainer(data, config(), sizes(), epochs=1).constants.temperature
+    with pytest.raises(ValueError, match="temperature = 0"):
+        config(temperature=0.0)
