@@ -20,17 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from sae_steer_retriever.embedders import Embedder, SentenceTransformerEmbedder
-from sae_steer_retriever.embedding_cache import CachedEmbedder
+from sae_steer_retriever.corpus.read_corpus import Corpus
+from sae_steer_retriever.encoders.embedders import Embedder, SentenceTransformerEmbedder
+from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.evaluate.datasets import RetrievalSet, read_retrieval_set
 from sae_steer_retriever.evaluate.embedded import EmbeddedSet, embed_set
 from sae_steer_retriever.evaluate.fidelity import measure_fidelity
-from sae_steer_retriever.sae import TopKSAE
-from sae_steer_retriever.sae_files import resolve_folder
+from sae_steer_retriever.sae.files import resolve_folder
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.adaptation import adapted_config, adapted_sizes, adapted_start
 from sae_steer_retriever.train.config import TrainConfig
-from sae_steer_retriever.train.corpus import Corpus
-from sae_steer_retriever.train.data import embed_corpus
+from sae_steer_retriever.train.embedded_corpus import embed_corpus
 from sae_steer_retriever.train.pipeline import fitted_sae, prepare, prepare_adaptation
 
 COLUMNS = {

@@ -31,11 +31,11 @@ def label(arguments: argparse.Namespace) -> None:
     """The labelling process: a line a stage on stdout, the last one JSON."""
     import torch
 
-    from sae_steer_retriever.calibration import calibrate
-    from sae_steer_retriever.directions import data_directions
-    from sae_steer_retriever.interpret.evidence import read_names
-    from sae_steer_retriever.interpret.labels import label_features
-    from sae_steer_retriever.sae import Array, EncoderSpec, SAEConfig, TopKSAE
+    from sae_steer_retriever.features.calibration import calibrate
+    from sae_steer_retriever.labelling.gather_evidence import read_names
+    from sae_steer_retriever.labelling.keyword_labels import label_features
+    from sae_steer_retriever.sae.directions import data_directions
+    from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, SAEConfig, TopKSAE
 
     d, count = arguments.dimension, arguments.passages
     random = np.random.default_rng(0)

@@ -26,15 +26,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.latent_index import LatentIndex, damped
-from sae_steer_retriever.sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.store.latent_index import LatentIndex, damped
 
 # The memory of a process that does nothing but hold the index and ask it.
 _HOLD = """
 import sys
 import numpy as np
-from sae_steer_retriever.latent_index import LatentIndex
-from sae_steer_retriever.sae import Codes
+from sae_steer_retriever.store.latent_index import LatentIndex
+from sae_steer_retriever.sae.topk_sae import Codes
 indices, values = (np.load(f"{sys.argv[1]}/{name}.npy", mmap_mode="r") for name in ("indices", "values"))
 index = LatentIndex.build(Codes(indices, values), int(sys.argv[2]))
 index.search(Codes(indices[:50], values[:50]), 10)
@@ -48,9 +48,9 @@ def read(arguments: argparse.Namespace) -> tuple[Array, Array]:
     if arguments.vectors is not None:
         vectors = unit(np.load(arguments.vectors).astype(np.float32))
         return vectors, mixtures(vectors, arguments.queries, np.random.default_rng(1))
-    from sae_steer_retriever.embedders import SentenceTransformerEmbedder
-    from sae_steer_retriever.embedding_cache import CachedEmbedder
-    from sae_steer_retriever.train.corpus import read_corpus
+    from sae_steer_retriever.corpus.read_corpus import read_corpus
+    from sae_steer_retriever.encoders.embedders import SentenceTransformerEmbedder
+    from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 
     embedder = CachedEmbedder(SentenceTransformerEmbedder(), progress=True)
     passages = [passage.text for passage in read_corpus(arguments.data).passages]
@@ -175,7 +175,7 @@ def main() -> int:
         "exact over dense": min(exact, again) / dense,
     }
     if importlib.util.find_spec("seismic") is not None:
-        from sae_steer_retriever.seismic_index import SeismicIndex
+        from sae_steer_retriever.store.seismic_index import SeismicIndex
 
         began = time.perf_counter()
         with quiet_stdout():

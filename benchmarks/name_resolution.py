@@ -25,11 +25,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.concept import Concept, read_concept
-from sae_steer_retriever.embedding_cache import CachedEmbedder
+from sae_steer_retriever.corpus.read_corpus import read_corpus
+from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.interpret.evidence import (
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.text_reading import Concept, read_concept
+from sae_steer_retriever.labelling.gather_evidence import (
     Evidence,
     frequent_features,
     gather_evidence,
@@ -38,8 +39,7 @@ from sae_steer_retriever.interpret.evidence import (
     strengths,
 )
 from sae_steer_retriever.retriever import load_sae
-from sae_steer_retriever.sae import TopKSAE
-from sae_steer_retriever.train.corpus import read_corpus
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 AT = 20
 RIGHT_FROM = 0.7

@@ -29,10 +29,10 @@ from typing import NamedTuple
 import numpy as np
 from latent_search import mixtures, unit
 
-from sae_steer_retriever.features import FeatureCatalog
+from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae import Array, EncoderSpec, TopKSAE
-from sae_steer_retriever.store import ChromaStore
+from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, TopKSAE
+from sae_steer_retriever.store.chroma_store import ChromaStore
 
 K, FETCH_K, STRENGTH = 10, 100, 0.5
 # A concept that some passages have, as a person would name one; not the rarest, not the most frequent.
@@ -71,9 +71,9 @@ def read(arguments: argparse.Namespace) -> tuple[list[str], Array]:
         random = np.random.default_rng(2)
         words = np.array([f"word{number}" for number in range(5000)])
         return [f"passage {row}: " + " ".join(random.choice(words, 100)) for row in range(len(vectors))], vectors
-    from sae_steer_retriever.embedders import SentenceTransformerEmbedder
-    from sae_steer_retriever.embedding_cache import CachedEmbedder
-    from sae_steer_retriever.train.corpus import read_corpus
+    from sae_steer_retriever.corpus.read_corpus import read_corpus
+    from sae_steer_retriever.encoders.embedders import SentenceTransformerEmbedder
+    from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 
     embedder = CachedEmbedder(SentenceTransformerEmbedder(), progress=True)
     texts = [passage.text for passage in read_corpus(arguments.corpus).passages]

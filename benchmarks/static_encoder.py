@@ -20,7 +20,7 @@ from model2vec.distill import distill_from_model
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 
-from sae_steer_retriever.embedders import SentenceTransformerEmbedder, as_embedder
+from sae_steer_retriever.encoders.embedders import SentenceTransformerEmbedder, as_embedder
 
 # Pairs on one subject and on two, for a look at whether cosines mean anything.
 SENTENCES = (

@@ -21,13 +21,13 @@ import numpy as np
 from name_resolution import CONCEPTS
 from numpy.typing import NDArray
 
-from sae_steer_retriever.embedding_cache import CachedEmbedder
+from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.evaluate.steering_benchmark import measure_steering
 from sae_steer_retriever.evaluate.steering_corpus import QUESTIONS, read_labelled_corpus
 from sae_steer_retriever.evaluate.steering_dictionaries import encoded
 from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
 from sae_steer_retriever.retriever import load_sae
-from sae_steer_retriever.sae import Codes, TopKSAE
+from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
 
 REUTERS_QUESTIONS = (
     "what is the outlook for prices?",

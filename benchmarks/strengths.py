@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.embedding_cache import CachedEmbedder
+from sae_steer_retriever.corpus.read_corpus import read_corpus
+from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.evaluate.steering_corpus import QUESTIONS
 from sae_steer_retriever.evaluate.steering_dictionaries import encoded
-from sae_steer_retriever.interpret.evidence import LABELLED_FROM
-from sae_steer_retriever.plan import plan
-from sae_steer_retriever.presence import FeaturePresence
+from sae_steer_retriever.labelling.gather_evidence import LABELLED_FROM
 from sae_steer_retriever.retriever import load_sae
-from sae_steer_retriever.sae import Array
-from sae_steer_retriever.steering import Edit, Side, Steering
-from sae_steer_retriever.train.corpus import read_corpus
+from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.steering.document_boost import FeaturePresence
+from sae_steer_retriever.steering.plan import plan
+from sae_steer_retriever.steering.policy import Edit, Side, Steering
 
 _OWN, _HITS = 20, 10
 

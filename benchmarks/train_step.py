@@ -46,7 +46,7 @@ def ours(x: Tensor, size: Size) -> Callable[[], None]:
     import torch
 
     from sae_steer_retriever.train.losses import fraction_unexplained
-    from sae_steer_retriever.train.model import FittingSAE
+    from sae_steer_retriever.train.trainable_sae import FittingSAE
 
     mean = x.mean(dim=0)
     variance = float((x - mean).square().sum(dim=1).mean())
@@ -129,7 +129,7 @@ def prepared(arguments: argparse.Namespace, size: Size) -> Tensor:
     import sentence_transformers.sparse_encoder  # noqa: F401 - so that no way pays for its import
     import torch
 
-    from sae_steer_retriever.memory import keep_large_buffers
+    from sae_steer_retriever.sae.malloc import keep_large_buffers
 
     keep_large_buffers()
     torch.set_num_threads(arguments.threads)

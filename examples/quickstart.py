@@ -17,9 +17,9 @@ from pathlib import Path
 from standard_library import write_corpus
 
 from sae_steer_retriever import Hit, SentenceTransformerEmbedder, SteeredRetriever
-from sae_steer_retriever.embedding_cache import CachedEmbedder
+from sae_steer_retriever.corpus.read_corpus import read_corpus
+from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.train.config import TrainConfig
-from sae_steer_retriever.train.corpus import read_corpus
 from sae_steer_retriever.train.pipeline import train
 
 DATA = Path("quickstart-data")

@@ -43,15 +43,15 @@ from superposition_steering import PLACES, STRENGTHS, sentence_ids, steer_all
 from superposition_texts import FULL_SENTENCE, SENSES
 
 from sae_steer_retriever import SteeredRetriever, TopKSAE
-from sae_steer_retriever.attribution import attribute
-from sae_steer_retriever.directions import random_directions
-from sae_steer_retriever.embedders import Embedder
-from sae_steer_retriever.embedding_cache import CachedEmbedder
-from sae_steer_retriever.feature import CLEAR_FROM
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.loaded_sae import load_sae
-from sae_steer_retriever.sae import Array
-from sae_steer_retriever.store import ChromaStore
+from sae_steer_retriever.encoders.embedders import Embedder
+from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
+from sae_steer_retriever.explain.attribution import attribute
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.feature import CLEAR_FROM
+from sae_steer_retriever.features.loading import load_sae
+from sae_steer_retriever.sae.directions import random_directions
+from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.store.chroma_store import ChromaStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

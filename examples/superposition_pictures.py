@@ -16,9 +16,9 @@ from superposition_reading import Reading, SenseFeature, title
 from superposition_steering import PLACES, STRENGTHS, Benefit, Steered, group_of
 from superposition_texts import SENSES
 
-from sae_steer_retriever.attribution import Attribution
 from sae_steer_retriever.evaluate.plots import finish_axes, line_style, new_canvas, percent_format
-from sae_steer_retriever.features import FeatureCatalog
+from sae_steer_retriever.explain.attribution import Attribution
+from sae_steer_retriever.features.catalog import FeatureCatalog
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,10 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.attribution import Attribution, Contribution
-    from sae_steer_retriever.contrast import Contrast
-    from sae_steer_retriever.counterfactual import Counterfactual
-    from sae_steer_retriever.embedders import (
+    from sae_steer_retriever.encoders.embedders import (
         Embedder,
         LangChainEmbedder,
         LlamaIndexEmbedder,
@@ -31,16 +28,19 @@ if TYPE_CHECKING:
         StoreError,
         UnknownFeatureError,
     )
-    from sae_steer_retriever.explanation import Explanation
-    from sae_steer_retriever.feature import Feature
-    from sae_steer_retriever.feature_page import FeaturePage
-    from sae_steer_retriever.features import FeatureCatalog
-    from sae_steer_retriever.feedback import Feedback
-    from sae_steer_retriever.policy import compose
+    from sae_steer_retriever.explain.attribution import Attribution, Contribution
+    from sae_steer_retriever.explain.explanation import Explanation
+    from sae_steer_retriever.features.catalog import FeatureCatalog
+    from sae_steer_retriever.features.feature import Feature
+    from sae_steer_retriever.features.feature_card import FeaturePage
     from sae_steer_retriever.retriever import Hit, SteeredRetriever
-    from sae_steer_retriever.sae import Codes, EncoderSpec, SAEConfig, TopKSAE
-    from sae_steer_retriever.steering import Add, AddRaw, Clamp, Edit, Scale, Steering, Suppress, When
-    from sae_steer_retriever.store import ChromaStore
+    from sae_steer_retriever.sae.topk_sae import Codes, EncoderSpec, SAEConfig, TopKSAE
+    from sae_steer_retriever.search.counterfactual import Counterfactual
+    from sae_steer_retriever.search.feedback import Feedback
+    from sae_steer_retriever.steering.compose import compose
+    from sae_steer_retriever.steering.from_examples import Contrast
+    from sae_steer_retriever.steering.policy import Add, AddRaw, Clamp, Edit, Scale, Steering, Suppress, When
+    from sae_steer_retriever.store.chroma_store import ChromaStore
 
 __version__ = "0.1.0"
 
@@ -88,10 +88,10 @@ __all__ = [
 ]
 
 _EXPORTS = {
-    "attribution": ("Attribution", "Contribution"),
-    "contrast": ("Contrast",),
-    "counterfactual": ("Counterfactual",),
-    "embedders": (
+    "explain.attribution": ("Attribution", "Contribution"),
+    "steering.from_examples": ("Contrast",),
+    "search.counterfactual": ("Counterfactual",),
+    "encoders.embedders": (
         "Embedder",
         "LangChainEmbedder",
         "LlamaIndexEmbedder",
@@ -109,16 +109,16 @@ _EXPORTS = {
         "StoreError",
         "UnknownFeatureError",
     ),
-    "explanation": ("Explanation",),
-    "feature": ("Feature",),
-    "feature_page": ("FeaturePage",),
-    "features": ("FeatureCatalog",),
-    "feedback": ("Feedback",),
-    "policy": ("compose",),
+    "explain.explanation": ("Explanation",),
+    "features.feature": ("Feature",),
+    "features.feature_card": ("FeaturePage",),
+    "features.catalog": ("FeatureCatalog",),
+    "search.feedback": ("Feedback",),
+    "steering.compose": ("compose",),
     "retriever": ("Hit", "SteeredRetriever"),
-    "sae": ("Codes", "EncoderSpec", "SAEConfig", "TopKSAE"),
-    "steering": ("Add", "AddRaw", "Clamp", "Edit", "Scale", "Steering", "Suppress", "When"),
-    "store": ("ChromaStore",),
+    "sae.topk_sae": ("Codes", "EncoderSpec", "SAEConfig", "TopKSAE"),
+    "steering.policy": ("Add", "AddRaw", "Clamp", "Edit", "Scale", "Steering", "Suppress", "When"),
+    "store.chroma_store": ("ChromaStore",),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

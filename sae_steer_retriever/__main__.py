@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sae_steer_retriever import __version__
-from sae_steer_retriever.commands import audit, evaluate, explore, features, index, search, train
-from sae_steer_retriever.commands.execution import main_of
+from sae_steer_retriever.cli import audit, evaluate, explore, features, index, search, train
+from sae_steer_retriever.cli.runner import main_of
 
 _EXAMPLE = """\
 example:

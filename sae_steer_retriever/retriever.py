@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_steer_retriever.drift import Drift, query_drift
-from sae_steer_retriever.explanation import Explanation
-from sae_steer_retriever.hits import Hit, hits_of
-from sae_steer_retriever.latent_index import LatentEngine
-from sae_steer_retriever.loaded_sae import load_sae
-from sae_steer_retriever.passage_explanation import explain_passage
-from sae_steer_retriever.query_search import SPACES, Space, check_count, check_query
-from sae_steer_retriever.sae import Array, resolve_folder
-from sae_steer_retriever.shipped import recordable
+from sae_steer_retriever.explain.explanation import Explanation
+from sae_steer_retriever.features.loading import load_sae
+from sae_steer_retriever.sae.bundled import recordable
+from sae_steer_retriever.sae.topk_sae import Array, resolve_folder
+from sae_steer_retriever.search.hits import Hit, hits_of
+from sae_steer_retriever.search.passage_explanation import explain_passage
+from sae_steer_retriever.search.query import SPACES, Space, check_count, check_query
+from sae_steer_retriever.search.query_drift import Drift, query_drift
 from sae_steer_retriever.steerable import Steerable
-from sae_steer_retriever.steering import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
-from sae_steer_retriever.store import ChromaStore, Metadata, connect
-from sae_steer_retriever.store_record import at_recorded_k, default_sae
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
+from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata, connect
+from sae_steer_retriever.store.latent_index import LatentEngine
+from sae_steer_retriever.store.recorded_sae import at_recorded_k, default_sae
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import torch
 
-from sae_steer_retriever.artifact import write_files
-from sae_steer_retriever.calibration import CALIBRATION_FILE
-from sae_steer_retriever.catalog_files import FEATURES_FILE, read_catalog, write_catalog
-from sae_steer_retriever.feature import Feature, LabelScore
-from sae_steer_retriever.sae import TopKSAE
-from sae_steer_retriever.sae_files import CONFIG_FILE, TENSORS, WEIGHTS_FILE, restored, write_sae
+from sae_steer_retriever.features.calibration import CALIBRATION_FILE
+from sae_steer_retriever.features.catalog_files import FEATURES_FILE, read_catalog, write_catalog
+from sae_steer_retriever.features.feature import Feature, LabelScore
+from sae_steer_retriever.sae.atomic_files import write_files
+from sae_steer_retriever.sae.files import CONFIG_FILE, TENSORS, WEIGHTS_FILE, restored, write_sae
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 CARD_FILE = "README.md"
 _ROUNDED = ("W_enc", "W_dec")

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sae_steer_retriever.concept import Concept
-from sae_steer_retriever.contrast import Contrast, checked_texts, contrast, names_of_passages, names_of_texts
-from sae_steer_retriever.counterfactual import Counterfactual, CounterfactualSearch, own_edits
-from sae_steer_retriever.embedders import Embedder
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.feedback import Feedback, feedback, feedback_ids, tried_feedback, without_shared
-from sae_steer_retriever.hits import Hit
-from sae_steer_retriever.latent_index import LatentEngine
-from sae_steer_retriever.query_search import QuerySearch, Space, check_count, check_query
-from sae_steer_retriever.sae import Array, TopKSAE
-from sae_steer_retriever.steering import (
+from sae_steer_retriever.encoders.embedders import Embedder
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.text_reading import Concept
+from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.search.counterfactual import Counterfactual, CounterfactualSearch, own_edits
+from sae_steer_retriever.search.feedback import Feedback, feedback, feedback_ids, tried_feedback, without_shared
+from sae_steer_retriever.search.hits import Hit
+from sae_steer_retriever.search.query import QuerySearch, Space, check_count, check_query
+from sae_steer_retriever.steering.from_examples import (
+    Contrast,
+    checked_texts,
+    contrast,
+    names_of_passages,
+    names_of_texts,
+)
+from sae_steer_retriever.steering.policy import (
     DEFAULT_DRIFT_CAP,
     DEFAULT_SIDE,
     Resolution,
@@ -24,8 +29,9 @@ from sae_steer_retriever.steering import (
     SteerLike,
     check_side,
 )
-from sae_steer_retriever.steering_resolver import SteeringResolver
-from sae_steer_retriever.store import ChromaStore, Metadata
+from sae_steer_retriever.steering.resolver import SteeringResolver
+from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata
+from sae_steer_retriever.store.latent_index import LatentEngine
 
 
 class Steerable:

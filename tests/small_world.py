@@ -11,16 +11,16 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from sae_steer_retriever.calibration import calibrate
-from sae_steer_retriever.directions import data_directions, spherical_kmeans
-from sae_steer_retriever.embedders import SentenceTransformerEmbedder
-from sae_steer_retriever.embedding_cache import CachedEmbedder
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.interpret.evidence import name_matches
-from sae_steer_retriever.interpret.labels import label_features
+from sae_steer_retriever.encoders.embedders import SentenceTransformerEmbedder
+from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
+from sae_steer_retriever.features.calibration import calibrate
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.labelling.gather_evidence import name_matches
+from sae_steer_retriever.labelling.keyword_labels import label_features
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae import Array, SAEConfig, TopKSAE
-from sae_steer_retriever.store import ChromaStore
+from sae_steer_retriever.sae.directions import data_directions, spherical_kmeans
+from sae_steer_retriever.sae.topk_sae import Array, SAEConfig, TopKSAE
+from sae_steer_retriever.store.chroma_store import ChromaStore
 
 MODULES = (
     "asyncio", "threading", "subprocess", "concurrent.futures", "json", "csv", "datetime", "calendar", "pathlib",

@@ -134,7 +134,7 @@ def test_type_checkers_are_told_of_the_same_names() -> None:
 
 
 def test_what_a_request_is_made_of_is_exported() -> None:
-    operations = importlib.import_module("sae_steer_retriever.operation")
+    operations = importlib.import_module("sae_steer_retriever.steering.operations")
     needed = {"Add", "Clamp", "Scale", "Suppress", "When"}
     for name in needed:
         assert getattr(sae_steer_retriever, name) is getattr(operations, name)
@@ -218,12 +218,12 @@ def test_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
 
 
 def test_wheel_holds_an_sae_and_stays_small(wheel: Path) -> None:
-    folder = PACKAGE / "pretrained"
+    folder = PACKAGE / "sae" / "pretrained"
     if not list(folder.glob("*/model.safetensors")):
         pytest.skip(f"no weights in {folder}: train/ship.py writes them")
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in ("model.safetensors", "config.json", "features.json", "calibration.safetensors"):
-        assert f"sae_steer_retriever/pretrained/all-MiniLM-L6-v2/{name}" in names
+        assert f"sae_steer_retriever/sae/pretrained/all-MiniLM-L6-v2/{name}" in names
     assert not [
         name for name in names if "/pretrained/" in name and name.endswith(("annotations.json", "evidence.json"))
     ]

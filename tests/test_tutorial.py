@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import K_NAMES, D, N, catalog_for, random_sae, unit_rows
 
-from sae_steer_retriever.sae import Codes, TopKSAE
+from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sae_steer_retriever.calibration import calibrate
-from sae_steer_retriever.feature import Feature, LabelScore
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.sae import Array, EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.features.calibration import calibrate
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.feature import Feature, LabelScore
+from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, SAEConfig, TopKSAE
 
 D, N, K, K_NAMES = 16, 32, 6, 3
 

@@ -12,13 +12,13 @@ import json
 import sys
 from pathlib import Path
 
-from sae_steer_retriever.embedders import SentenceTransformerEmbedder
-from sae_steer_retriever.embedding_cache import CachedEmbedder
+from sae_steer_retriever.encoders.embedders import SentenceTransformerEmbedder
+from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.evaluate.datasets import read_retrieval_set
 from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.fidelity import measure_fidelity
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.sae import TopKSAE
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 SETS = ("scifact", "npl", "msmarco-5k")
 EXAMPLES = 24

@@ -1,4 +1,4 @@
-"""Writes a trained SAE as it ships: `python train/ship.py base/sae` fills `sae_steer_retriever/pretrained/`."""
+"""Writes a trained SAE as it ships: `python train/ship.py base/sae` fills `sae_steer_retriever/sae/pretrained/`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from sae_steer_retriever.sae import TopKSAE
+from sae_steer_retriever.sae.bundled import SHIPPED_FOLDER
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.shipment import write_shipment
-from sae_steer_retriever.shipped import SHIPPED_FOLDER
 
 
 def main() -> None:

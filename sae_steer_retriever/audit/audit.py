@@ -18,12 +18,12 @@ from sae_steer_retriever.audit.steerability import Steerability, steerability
 from sae_steer_retriever.audit.subject import Subject
 from sae_steer_retriever.audit.top_hits import top_hits
 from sae_steer_retriever.audit.unexplained import UnexplainedRetrieval, unexplained_retrieval
-from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.retriever import SteeredRetriever
 
 if TYPE_CHECKING:
     from sae_steer_retriever.audit.read_only_store import ReadOnlyStore
-    from sae_steer_retriever.features import FeatureCatalog
+    from sae_steer_retriever.features.catalog import FeatureCatalog
 
 Section = TypeVar("Section")
 _HITS = 10

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import CorpusError
-from sae_steer_retriever.sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
 
 if TYPE_CHECKING:
     from sae_steer_retriever.audit.read_only_store import ReadOnlyStore
@@ -62,7 +62,7 @@ def queries_of_file(file: Path, sae: TopKSAE, embedder: Embedder, *, limit: int,
     Raises:
         CorpusError: The file cannot be read as queries, or holds fewer than five.
     """
-    from sae_steer_retriever.train.queries import read_queries
+    from sae_steer_retriever.corpus.query_texts import read_queries
 
     found = read_queries(file)
     if len(found) < FEWEST_QUERIES:
@@ -86,8 +86,8 @@ def sentences_of_passages(store: ReadOnlyStore, embedder: Embedder, *, limit: in
     Raises:
         CorpusError: The passages hold too few sentences.
     """
-    from sae_steer_retriever.train.corpus import Passage
-    from sae_steer_retriever.train.queries import query_texts
+    from sae_steer_retriever.corpus.query_texts import query_texts
+    from sae_steer_retriever.corpus.read_corpus import Passage
 
     drawn = _sample(len(store.ids), _PER_SENTENCE * limit, seed)
     texts = store.texts([store.ids[row] for row in drawn])

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.audit.subject import Excerpt, NamedFeature, Subject
-from sae_steer_retriever.interpret.scoring import auroc
-from sae_steer_retriever.sae import Array, TopKSAE
+from sae_steer_retriever.labelling.label_scores import auroc
+from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
 
 TOPICS = 15
 # Passages that are reconstructed to see what is left unexplained.

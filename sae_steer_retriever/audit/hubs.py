@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from sae_steer_retriever.audit.subject import Excerpt, NamedFeature, Subject
-from sae_steer_retriever.feature_search import HUB_FROM
+from sae_steer_retriever.features.search import HUB_FROM
 
 _SHOWN = 10
 # A hub is retrieved more often than the most retrieved of all passages would be by chance, but for this probability.

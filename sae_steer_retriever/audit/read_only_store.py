@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sae_steer_retriever.code_index import CodeIndex, StoredVectors
-from sae_steer_retriever.companion import SUFFIX, Companion, companion_of, require_ours
-from sae_steer_retriever.connection import translated
-from sae_steer_retriever.document_collection import DocumentCollection
-from sae_steer_retriever.embedders import unit_rows
+from sae_steer_retriever.encoders.embedders import unit_rows
 from sae_steer_retriever.errors import CorpusError, MismatchError, StoreError
-from sae_steer_retriever.live_index import LiveIndex
-from sae_steer_retriever.memory import keep_large_buffers
-from sae_steer_retriever.sae import Array, Codes, TopKSAE
-from sae_steer_retriever.sae_config import encoder_base_name
-from sae_steer_retriever.store import ChromaStore
-from sae_steer_retriever.store_record import ENCODER_KEY
+from sae_steer_retriever.sae.config import encoder_base_name
+from sae_steer_retriever.sae.malloc import keep_large_buffers
+from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.code_index import CodeIndex, StoredVectors
+from sae_steer_retriever.store.connection import translated
+from sae_steer_retriever.store.documents import DocumentCollection
+from sae_steer_retriever.store.live_index import LiveIndex
+from sae_steer_retriever.store.recorded_sae import ENCODER_KEY
+from sae_steer_retriever.store.sidecar import SUFFIX, Companion, companion_of, require_ours
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sae_steer_retriever.artifact import write_files
 from sae_steer_retriever.audit.audit import Audit
 from sae_steer_retriever.audit.retrieval_sections import (
     exposure_section,
@@ -22,6 +21,7 @@ from sae_steer_retriever.audit.topic_sections import duplicates_section, gaps_se
 from sae_steer_retriever.errors import MissingExtraError
 from sae_steer_retriever.evaluate.page import TEMPLATE_FILE
 from sae_steer_retriever.evaluate.table import escape_markdown
+from sae_steer_retriever.sae.atomic_files import write_files
 
 PAGE_FILE, TEXT_FILE, DATA_FILE = "audit.html", "audit.md", "audit.json"
 _TEMPLATE = "audit.html.jinja"

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 import numpy as np
 
 from sae_steer_retriever.audit.subject import Subject
-from sae_steer_retriever.drift import query_drift
 from sae_steer_retriever.errors import SAESteerError
-from sae_steer_retriever.feature_search import HUB_FROM
+from sae_steer_retriever.features.search import HUB_FROM
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae import Codes
-from sae_steer_retriever.steering import Steering
+from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.search.query_drift import query_drift
+from sae_steer_retriever.steering.policy import Steering
 
 STRENGTH = 0.5
 _FEATURES, _FAMILIES, _QUERIES = 10, 5, 20
@@ -170,7 +170,7 @@ def _having(subject: Subject, ids: list[str], features: tuple[int, ...]) -> floa
 @contextmanager
 def _without_warnings() -> Iterator[None]:
     """Leave out what a plan warns of, once for every query: drift is reported instead."""
-    logger = logging.getLogger("sae_steer_retriever.plan")
+    logger = logging.getLogger("sae_steer_retriever.steering.plan")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:

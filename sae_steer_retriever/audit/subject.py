@@ -14,9 +14,9 @@ from scipy.sparse import csr_array
 from sae_steer_retriever.audit.audited_queries import AuditedQueries
 from sae_steer_retriever.audit.read_only_store import ReadOnlyStore
 from sae_steer_retriever.audit.top_hits import TopHits
-from sae_steer_retriever.feature import CLEAR_FROM
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.sae import Codes
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.feature import CLEAR_FROM
+from sae_steer_retriever.sae.topk_sae import Codes
 
 # Characters of a passage or a query that are shown.
 _EXCERPT = 160

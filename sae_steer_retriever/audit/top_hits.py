@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.code_index import StoredVectors
-from sae_steer_retriever.sae import Array
+from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.store.code_index import StoredVectors
 
 # Scores held at once.
 _TILE_SCORES = 8_000_000

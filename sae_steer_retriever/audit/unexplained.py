@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from sae_steer_retriever.attribution import Attribution, Explainer
 from sae_steer_retriever.audit.subject import Excerpt, Subject, shortened
-from sae_steer_retriever.code_index import StoredVectors
-from sae_steer_retriever.sae import Codes
+from sae_steer_retriever.explain.attribution import Attribution, Explainer
+from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.store.code_index import StoredVectors
 
 DEPTH = 5
 """Hits of each query that are looked at."""

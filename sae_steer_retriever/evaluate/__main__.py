@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sae_steer_retriever.commands import evaluate
-from sae_steer_retriever.commands.execution import main_of
+from sae_steer_retriever.cli import evaluate
+from sae_steer_retriever.cli.runner import main_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

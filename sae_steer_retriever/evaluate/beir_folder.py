@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sae_steer_retriever.corpus.decoding import UnreadableFileError
+from sae_steer_retriever.corpus.read_corpus import read_corpus
+from sae_steer_retriever.corpus.rows import json_objects, read_text, row_id, text_field
 from sae_steer_retriever.errors import CorpusError, nearest_names
 from sae_steer_retriever.evaluate.qrels import read_qrels
 from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet, judged_set
-from sae_steer_retriever.train.corpus import read_corpus
-from sae_steer_retriever.train.decoding import UnreadableFileError
-from sae_steer_retriever.train.rows import json_objects, read_text, row_id, text_field
 
 CORPUS_FILES = ("corpus.jsonl", "corpus.jsonl.gz")
 QUERY_FILES = ("queries.jsonl", "queries.jsonl.gz")

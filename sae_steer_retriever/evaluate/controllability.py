@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.evaluate.datasets import read_retrieval_set
 from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.figure import Figure
@@ -14,8 +14,8 @@ from sae_steer_retriever.evaluate.perspectives_table import labelled_table_4, ta
 from sae_steer_retriever.evaluate.retrieval_set import RELEVANT
 from sae_steer_retriever.evaluate.steering_corpus import read_labelled_corpus
 from sae_steer_retriever.evaluate.table import Table
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.sae import TopKSAE
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 def manipulation_study(

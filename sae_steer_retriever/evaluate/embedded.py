@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
-from sae_steer_retriever.sae import Array
+from sae_steer_retriever.sae.topk_sae import Array
 
 
 class EmbeddedSet(NamedTuple):

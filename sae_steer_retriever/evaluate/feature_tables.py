@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 from sae_steer_retriever.evaluate.bootstrap import Estimate
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
-from sae_steer_retriever.explanation_words import one_line
-from sae_steer_retriever.feature import CLEAR_FROM, Feature
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.interpret.tables import (
+from sae_steer_retriever.explain.text import one_line
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.feature import CLEAR_FROM, Feature
+from sae_steer_retriever.labelling.tables import (
     Region,
     StrongFeature,
     frequency_regions,
     sample_region,
     strongest_features,
 )
-from sae_steer_retriever.sae import Array, TopKSAE
+from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
 
 TOP = 5
 """How many features of a text are listed, as in the paper."""

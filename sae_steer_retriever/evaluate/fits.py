@@ -11,13 +11,13 @@ from typing import Any
 
 from filelock import FileLock
 
-from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.corpus.read_corpus import Corpus
+from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import ArtifactError, CorpusError
-from sae_steer_retriever.sae import TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.checkpoint import CHECKPOINT_FOLDER
 from sae_steer_retriever.train.config import TrainConfig
-from sae_steer_retriever.train.corpus import Corpus
-from sae_steer_retriever.train.data import EmbeddedCorpus, embed_corpus
+from sae_steer_retriever.train.embedded_corpus import EmbeddedCorpus, embed_corpus
 from sae_steer_retriever.train.pipeline import fitted_sae, prepare
 from sae_steer_retriever.train.sizing import choose_sizes
 

@@ -6,9 +6,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sae_steer_retriever.corpus.query_texts import QueryText, query_texts
+from sae_steer_retriever.corpus.read_corpus import Passage
 from sae_steer_retriever.errors import ArtifactError, CorpusError
-from sae_steer_retriever.train.corpus import Passage
-from sae_steer_retriever.train.queries import QueryText, query_texts
 
 PseudoQuery = QueryText
 """A title or sentence that stands in for a query, and the position of its passage."""

@@ -27,7 +27,7 @@ from sae_steer_retriever.evaluate.retrieval_set import RELEVANT, RetrievalSet
 from sae_steer_retriever.evaluate.strength_plot import draw_strengths
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
 from sae_steer_retriever.evaluate.tables import SHOWN_METRICS
-from sae_steer_retriever.sae import TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 _METRICS = ("mrr@10", "p@10", "ndcg@10")
 _DRAWN = ("mrr@10", "p@10")

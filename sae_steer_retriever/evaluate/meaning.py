@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from sae_steer_retriever.calibration import calibrate
-from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.corpus.read_corpus import Corpus, Passage
+from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.evaluate.frequencies import Frequencies, measure_frequencies, passage_counts
 from sae_steer_retriever.evaluate.median import Median, bootstrap_median
 from sae_steer_retriever.evaluate.recurrence import Recurrence, measure_recurrence
-from sae_steer_retriever.interpret.baselines import kmeans_dictionary, random_dictionary
-from sae_steer_retriever.interpret.coherence import corpus_mean, feature_coherence, group_coherence, random_groups
-from sae_steer_retriever.interpret.evidence import strengths
-from sae_steer_retriever.interpret.labels import label_features
-from sae_steer_retriever.sae import Array, TopKSAE
-from sae_steer_retriever.train.corpus import Corpus, Passage
-from sae_steer_retriever.train.data import require_enough
+from sae_steer_retriever.features.calibration import calibrate
+from sae_steer_retriever.labelling.baselines import kmeans_dictionary, random_dictionary
+from sae_steer_retriever.labelling.coherence import corpus_mean, feature_coherence, group_coherence, random_groups
+from sae_steer_retriever.labelling.gather_evidence import strengths
+from sae_steer_retriever.labelling.keyword_labels import label_features
+from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.train.embedded_corpus import require_enough
 
 _RANDOM_GROUPS = 2000
 

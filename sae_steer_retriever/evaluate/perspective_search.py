@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.concept import Concept, read_concept
-from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import AmbiguousFeatureError, MismatchError, UnknownFeatureError
 from sae_steer_retriever.evaluate.fidelity import decode_in_batches, encode_in_batches
 from sae_steer_retriever.evaluate.manipulation import ReconstructedSearch
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.plan import plan
-from sae_steer_retriever.ranking import Ranker
-from sae_steer_retriever.sae import Array, Codes, TopKSAE
-from sae_steer_retriever.steering import Resolution, Steering, parse, resolve
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.text_reading import Concept, read_concept
+from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.search.ranking import Ranker
+from sae_steer_retriever.steering.plan import plan
+from sae_steer_retriever.steering.policy import Resolution, Steering, parse, resolve
 
 TOP = 5
 """Passages that are counted, as in the paper."""

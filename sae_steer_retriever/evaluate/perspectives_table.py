@@ -18,7 +18,7 @@ from sae_steer_retriever.evaluate.perspective_questions import (
 )
 from sae_steer_retriever.evaluate.perspective_search import TOP, Change, PerspectiveSearch
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
-from sae_steer_retriever.explanation_words import one_line
+from sae_steer_retriever.explain.text import one_line
 
 STRENGTH = 0.5
 """What is added: in embedding units to the code where it is decoded, in units of the feature where it is steered."""

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sae_steer_retriever.corpus.decoding import UnreadableFileError
+from sae_steer_retriever.corpus.rows import read_text
 from sae_steer_retriever.errors import CorpusError
-from sae_steer_retriever.train.decoding import UnreadableFileError
-from sae_steer_retriever.train.rows import read_text
 
 Judgments = dict[str, dict[str, int]]
 """Query id -> document id -> grade, in the order of their source."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sae_steer_retriever.corpus.read_corpus import Passage
 from sae_steer_retriever.errors import CorpusError
 from sae_steer_retriever.evaluate.qrels import Judgments
-from sae_steer_retriever.train.corpus import Passage
 
 RELEVANT = 1
 """The smallest grade that means relevant."""

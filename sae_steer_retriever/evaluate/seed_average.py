@@ -13,7 +13,7 @@ from sae_steer_retriever.evaluate.embedded import EmbeddedSet
 from sae_steer_retriever.evaluate.fidelity import ORIGINAL, measure_fidelity
 from sae_steer_retriever.evaluate.metrics import PerQuery, Quality, summarise
 from sae_steer_retriever.evaluate.table import Range
-from sae_steer_retriever.sae import TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 JudgedSet = tuple[RetrievalSet, EmbeddedSet]
 """A retrieval set and its embeddings."""

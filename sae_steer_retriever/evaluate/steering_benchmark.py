@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
 from sae_steer_retriever.evaluate.steering_corpus import QUESTIONS, LabelledCorpus, frequent_labels, words_of
 from sae_steer_retriever.evaluate.steering_cost import steering_costs
@@ -27,8 +27,8 @@ from sae_steer_retriever.evaluate.steering_removal import removals
 from sae_steer_retriever.evaluate.steering_report import SteeringReport, unsteered_share
 from sae_steer_retriever.evaluate.steering_setting import SteeringSetting, make_setting
 from sae_steer_retriever.evaluate.steering_study import compare
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.sae import Codes, TopKSAE
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
 
 # What is also steered away with, and towards two concepts.
 _FURTHER = (DEFAULT_NAME, "SAE, side=query", "SAE, side=both", ADD_NAME, "DiffMean", RANDOM_NAME, ORACLE_NAME)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sae_steer_retriever.corpus.decoding import UnreadableFileError
+from sae_steer_retriever.corpus.rows import json_objects, read_text, row_id, text_field
 from sae_steer_retriever.errors import CorpusError, nearest_names
-from sae_steer_retriever.train.decoding import UnreadableFileError
-from sae_steer_retriever.train.rows import json_objects, read_text, row_id, text_field
 
 QUESTIONS = (
     "what is the best one to buy?",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import CorpusError
 from sae_steer_retriever.evaluate.bootstrap import Estimate, difference
 from sae_steer_retriever.evaluate.metrics import score_rankings
@@ -16,9 +16,9 @@ from sae_steer_retriever.evaluate.steering_curve import DRIFTS, SteeringMethod, 
 from sae_steer_retriever.evaluate.steering_dictionaries import DEFAULT_NAME, Dictionary, DictionarySteering
 from sae_steer_retriever.evaluate.steering_methods import ADD_NAME, WORDS, Signal
 from sae_steer_retriever.evaluate.steering_setting import SteeringSetting, top_ten
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.sae import TopKSAE
-from sae_steer_retriever.steering import Resolution
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.steering.policy import Resolution
 
 _QUERIES = 200
 # A feature that fewer passages have moves nothing.

@@ -12,26 +12,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sae_steer_retriever.calibration import Calibration, calibrate
-from sae_steer_retriever.code_index import CodeIndex
-from sae_steer_retriever.concept import Concept, read_concept
-from sae_steer_retriever.directions import data_directions, random_directions, spherical_kmeans
 from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError
 from sae_steer_retriever.evaluate.steering_curve import SteeringMethod, Values
 from sae_steer_retriever.evaluate.steering_methods import WORDS, Signal
 from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.interpret.evidence import name_matches
-from sae_steer_retriever.plan import Plan, plan
-from sae_steer_retriever.ranking import Ranker
-from sae_steer_retriever.sae import Array, Codes, SAEConfig, TopKSAE
-from sae_steer_retriever.steering import (
+from sae_steer_retriever.features.calibration import Calibration, calibrate
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.text_reading import Concept, read_concept
+from sae_steer_retriever.labelling.gather_evidence import name_matches
+from sae_steer_retriever.sae.directions import data_directions, random_directions, spherical_kmeans
+from sae_steer_retriever.sae.topk_sae import Array, Codes, SAEConfig, TopKSAE
+from sae_steer_retriever.search.ranking import Ranker
+from sae_steer_retriever.steering.plan import Plan, plan
+from sae_steer_retriever.steering.policy import (
     DEFAULT_SIDE,
     Edit,
     Resolution,
     Side,
     Steering,
 )
+from sae_steer_retriever.store.code_index import CodeIndex
 
 DEFAULT_NAME, RANDOM_NAME = "SAE, default", "frozen random dictionary"
 # In units of the product; stronger ones lose half of what was asked for.

@@ -8,9 +8,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.evaluate.steering_corpus import LabelledCorpus
-from sae_steer_retriever.sae import Array
+from sae_steer_retriever.sae.topk_sae import Array
 
 DEPTH = 10
 EXAMPLES = 10

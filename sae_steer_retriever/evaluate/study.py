@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from sae_steer_retriever.embedders import Embedder
+from sae_steer_retriever.corpus.read_corpus import read_corpus
+from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.evaluate.datasets import RetrievalSet, read_retrieval_set
 from sae_steer_retriever.evaluate.embedded import EmbeddedSet, embed_set
 from sae_steer_retriever.evaluate.figure import Figure
@@ -16,7 +17,6 @@ from sae_steer_retriever.evaluate.plots import Plot, draw_table_1
 from sae_steer_retriever.evaluate.table import Table
 from sae_steer_retriever.evaluate.tables import table_1, table_8
 from sae_steer_retriever.train.config import LossName, TrainConfig
-from sae_steer_retriever.train.corpus import read_corpus
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,14 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from sae_steer_retriever.explorer.bench_state import LONGEST_QUERY
 from sae_steer_retriever.explorer.search_routes import Asked, PassageId, answer
-from sae_steer_retriever.feedback import Feedback
-from sae_steer_retriever.operation import LARGEST_STRENGTH, Side
+from sae_steer_retriever.explorer.workbench_state import LONGEST_QUERY
+from sae_steer_retriever.search.feedback import Feedback
+from sae_steer_retriever.steering.operations import LARGEST_STRENGTH, Side
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.contrast import Contrast
-    from sae_steer_retriever.explorer.bench import Bench
+    from sae_steer_retriever.explorer.workbench import Bench
+    from sae_steer_retriever.steering.from_examples import Contrast
 
 _MOST_EXAMPLES = 100
 Strength = Annotated[float, Field(gt=0, le=LARGEST_STRENGTH)]

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.embedding_cache import cache_root
-from sae_steer_retriever.sae import Array
+from sae_steer_retriever.encoders.embedding_cache import cache_root
+from sae_steer_retriever.sae.topk_sae import Array
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.features import FeatureCatalog
-    from sae_steer_retriever.sae import TopKSAE
+    from sae_steer_retriever.features.catalog import FeatureCatalog
+    from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 logger = logging.getLogger(__name__)
 

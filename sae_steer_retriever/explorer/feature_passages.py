@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.feature_evidence import Example
-from sae_steer_retriever.interpret.token_activations import FeatureDirections
+from sae_steer_retriever.features.evidence import Example
+from sae_steer_retriever.labelling.token_attribution import FeatureDirections
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.store import ChromaStore
+    from sae_steer_retriever.store.chroma_store import ChromaStore
 
 _BINS = 20
 _TOP, _MIDDLE = 8, 6

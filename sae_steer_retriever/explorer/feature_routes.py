@@ -10,19 +10,19 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from sae_steer_retriever.errors import ArtifactError
-from sae_steer_retriever.explorer.bench import feature_data
-from sae_steer_retriever.explorer.bench_state import LONGEST_NAME
-from sae_steer_retriever.explorer.carrying_words import CarryingWords
 from sae_steer_retriever.explorer.feature_passages import feature_passages
-from sae_steer_retriever.explorer.hit_data import standard, text_data
+from sae_steer_retriever.explorer.page_data import standard, text_data
 from sae_steer_retriever.explorer.search_routes import Asked, PassageId, answer
-from sae_steer_retriever.feature_names import feature_id, folded
-from sae_steer_retriever.feature_page import score_line
+from sae_steer_retriever.explorer.word_attribution import CarryingWords
+from sae_steer_retriever.explorer.workbench import feature_data
+from sae_steer_retriever.explorer.workbench_state import LONGEST_NAME
+from sae_steer_retriever.features.feature_card import score_line
+from sae_steer_retriever.features.names import feature_id, folded
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.explorer.bench import Bench
-    from sae_steer_retriever.feature import Feature
-    from sae_steer_retriever.feature_evidence import Example
+    from sae_steer_retriever.explorer.workbench import Bench
+    from sae_steer_retriever.features.evidence import Example
+    from sae_steer_retriever.features.feature import Feature
 
 _PAGE, _MOST_ROWS = 50, 200
 _MOST_PASSAGES = 40
@@ -155,7 +155,7 @@ def _rename(bench: Bench, feature: int, asked: NameAsked) -> dict[str, Any]:
         if asked.label is None:
             named = catalog.remove_annotation(latent)
         else:
-            from sae_steer_retriever.annotations import checked_label
+            from sae_steer_retriever.features.annotations import checked_label
 
             label = checked_label(asked.label)
             try:

@@ -11,7 +11,7 @@ from sae_steer_retriever.explorer.feature_map import FeatureMap
 from sae_steer_retriever.explorer.search_routes import answer
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.explorer.bench import Bench
+    from sae_steer_retriever.explorer.workbench import Bench
 
 
 def map_routes(bench: Bench) -> APIRouter:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sae_steer_retriever.errors import SAESteerError
-from sae_steer_retriever.operation import Add, AddRaw, Clamp, Operation, Scale, Suppress, When
-from sae_steer_retriever.steering import DEFAULT_DRIFT_CAP
+from sae_steer_retriever.steering.operations import Add, AddRaw, Clamp, Operation, Scale, Suppress, When
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.explorer.bench_state import BenchState
+    from sae_steer_retriever.explorer.workbench_state import BenchState
     from sae_steer_retriever.retriever import SteeredRetriever
-    from sae_steer_retriever.steering import Steering
-    from sae_steer_retriever.store import ChromaStore
+    from sae_steer_retriever.steering.policy import Steering
+    from sae_steer_retriever.store.chroma_store import ChromaStore
 
 Framework = Literal["langchain", "llama_index"]
 

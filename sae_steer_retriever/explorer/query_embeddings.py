@@ -6,10 +6,10 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from sae_steer_retriever.sae import Array
+from sae_steer_retriever.sae.topk_sae import Array
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.embedders import Embedder
+    from sae_steer_retriever.encoders.embedders import Embedder
 
 
 class QueryEmbeddings:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Self
 
 from sae_steer_retriever.errors import MissingExtraError, SAESteerError
 from sae_steer_retriever.explorer.access import is_loopback
-from sae_steer_retriever.explorer.bench_state import (
+from sae_steer_retriever.explorer.server import create_app
+from sae_steer_retriever.explorer.workbench_state import (
     DEFAULT_HITS,
     MOST_CANDIDATES,
     MOST_HITS,
@@ -21,8 +22,7 @@ from sae_steer_retriever.explorer.bench_state import (
     edits_of,
     rows_of,
 )
-from sae_steer_retriever.explorer.server import create_app
-from sae_steer_retriever.steering import DEFAULT_DRIFT_CAP
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP
 
 try:
     import uvicorn
@@ -33,9 +33,9 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from sae_steer_retriever.explorer.python_code import StoreAddress
-    from sae_steer_retriever.query_search import Space
     from sae_steer_retriever.retriever import SteeredRetriever
-    from sae_steer_retriever.steering import Side, Steering, SteerLike
+    from sae_steer_retriever.search.query import Space
+    from sae_steer_retriever.steering.policy import Side, Steering, SteerLike
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8765
 _TOKEN_BYTES = 24

@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sae_steer_retriever import __version__
 from sae_steer_retriever.errors import SAESteerError, quoted
-from sae_steer_retriever.explorer.bench_state import LONGEST_QUERY, MOST_HITS, BenchState, EditState
-from sae_steer_retriever.explorer.hit_data import WHOLE, metadata_data, standard, text_data
+from sae_steer_retriever.explorer.page_data import WHOLE, metadata_data, standard, text_data
 from sae_steer_retriever.explorer.python_code import Framework, python_code
-from sae_steer_retriever.operation import LARGEST_STRENGTH
-from sae_steer_retriever.steering import USEFUL_STRENGTH, Steering
+from sae_steer_retriever.explorer.workbench_state import LONGEST_QUERY, MOST_HITS, BenchState, EditState
+from sae_steer_retriever.steering.operations import LARGEST_STRENGTH
+from sae_steer_retriever.steering.policy import USEFUL_STRENGTH, Steering
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.explorer.bench import Bench, Searched
+    from sae_steer_retriever.explorer.workbench import Bench, Searched
 
 PassageId = Annotated[str, Field(min_length=1, max_length=2000)]
 

@@ -28,15 +28,15 @@ except ModuleNotFoundError as error:
 
 from sae_steer_retriever import __version__
 from sae_steer_retriever.explorer.access import AccessGuard
-from sae_steer_retriever.explorer.bench import Bench
 from sae_steer_retriever.explorer.compare_routes import compare_routes
 from sae_steer_retriever.explorer.feature_routes import feature_routes
 from sae_steer_retriever.explorer.map_routes import map_routes
 from sae_steer_retriever.explorer.search_routes import search_routes
+from sae_steer_retriever.explorer.workbench import Bench
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.explorer.bench_state import BenchState
     from sae_steer_retriever.explorer.python_code import StoreAddress
+    from sae_steer_retriever.explorer.workbench_state import BenchState
     from sae_steer_retriever.retriever import SteeredRetriever
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sae_steer_retriever.attribution import Attribution
-from sae_steer_retriever.steering import Steering
+from sae_steer_retriever.explain.attribution import Attribution
+from sae_steer_retriever.steering.policy import Steering
 
 EXPLANATION_KEY = "sae"
 SHOWN_FEATURES = 5

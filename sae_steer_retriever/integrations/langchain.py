@@ -24,7 +24,7 @@ from pydantic import ConfigDict, Field, InstanceOf
 from sae_steer_retriever.integrations.langchain_documents import document_of, ids_of, metadata_of, requested
 from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store, reopen_store
 from sae_steer_retriever.retriever import Space, SteeredRetriever
-from sae_steer_retriever.steering import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun

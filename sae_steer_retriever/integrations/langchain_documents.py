@@ -12,7 +12,7 @@ from langchain_core.documents import Document
 
 from sae_steer_retriever.integrations.explanation import EXPLANATION_KEY, explanation
 from sae_steer_retriever.retriever import Hit
-from sae_steer_retriever.steering import Steering
+from sae_steer_retriever.steering.policy import Steering
 
 SCORE_KEY = "relevance_score"
 # LlamaIndex keeps a node beside its text under these keys; they mean nothing in LangChain.

@@ -7,8 +7,8 @@ import dataclasses
 from llama_index.core.base.embeddings.base import mean_agg
 from llama_index.core.schema import QueryBundle, QueryType
 
-from sae_steer_retriever.embedders import Embedder
-from sae_steer_retriever.steering import Steering, SteerLike
+from sae_steer_retriever.encoders.embedders import Embedder
+from sae_steer_retriever.steering.policy import Steering, SteerLike
 
 
 @dataclasses.dataclass

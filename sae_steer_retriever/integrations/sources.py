@@ -8,16 +8,16 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from sae_steer_retriever.embedders import Embedder, as_embedder
-from sae_steer_retriever.embedding_cache import cache_root
+from sae_steer_retriever.encoders.embedders import Embedder, as_embedder
+from sae_steer_retriever.encoders.embedding_cache import cache_root
 from sae_steer_retriever.errors import StoreError
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.loaded_sae import load_sae, shipped_for
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.loading import load_sae, shipped_for
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae import TopKSAE
-from sae_steer_retriever.shipped import recordable
-from sae_steer_retriever.store import ChromaStore, client_of, connect
-from sae_steer_retriever.store_record import at_recorded_k, default_sae, require_readable
+from sae_steer_retriever.sae.bundled import recordable
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.store.chroma_store import ChromaStore, client_of, connect
+from sae_steer_retriever.store.recorded_sae import at_recorded_k, default_sae, require_readable
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sae_steer_retriever.artifact import write_files
 from sae_steer_retriever.errors import ArtifactError
+from sae_steer_retriever.sae.atomic_files import write_files
 
 CHECKPOINT_FOLDER = "checkpoint"
 _STATE_FILE = "state.safetensors"

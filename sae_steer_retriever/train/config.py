@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_steer_retriever.errors import CorpusError
-from sae_steer_retriever.sae_config import DEFAULT_MODEL
+from sae_steer_retriever.sae.config import DEFAULT_MODEL
 
 LossName = Literal["rkl", "mse", "mse-queries", "eq2", "released", "paper"]
 InitName = Literal["random", "data", "kmeans", "pretrained"]

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.interpret.coherence import corpus_mean, feature_coherence
-from sae_steer_retriever.sae import Array, Codes, TopKSAE
-from sae_steer_retriever.train.lists import nearest_documents
+from sae_steer_retriever.labelling.coherence import corpus_mean, feature_coherence
+from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.train.nearest_lists import nearest_documents
 
 # Rows whose reconstructions are in memory at once.
 _TILE = 32_768

@@ -14,32 +14,32 @@ from typing import NamedTuple
 import numpy as np
 
 import sae_steer_retriever
-from sae_steer_retriever.artifact import write_files
-from sae_steer_retriever.calibration import calibrate
-from sae_steer_retriever.embedders import Embedder, as_embedder
-from sae_steer_retriever.embedding_cache import CachedEmbedder
+from sae_steer_retriever.corpus.read_corpus import Corpus, read_corpus
+from sae_steer_retriever.encoders.embedders import Embedder, as_embedder
+from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
+from sae_steer_retriever.encoders.vector_rows import VectorRows, Vectors
 from sae_steer_retriever.errors import ArtifactError
-from sae_steer_retriever.features import FeatureCatalog
-from sae_steer_retriever.interpret.adapted_labels import label_adapted
-from sae_steer_retriever.interpret.baselines import random_dictionary
-from sae_steer_retriever.interpret.evidence import name_matches, read_names
-from sae_steer_retriever.interpret.labels import LabelReport, label_features
-from sae_steer_retriever.sae import EncoderSpec, SAEConfig, TopKSAE
-from sae_steer_retriever.shipped import shipped_sae
+from sae_steer_retriever.features.calibration import calibrate
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.labelling.adapted_labels import label_adapted
+from sae_steer_retriever.labelling.baselines import random_dictionary
+from sae_steer_retriever.labelling.gather_evidence import name_matches, read_names
+from sae_steer_retriever.labelling.keyword_labels import LabelReport, label_features
+from sae_steer_retriever.sae.atomic_files import write_files
+from sae_steer_retriever.sae.bundled import shipped_sae
+from sae_steer_retriever.sae.topk_sae import EncoderSpec, SAEConfig, TopKSAE
 from sae_steer_retriever.train.adaptation import Start, adapted_sizes, adapted_start
-from sae_steer_retriever.train.advice import advise
-from sae_steer_retriever.train.beginning import Parent, load_parent
-from sae_steer_retriever.train.board import ScalarBoard
 from sae_steer_retriever.train.checkpoint import CHECKPOINT_FOLDER, Checkpoint
 from sae_steer_retriever.train.config import PRETRAINED, TrainConfig
-from sae_steer_retriever.train.corpus import Corpus, read_corpus
-from sae_steer_retriever.train.data import EmbeddedCorpus, embed_corpus, require_enough, short_texts
-from sae_steer_retriever.train.journal import JOURNAL_FILE, Journal
+from sae_steer_retriever.train.corpus_size_advice import advise
+from sae_steer_retriever.train.embedded_corpus import EmbeddedCorpus, embed_corpus, require_enough, short_texts
 from sae_steer_retriever.train.measure import measure
+from sae_steer_retriever.train.metrics_log import JOURNAL_FILE, Journal
 from sae_steer_retriever.train.report import Adapted, TrainReport, model_card
 from sae_steer_retriever.train.sizing import choose_sizes
+from sae_steer_retriever.train.starting_point import Parent, load_parent
+from sae_steer_retriever.train.tensorboard import ScalarBoard
 from sae_steer_retriever.train.trainer import Fit, Trainer
-from sae_steer_retriever.vector_rows import VectorRows, Vectors
 
 logger = logging.getLogger(__name__)
 

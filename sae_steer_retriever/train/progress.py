@@ -8,7 +8,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from sae_steer_retriever.train.journal import Measured
+from sae_steer_retriever.train.metrics_log import Measured
 
 # The figures first: on 80 columns the bar shrinks to nothing before they are cut.
 _BAR = "{desc} {n_fmt}/{total_fmt}|{bar}|[{elapsed}<{remaining}{postfix}]"

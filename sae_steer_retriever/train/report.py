@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sae_steer_retriever.sae import TopKSAE
-from sae_steer_retriever.train.journal import Measured
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.train.metrics_log import Measured
 
 _COURSE_COLUMNS = 8
 

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_steer_retriever.encoders.vector_rows import VectorRows, Vectors
 from sae_steer_retriever.train.measure import HeldOut
-from sae_steer_retriever.vector_rows import VectorRows, Vectors
 
 
 class Rows(NamedTuple):

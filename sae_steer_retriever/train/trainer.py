@@ -12,19 +12,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_steer_retriever.memory import keep_large_buffers
-from sae_steer_retriever.sae import SAEConfig, TopKSAE
+from sae_steer_retriever.sae.malloc import keep_large_buffers
+from sae_steer_retriever.sae.topk_sae import SAEConfig, TopKSAE
+from sae_steer_retriever.train.callbacks import Watcher, watched_by
 from sae_steer_retriever.train.checkpoint import Checkpoint
 from sae_steer_retriever.train.config import TrainConfig
-from sae_steer_retriever.train.init import initial_directions
-from sae_steer_retriever.train.journal import Measured
+from sae_steer_retriever.train.decoder_init import initial_directions
 from sae_steer_retriever.train.losses import choose_temperature
 from sae_steer_retriever.train.measure import IMPROVEMENT, Measurement, Standstill, measure
-from sae_steer_retriever.train.model import FittingSAE
+from sae_steer_retriever.train.metrics_log import Measured
 from sae_steer_retriever.train.objective import Constants, paper_objective, ranking_objective
 from sae_steer_retriever.train.progress import FitProgress
 from sae_steer_retriever.train.sampling import Sampler, TrainingData
-from sae_steer_retriever.train.watching import Watcher, watched_by
+from sae_steer_retriever.train.trainable_sae import FittingSAE
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,122 @@
+"""`sae-steer audit`: what a store is about, where its retrieval cannot be explained, what steering would change."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae_steer_retriever.cli.outcome import Outcome, UsageError
+from sae_steer_retriever.cli.runner import add_common_arguments, count
+from sae_steer_retriever.cli.store_options import (
+    StoreLocation,
+    add_store_arguments,
+    make_folder,
+    require_collection,
+    sae_of,
+)
+
+if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
+
+    from sae_steer_retriever.audit.audit import Audit
+
+SUMMARY = "report what a store is about, what its retrieval cannot explain, and what steering would change"
+DEFAULT_OUTPUT = Path("audit")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    add_store_arguments(parser)
+    parser.add_argument(
+        "--sae",
+        metavar="DIR",
+        help="folder of the SAE; if not given, the one the collection was indexed with, or the one that ships",
+    )
+    parser.add_argument(
+        "--queries",
+        type=Path,
+        metavar="FILE",
+        help="what people ask: one query a line, or .jsonl with `text` or `query` (default: sentences of the passages)",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help="folder for the report (default: audit)"
+    )
+    parser.add_argument(
+        "--limit-queries",
+        type=count,
+        default=500,
+        metavar="N",
+        help="at most N queries, drawn at random (default: 500)",
+    )
+    parser.add_argument(
+        "--limit-passages",
+        type=count,
+        default=50_000,
+        metavar="N",
+        help="without a companion, encode at most N passages, drawn at random (default: 50000)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (default: 0)")
+    add_common_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Audit. Nothing is written to the store: of an embedded one a private copy is looked at.
+
+    Raises:
+        UsageError: The store, the collection, the SAE or the queries are not there.
+        SAESteerError: The parts do not belong together, or there are too few passages or queries.
+    """
+    if arguments.queries is not None and not arguments.queries.is_file():
+        raise UsageError(f"--queries: no such file: {arguments.queries}")
+    if arguments.seed < 0:
+        raise UsageError(f"--seed {arguments.seed}: expected a whole number of at least 0.")
+    from sae_steer_retriever.audit.report import require_pages, to_text, write_report
+
+    require_pages()
+    with _opened(arguments.store) as client:
+        require_collection(client, arguments.store, arguments.collection)
+        make_folder(arguments.output, "--output")
+        found = _audit(arguments, client)
+    files = write_report(found, arguments.output, data=arguments.json)
+    data = {**found.to_json(), "files": [str(path) for path in files]}
+    return Outcome(f"{to_text(found)}\n\nwritten: {', '.join(map(str, files))}", data)
+
+
+def _audit(arguments: argparse.Namespace, client: ClientAPI) -> Audit:
+    from sae_steer_retriever.audit.audit import audit
+    from sae_steer_retriever.audit.audited_queries import queries_of_file, sentences_of_passages
+    from sae_steer_retriever.audit.read_only_store import ReadOnlyStore
+    from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
+    from sae_steer_retriever.features.loading import load_sae
+    from sae_steer_retriever.store.recorded_sae import at_recorded_k, require_readable
+
+    location = sae_of(arguments.sae, client, arguments.collection)
+    sae, catalog, embedder = load_sae(location)
+    sae = at_recorded_k(sae, client, arguments.collection)
+    if arguments.sae is None:
+        require_readable(sae, client, arguments.collection)
+    progress = not arguments.quiet
+    cached = CachedEmbedder(embedder, progress=progress)
+    drawn = {"limit": arguments.limit_queries, "seed": arguments.seed}
+    # Before the store is read, which takes longer: a file that holds no queries is refused at once.
+    given = None if arguments.queries is None else queries_of_file(arguments.queries, sae, cached, **drawn)
+    store = ReadOnlyStore(
+        client, arguments.collection, sae, limit=arguments.limit_passages, seed=arguments.seed, progress=progress
+    )
+    queries = given or sentences_of_passages(store, cached, **drawn)
+    return audit(store, catalog, cached, queries, seed=arguments.seed, progress=progress)
+
+
+@contextlib.contextmanager
+def _opened(store: StoreLocation) -> Iterator[ClientAPI]:
+    """A client of the store or, of an embedded one, of a private copy."""
+    from sae_steer_retriever.audit.private_copy import DATABASE, private_copy
+
+    if store.folder is None or not (store.folder / DATABASE).is_file():
+        yield store.connect(create=False)  # a server, or the error for a folder that is no store
+        return
+    with private_copy(store.folder) as folder:
+        yield StoreLocation(folder).connect(create=False)

@@ -1,0 +1,254 @@
+"""`sae-steer features tries`: the words that carry a feature, and how well they tell which passages have it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import logging
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_steer_retriever.cli.feature_options import DEFAULT_LIMIT, OpenedCatalog, open_catalog
+from sae_steer_retriever.cli.feature_passages import cached_embedder, check_source, open_passages
+from sae_steer_retriever.cli.outcome import Outcome, UsageError
+from sae_steer_retriever.cli.runner import count
+from sae_steer_retriever.cli.store_options import make_folder
+from sae_steer_retriever.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from sae_steer_retriever.encoders.embedders import Embedder
+    from sae_steer_retriever.features.catalog import FeatureCatalog
+    from sae_steer_retriever.labelling.measured_tries import MeasuredTrie
+
+logger = logging.getLogger(__name__)
+
+SUMMARY = "the words that carry a feature, found by Neuron2Graph, with precision and recall on unseen passages"
+# As `interpret.n2g` and `interpret.prefixes` have them, which are not imported for a help text.
+PASSAGES, MOST_PASSAGES = 16, 512
+HOW_CHOICES = ("auto", "split", "prefixes")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options beside those that every action of `features` has: `--sae`, `--store`, `--json` and so on."""
+    parser.add_argument("name", nargs="*", metavar="ID", help="ids, labels or keywords; one of several words in quotes")
+    parser.add_argument("--all", action="store_true", help="all named features, or the --limit most frequent ones")
+    parser.add_argument(
+        "--corpus", type=Path, metavar="PATH", help="what the SAE was trained on: file or folder, in place of --store"
+    )
+    parser.add_argument(
+        "--passages",
+        type=_passages,
+        default=PASSAGES,
+        metavar="N",
+        help=f"passages of a feature to read, the strongest; at most {MOST_PASSAGES} (default: {PASSAGES})",
+    )
+    parser.add_argument(
+        "--how",
+        choices=HOW_CHOICES,
+        default=HOW_CHOICES[0],
+        help="split a passage's match over its words, exact for encoders that mean-pool; read its prefixes, a forward "
+        "pass each; or the first where it works (default: auto)",
+    )
+    parser.add_argument(
+        "--substitutes", action="store_true", help="also try the corpus' own words in place of those that were found"
+    )
+    parser.add_argument("--picture", type=Path, metavar="DIR", help="folder for a picture of each trie")
+    parser.add_argument(
+        "--save", action="store_true", help="keep the tries with the SAE's evidence, where `show` finds them"
+    )
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Grow the tries, measure them, and keep them where that is asked for.
+
+    Raises:
+        UsageError: The options do not go together, or what they name is not there.
+        SAESteerError: A name means no feature, the SAE is damaged, the store does not answer, its encoder cannot be
+            had or be read as asked, or matplotlib is not installed.
+    """
+    _check(arguments)
+    opened = open_catalog(arguments)
+    if arguments.save:
+        _require_evidence(opened)
+    embedder = functools.cache(lambda: cached_embedder(opened.sae, arguments))
+    features = _features(arguments, opened, embedder)
+    passages = open_passages(arguments, opened, embedder)
+    if passages is None or not any(text.strip() for text in passages.texts):
+        raise UsageError("the store holds no texts: give what was indexed with --corpus PATH and --sae DIR.")
+    from sae_steer_retriever.labelling.measured_tries import measured_tries
+
+    found = measured_tries(
+        opened.sae,
+        passages.texts,
+        passages.vectors,
+        embedder(),
+        features,
+        seed=int(opened.sae.config.training.get("seed", 0)),
+        limit=arguments.passages,
+        how=arguments.how,
+        substitutes=arguments.substitutes,
+    )
+    pictures = {} if arguments.picture is None else _draw(found, opened.catalog, arguments.picture)
+    saved = _save(found, opened) if arguments.save else []
+    lines = _table(found, opened.catalog) if arguments.all else _trees(found, opened.catalog)
+    if pictures:
+        lines += ["", f"drawn: {', '.join(map(str, pictures.values()))}"]
+    if arguments.save:
+        lines += ["", f"kept {len(saved)} tries in {opened.folder}: `sae-steer features show` shows them"]
+    rows = [_data(feature, one, opened.catalog, pictures.get(feature)) for feature, one in found.items()]
+    return Outcome("\n".join(lines), {"passages": len(passages.ids), "features": rows, "saved": saved})
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if bool(arguments.name) == arguments.all:
+        raise UsageError("whose tries? Give ids or names of features, or --all for every named one, not both.")
+    if arguments.limit is not None and not arguments.all:
+        raise UsageError("--limit goes with --all: the features that are named are all read.")
+    check_source(arguments)
+    if arguments.corpus is None and arguments.store is None:
+        raise UsageError("tries are made of passages: give --corpus PATH, or --store DIR, that holds them.")
+    if arguments.picture is not None:
+        # Not after minutes of work.
+        if importlib.util.find_spec("matplotlib") is None:
+            raise MissingExtraError("drawing a trie", "evaluate")
+        make_folder(arguments.picture, "--picture")
+
+
+def _require_evidence(opened: OpenedCatalog) -> None:
+    from sae_steer_retriever.features.evidence import EVIDENCE_FILE
+
+    if not (opened.folder / EVIDENCE_FILE).is_file():
+        raise UsageError(
+            f"--save: {opened.folder} holds no {EVIDENCE_FILE} to keep tries in: make it with "
+            "`sae-steer features label`."
+        )
+
+
+def _features(arguments: argparse.Namespace, opened: OpenedCatalog, embedder: Callable[[], Embedder]) -> list[int]:
+    """The features that are meant, each once."""
+    from sae_steer_retriever.features.names import feature_id
+    from sae_steer_retriever.features.text_reading import read_concept
+
+    catalog = opened.catalog
+    if arguments.all:
+        named = sorted(catalog.labelled, key=lambda feature: (-feature.frequency, feature.id))
+        if not named:
+            raise UsageError(f"no feature of {opened.folder} has a name: give ids, or name them with `features label`.")
+        return [feature.id for feature in named[: arguments.limit]]
+    found: list[int] = []
+    for name in arguments.name:
+        latent = feature_id(name)
+        if latent is not None:
+            found.append(catalog[latent].id)
+        else:
+            meant = catalog.resolve(name, lambda text: read_concept(opened.sae, embedder().embed_queries([text])[0]))
+            found += meant.features
+    return list(dict.fromkeys(found))
+
+
+def _draw(found: Mapping[int, MeasuredTrie], catalog: FeatureCatalog, folder: Path) -> dict[int, Path]:
+    """A picture of each trie that has words."""
+    from sae_steer_retriever.labelling.trie_picture import draw_trie
+
+    return {
+        feature: draw_trie(one.trie, folder / f"trie-{feature}.png", title=f"#{feature} {catalog.name(feature)}")
+        for feature, one in found.items()
+        if one.trie.roots
+    }
+
+
+def _save(found: Mapping[int, MeasuredTrie], opened: OpenedCatalog) -> list[int]:
+    """Put the tries into the SAE's evidence; which ones."""
+    from sae_steer_retriever.features.evidence import read_evidence, write_evidence
+
+    evidence = read_evidence(opened.folder, opened.sae.fingerprint)
+    saved = []
+    for feature, one in found.items():
+        if feature in evidence:
+            trie = one.trie.to_json() if one.trie.roots else None
+            evidence[feature] = dataclasses.replace(evidence[feature], trie=trie)
+            saved += [feature] if trie else []
+        elif one.trie.roots:
+            logger.warning("#%d has no evidence to keep its trie in: no passage had it when it was labelled", feature)
+    write_evidence(opened.folder, evidence, opened.sae.fingerprint)
+    return saved
+
+
+def _trees(found: Mapping[int, MeasuredTrie], catalog: FeatureCatalog) -> list[str]:
+    lines: list[str] = []
+    for feature, one in found.items():
+        lines += ["", f"#{feature}  {catalog.name(feature)}", _measured(one)]
+        tree = one.trie.to_text().splitlines()
+        lines += [f"    {line}" for line in tree] if tree else [f"    {_empty(one)}"]
+    return lines[1:]
+
+
+def _empty(one: MeasuredTrie) -> str:
+    if not one.made_of:
+        return "no passage that it could be made of has the feature"
+    return "no few words of any passage carry the feature"
+
+
+def _measured(one: MeasuredTrie) -> str:
+    return (
+        f"precision {_share(one.score.precision)}, recall {_share(one.score.recall)} on {one.having:,} unseen passages "
+        f"with it and {one.lacking:,} without; made of {one.made_of:,} passages"
+    )
+
+
+def _table(found: Mapping[int, MeasuredTrie], catalog: FeatureCatalog) -> list[str]:
+    """A line a trie, after the medians."""
+    precision, recall = (
+        _median(getattr(one.score, which) for one in found.values()) for which in ("precision", "recall")
+    )
+    empty = sum(not one.trie.roots for one in found.values())
+    lines = [
+        f"{len(found)} tries, {empty} of them empty; median precision {_share(precision)}, recall {_share(recall)} on "
+        "unseen passages",
+        f"{'id':>7}  {'precision':>9}  {'recall':>6}  words  (of: label)",
+    ]
+    shown: Sequence[tuple[int, MeasuredTrie]] = list(found.items())[:DEFAULT_LIMIT]
+    for feature, one in shown:
+        words = ", ".join(one.trie.words(5)) or "-"
+        numbers = f"{_share(one.score.precision):>9}  {_share(one.score.recall):>6}"
+        lines.append(f"{'#' + str(feature):>7}  {numbers}  {words}  (of: {catalog.name(feature)})")
+    if len(found) > len(shown):
+        lines.append(f"and {len(found) - len(shown)} more (--json lists all)")
+    return lines
+
+
+def _data(feature: int, one: MeasuredTrie, catalog: FeatureCatalog, picture: Path | None) -> dict[str, Any]:
+    return {
+        "id": feature,
+        "label": catalog[feature].label,
+        "name": catalog.name(feature),
+        "words": list(one.trie.words()),
+        "trie": one.trie.to_json(),
+        "precision": one.score.precision,
+        "recall": one.score.recall,
+        "made_of": one.made_of,
+        "having": one.having,
+        "lacking": one.lacking,
+        "picture": None if picture is None else str(picture),
+    }
+
+
+def _median(values: Iterable[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return statistics.median(known) if known else math.nan
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "-"
+
+
+def _passages(text: str) -> int:
+    number = count(text)
+    if number > MOST_PASSAGES:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected at most {MOST_PASSAGES} passages a feature")
+    return number

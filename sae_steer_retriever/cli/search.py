@@ -1,0 +1,270 @@
+"""`sae-steer search`: ranked passages, before and after steering, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_steer_retriever.cli.outcome import Outcome, UsageError
+from sae_steer_retriever.cli.runner import add_common_arguments, count
+from sae_steer_retriever.cli.store_options import add_sae_argument, add_store_arguments, require_collection, sae_of
+from sae_steer_retriever.errors import SteeringError
+
+if TYPE_CHECKING:
+    from sae_steer_retriever.explain.explanation import Explanation
+    from sae_steer_retriever.features.catalog import FeatureCatalog
+    from sae_steer_retriever.retriever import Hit
+    from sae_steer_retriever.steering.operations import Always, Operation
+    from sae_steer_retriever.steering.policy import Edit, Steering
+
+SUMMARY = "search a store, steered by named features"
+# Those of `retriever.SPACES` and `steering.SIDES`, which cost an import of PyTorch.
+SPACE_CHOICES = ("original", "reconstructed", "latent")
+SIDE_CHOICES = ("query", "document", "both")
+_SHOWN_CHARACTERS = 240
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("query", metavar="QUESTION", help="the question")
+    add_store_arguments(parser)
+    add_sae_argument(parser)
+    parser.add_argument(
+        "--steer",
+        action="append",
+        default=[],
+        metavar="NAME=+0.5",
+        help="feature (label, keyword, free text or id) and strength, or NAME=suppress, NAME=clamp:1.0, NAME=scale:2, "
+        "NAME=raw:0.5; 'NAME=+0.5 when OTHER>0.3' is for queries that have another feature; may be given several times",
+    )
+    parser.add_argument(
+        "--policy", metavar="FILE", help="steering saved before; --steer is laid over it, and NAME=0 takes from it"
+    )
+    parser.add_argument("--save-policy", metavar="FILE", help="save the steering of this search, the policy's included")
+    parser.add_argument("-k", type=count, default=4, metavar="N", help="how many passages (default: 4)")
+    parser.add_argument(
+        "--explain", action="store_true", help="show what each score is made of: features, bias and unexplained rest"
+    )
+    parser.add_argument(
+        "--space",
+        choices=SPACE_CHOICES,
+        default="original",
+        help="search the documents' own embeddings, their reconstructions, or their codes (default: original)",
+    )
+    parser.add_argument(
+        "--side",
+        choices=SIDE_CHOICES,
+        help="what a strength acts on: query tilts it, document rewards passages with the feature, both "
+        "(default: both; in the other spaces query)",
+    )
+    parser.add_argument(
+        "--fetch-k", type=count, metavar="N", help="candidates before re-ranking (default: 100, or 4 k if that is more)"
+    )
+    parser.add_argument(
+        "--where", type=_filter, metavar="JSON", help="""Chroma's metadata filter, e.g. '{"source": "a.md"}'"""
+    )
+    add_common_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Search.
+
+    Raises:
+        UsageError: The store, the collection, the SAE or the policy is not there, or a strength is malformed.
+        SAESteerError: A name means no feature, the parts do not belong together, or the store does not answer.
+    """
+    if not arguments.query.strip():
+        raise UsageError("the question is empty.")
+    steer = steer_of(arguments.steer)
+    if arguments.save_policy is not None and not (steer or arguments.policy):
+        raise UsageError("--save-policy has nothing to save: give --steer, or --policy.")
+    policy = _policy(arguments.policy)
+    from sae_steer_retriever.explain.explanation import Explanation
+    from sae_steer_retriever.retriever import SteeredRetriever
+
+    client = arguments.store.connect(create=False)
+    require_collection(client, arguments.store, arguments.collection)
+    sae = sae_of(arguments.sae, client, arguments.collection)
+    retriever = SteeredRetriever.open(
+        sae, client=client, collection=arguments.collection, create=False, steering=policy
+    )
+    steering = retriever.resolve(steer or None, side=arguments.side, space=arguments.space)
+    if arguments.save_policy is not None:
+        steering.save(arguments.save_policy)
+    options: dict[str, Any] = {
+        "k": arguments.k,
+        "space": arguments.space,
+        "where": arguments.where,
+        "fetch_k": arguments.fetch_k,
+        "embedding": retriever.embedder.embed_queries([arguments.query])[0],
+    }
+    applied = retriever.applied(steering, arguments.query, embedding=options["embedding"])
+    hits = retriever.search(arguments.query, steer=steering, explain=arguments.explain, **options)
+    before = retriever.search(arguments.query, steer={}, explain=False, **options) if applied.edits else []
+    kept = {hit.id for hit in hits}
+    left = [hit for hit in before if hit.id not in kept]
+    reasons = {
+        hit.id: Explanation(arguments.query, hit, rank=rank, space=arguments.space, steered=bool(applied.edits))
+        for rank, hit in enumerate(hits, start=1)
+        if hit.attribution is not None
+    }
+    data = {
+        "query": arguments.query,
+        "k": arguments.k,
+        "space": arguments.space,
+        "steering": [_edit_data(edit, retriever.catalog, applied) for edit in steering.edits],
+        "hits": [_hit_data(rank, hit, reasons.get(hit.id)) for rank, hit in enumerate(hits, start=1)],
+        "left": [{"id": hit.id, "base_rank": hit.base_rank, "base_score": hit.base_score} for hit in left],
+    }
+    lines = _steering_lines(steering, retriever.catalog, applied)
+    for rank, hit in enumerate(hits, start=1):
+        lines += _hit_lines(rank, hit, reasons.get(hit.id), steered=bool(applied.edits))
+    if reasons:
+        lines += ["", next(iter(reasons.values())).note]
+    if left:
+        lines += ["no longer among them:", *(f"    {hit.id} (was {hit.base_rank})" for hit in left)]
+    return Outcome("\n".join(lines) if hits or lines else "nothing found", data)
+
+
+def steer_of(given: list[str]) -> dict[str, float | Operation]:
+    """What `--steer` asks for, checked before anything is loaded.
+
+    Args:
+        given: "NAME=VALUE" or "NAME=VALUE when OTHER>UNITS" each; NAME may hold a "=" itself.
+
+    Raises:
+        UsageError: One is malformed, names a feature twice, or has a strength that no steering may have.
+    """
+    if not given:
+        return {}
+    from sae_steer_retriever.steering.policy import AddRaw, Clamp, Scale, Suppress, When, parse
+
+    operations: dict[str, type[AddRaw | Clamp | Scale]] = {"raw": AddRaw, "clamp": Clamp, "scale": Scale}
+    steer: dict[str, float | Operation] = {}
+    for text in given:
+        name, equals, value = text.rpartition("=")
+        value, conditional, condition = value.partition(" when ")
+        other, _, above = condition.rpartition(">")
+        name, value = name.strip(), value.strip()
+        if not equals or not name:
+            raise UsageError(f"--steer {text!r}: expected NAME=STRENGTH, e.g. --steer employment=+0.5.")
+        if name in steer:
+            raise UsageError(f"--steer names {name!r} twice: give it one strength.")
+        operation, colon, amount = value.casefold().partition(":")
+        try:
+            asked: Always | float
+            if operation == "suppress" and not colon:
+                asked = Suppress()
+            elif operation in operations and colon:
+                asked = operations[operation](float(amount))
+            else:
+                asked = float(value)
+            steer[name] = When(other.strip(), float(above), asked) if conditional else asked
+        except ValueError:
+            raise UsageError(
+                f"--steer {text!r}: {value + conditional + condition!r} is no strength; expected a number such as +0.5 "
+                "or -1, suppress, clamp:1.0, scale:2 or raw:0.5; after it perhaps a condition such as "
+                "' when employment>0.3'."
+            ) from None
+    try:
+        parse(steer)
+    except SteeringError as error:
+        raise UsageError(f"--steer: {error}") from error
+    return steer
+
+
+def _policy(path: str | None) -> Steering | None:
+    """A steering saved before, read before anything is opened."""
+    if path is None:
+        return None
+    from sae_steer_retriever.steering.policy import Steering
+
+    if not Path(path).is_file():
+        raise UsageError(f"--policy {path!r}: no such file; --save-policy writes one.")
+    return Steering.load(path)
+
+
+def _filter(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from error
+    if not isinstance(found, dict) or not found:
+        raise argparse.ArgumentTypeError(f"""{text!r}: expected a JSON object, e.g. '{{"source": "a.md"}}'""")
+    return found
+
+
+def _steering_lines(steering: Steering, catalog: FeatureCatalog, applied: Steering) -> list[str]:
+    lines = []
+    for edit in steering.edits:
+        features = "; ".join(f"#{latent} {catalog.name(latent)}" for latent in edit.features)
+        condition = ""
+        if edit.condition is not None:
+            condition = f" {edit.condition}{'' if edit in applied.edits else ', which does not hold here'}"
+        lines.append(f"steering {edit.name} {edit.asked} ({edit.side}){condition}: {features}")
+    return lines
+
+
+def _hit_lines(rank: int, hit: Hit, why: Explanation | None, *, steered: bool) -> list[str]:
+    moved = f"  {_movement(rank, hit)}" if steered else ""
+    lines = [f"{rank:>3}  {hit.score:.3f}{moved}  {hit.id}"]
+    text = " ".join(hit.text.split())
+    if len(text) > _SHOWN_CHARACTERS:
+        text = text[: _SHOWN_CHARACTERS - 1].rstrip() + "…"
+    if text:
+        lines.append(f"     {text}")
+    if why is not None:
+        lines += [f"     {line}" for line in (why.sentence, *why.table.splitlines())]
+    return lines
+
+
+def _movement(rank: int, hit: Hit) -> str:
+    """The rank before, in words too: not every console has arrows."""
+    if hit.base_rank is None:
+        return "new"
+    steps = hit.base_rank - rank
+    arrow = f"↑{steps}" if steps > 0 else f"↓{-steps}" if steps < 0 else "="
+    return f"{arrow} (was {hit.base_rank})"
+
+
+def _edit_data(edit: Edit, catalog: FeatureCatalog, applied: Steering) -> dict[str, Any]:
+    features = [
+        {"id": latent, "label": catalog.name(latent), "weight": weight}
+        for latent, weight in zip(edit.features, edit.weights, strict=True)
+    ]
+    data: dict[str, Any] = {
+        "name": edit.name,
+        "operation": edit.op,
+        "strength": edit.strength,
+        "side": edit.side,
+        "features": features,
+    }
+    if edit.condition is not None:
+        holds = edit in applied.edits
+        data["condition"] = {"name": edit.condition.name, "above": edit.condition.above, "holds": holds}
+    return data
+
+
+def _hit_data(rank: int, hit: Hit, why: Explanation | None) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "rank": rank,
+        "id": hit.id,
+        "score": hit.score,
+        "base_rank": hit.base_rank,
+        "base_score": hit.base_score,
+        "text": hit.text,
+        "metadata": hit.metadata,
+    }
+    if why is not None:
+        attribution = why.attribution
+        data["explanation"] = why.sentence
+        data["attribution"] = {
+            "features": [part._asdict() for part in attribution.features],
+            "steering": [term._asdict() for term in attribution.steering],
+            "bias": attribution.bias,
+            "residual": attribution.residual,
+            "unexplained": attribution.unexplained,
+        }
+    return data

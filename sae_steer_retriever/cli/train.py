@@ -1,0 +1,240 @@
+"""`sae-steer train`: fit an SAE on a corpus, name its features, and say how well it fits."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_steer_retriever import __version__
+from sae_steer_retriever.cli.outcome import Outcome, UsageError
+from sae_steer_retriever.cli.runner import add_common_arguments
+from sae_steer_retriever.errors import ArtifactError, CorpusError
+
+if TYPE_CHECKING:
+    from sae_steer_retriever.corpus.read_corpus import Corpus
+    from sae_steer_retriever.train.config import TrainConfig
+    from sae_steer_retriever.train.starting_point import Beginning
+
+SUMMARY = "fit an SAE on a corpus, or adapt one to it, and name its features"
+_METAVARS = {int: "N", float: "X", str: "NAME"}
+_SHOWN_SKIPPED = 20
+_INIT_HELP = (
+    "; pretrained: the SAE that ships for the encoder, adapted to the corpus; or the folder of one to adapt; latents "
+    "are then those that are live (default: pretrained for fewer than 5,000 passages where nothing says otherwise, "
+    "else kmeans)"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options: those of the command, and one for each setting of `TrainConfig`."""
+    from sae_steer_retriever.train.config import TrainConfig
+
+    parser.add_argument("--version", action="version", version=f"sae-steer {__version__}")
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="file or folder of text, Markdown, HTML, PDF, Word, JSON Lines or CSV, or a folder in BEIR layout",
+    )
+    parser.add_argument(
+        "--queries", type=Path, metavar="FILE", help="real queries: one a line, or JSON Lines with a text each"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder that the SAE is written to")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file of the settings below; an option on the command line beats the file",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run with this output stopped")
+    parser.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="folder to write the loss of every step and every measurement to, for TensorBoard (extra: tensorboard)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="read the corpus, say what would be done, and stop")
+    add_common_arguments(parser)
+    group = parser.add_argument_group("settings")
+    kinds = _kinds()
+    for field in dataclasses.fields(TrainConfig):
+        flag = "--" + field.name.replace("_", "-")
+        flags = ["-k", flag] if field.name == "k" else [flag]
+        shown = "" if field.default is None else f" (default: {field.default})"
+        if field.name == "init":
+            shown = _INIT_HELP
+        choices = field.metadata.get("choices")
+        group.add_argument(
+            *flags,
+            dest=field.name,
+            type=kinds[field.name],
+            choices=choices,
+            metavar=None if choices else _METAVARS[kinds[field.name]],
+            help=(field.metadata["help"] + shown).replace("%", "%%"),
+        )
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Fit an SAE, or say what that would do.
+
+    Raises:
+        UsageError: A setting is out of range, the corpus, the queries or the recipe is not there, or there is no SAE to
+            adapt.
+        MissingExtraError: --tensorboard is given, and TensorBoard is not installed.
+        SAESteerError: The fit fails.
+    """
+    settings = _settings(arguments)
+    _checked({name: value for name, value in settings.items() if name != "init"})
+    for option in ("corpus", "queries"):
+        path = getattr(arguments, option)
+        if path is not None and not path.exists():
+            raise UsageError(f"--{option}: no such file or folder: {path}")
+    for option in ("output", "tensorboard"):
+        path = getattr(arguments, option)
+        if path is not None and path.exists() and not path.is_dir():
+            raise UsageError(f"--{option}: {path} is a file; expected a folder, or a name for a new one.")
+    if arguments.tensorboard is not None:
+        from sae_steer_retriever.train.tensorboard import require_tensorboard
+
+        require_tensorboard()
+    corpus, beginning, config = _begun(arguments, settings)
+    if arguments.dry_run:
+        return _plan(arguments, config, corpus, beginning)
+    from sae_steer_retriever.train.pipeline import train
+
+    if not arguments.quiet:
+        sys.stderr.write(f"begins {beginning.why}\n")
+    report = train(
+        arguments.corpus,
+        arguments.output,
+        config,
+        queries=arguments.queries,
+        resume=arguments.resume,
+        progress=not arguments.quiet,
+        tensorboard=arguments.tensorboard,
+        parent=beginning.parent,
+        read=corpus,
+    )
+    return Outcome(report.summary(), report.to_json())
+
+
+def _kinds() -> dict[str, type]:
+    """The type of each setting: int, float or str; optional ones without their None."""
+    from sae_steer_retriever.train.config import TrainConfig
+
+    kinds: dict[str, type] = {}
+    for name, hint in typing.get_type_hints(TrainConfig).items():
+        kind = hint
+        if typing.get_origin(kind) in (typing.Union, types.UnionType):
+            (kind,) = (part for part in typing.get_args(kind) if part is not type(None))
+        kinds[name] = str if typing.get_origin(kind) is typing.Literal else kind
+    return kinds
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the recipe, where one is given, with those of the command line over them; no defaults."""
+    from sae_steer_retriever.train.config import read_config
+
+    kinds = _kinds()
+    settings: dict[str, Any] = {}
+    if arguments.config is not None:
+        try:
+            settings = read_config(arguments.config)
+        except CorpusError as error:
+            raise UsageError(str(error)) from error
+    for name, value in settings.items():
+        allowed = (int, float) if kinds[name] is float else (kinds[name],)
+        if isinstance(value, bool) or not isinstance(value, allowed):
+            expected = {int: "a whole number", float: "a number", str: "a text in quotes"}[kinds[name]]
+            raise UsageError(f"{arguments.config}: {name} = {value!r}: expected {expected}.")
+    return settings | {name: value for name in kinds if (value := getattr(arguments, name)) is not None}
+
+
+def _checked(settings: dict[str, Any]) -> TrainConfig:
+    from sae_steer_retriever.train.config import TrainConfig
+
+    try:
+        return TrainConfig(**settings)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _begun(arguments: argparse.Namespace, settings: dict[str, Any]) -> tuple[Corpus, Beginning, TrainConfig]:
+    """The corpus, how its fit begins, and the settings, whose defaults depend on that."""
+    from sae_steer_retriever.corpus.read_corpus import read_corpus
+    from sae_steer_retriever.sae.files import CONFIG_FILE, read_config
+    from sae_steer_retriever.train.adaptation import adapted_config
+    from sae_steer_retriever.train.config import TrainConfig
+    from sae_steer_retriever.train.embedded_corpus import require_enough
+    from sae_steer_retriever.train.starting_point import choose_beginning
+
+    characters = settings.get("passage_characters", TrainConfig.passage_characters)
+    corpus = read_corpus(arguments.corpus, passage_characters=characters, queries=arguments.queries)
+    require_enough(corpus)
+    try:
+        beginning = choose_beginning(settings, len(corpus.passages))
+        if beginning.parent is None:
+            return corpus, beginning, TrainConfig(**settings)
+        parent, _ = read_config(beginning.parent / CONFIG_FILE)
+        return corpus, beginning, adapted_config(parent, settings)
+    except (ArtifactError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _plan(arguments: argparse.Namespace, config: TrainConfig, corpus: Corpus, beginning: Beginning) -> Outcome:
+    """What a run would do, found out by reading the corpus and loading the encoder, but embedding nothing."""
+    from sae_steer_retriever.corpus.query_texts import query_texts
+    from sae_steer_retriever.encoders.embedders import as_embedder
+    from sae_steer_retriever.sae.files import CONFIG_FILE, read_config
+    from sae_steer_retriever.train.adaptation import adapted_sizes
+    from sae_steer_retriever.train.corpus_size_advice import advise
+    from sae_steer_retriever.train.sizing import choose_sizes
+
+    made = query_texts(corpus.passages, seed=config.seed, per_passage=config.sentences) if config.sentences else []
+    rows = len(corpus.passages) + len(made) + len(corpus.queries)
+    dimension = as_embedder(config.model).spec.dimension
+    passages = len(corpus.passages)
+    advice: tuple[str, ...] = ()
+    if beginning.parent is None:
+        sizes = choose_sizes(config, passages, rows, dimension)
+        advice = advise(passages, rows, sizes, config.k_names, latents_given=config.latents is not None)
+    else:
+        sizes = adapted_sizes(config, passages, rows, read_config(beginning.parent / CONFIG_FILE)[0])
+    plan = {
+        "corpus": str(arguments.corpus),
+        "passages": len(corpus.passages),
+        "query_texts": len(made),
+        "queries": len(corpus.queries),
+        "encoder": config.model,
+        "dimension": dimension,
+        "begins": beginning.why,
+        "latents": sizes.latents,
+        "k": sizes.k,
+        "epochs": round(sizes.epochs, 2),
+        "output": str(arguments.output),
+    }
+    data = {
+        "dry_run": True,
+        **plan,
+        "settings": dataclasses.asdict(config),
+        "skipped": [{"file": file, "reason": reason} for file, reason in corpus.skipped],
+        "notes": [{"file": file, "note": note} for file, note in corpus.notes],
+        "advice": list(advice),
+    }
+    lines = [f"{name.replace('_', ' '):<11}  {value}" for name, value in plan.items()]
+    lines += _file_lines("skipped", corpus.skipped) + _file_lines("note", corpus.notes)
+    lines += [f"{'advice':<11}  {sentence}" for sentence in advice]
+    return Outcome("\n".join([*lines, "nothing was embedded or written: leave out --dry-run to train"]), data)
+
+
+def _file_lines(title: str, files: list[tuple[str, str]]) -> list[str]:
+    lines = [f"{title:<11}  {file}: {what}" for file, what in files[:_SHOWN_SKIPPED]]
+    if len(files) > _SHOWN_SKIPPED:
+        lines.append(f"{title:<11}  and {len(files) - _SHOWN_SKIPPED} more (--json lists all)")
+    return lines

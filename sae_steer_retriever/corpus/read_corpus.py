@@ -1,0 +1,274 @@
+"""Reading a user's corpus: a file or a folder of text, Markdown, HTML, PDF, Word, JSON Lines and CSV files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sae_steer_retriever.corpus.decoding import UnreadableFileError
+from sae_steer_retriever.corpus.documents import DOCUMENT_SUFFIXES, read_document
+from sae_steer_retriever.corpus.folders import files_below
+from sae_steer_retriever.corpus.query_texts import read_queries
+from sae_steer_retriever.corpus.rows import ROW_SUFFIXES, Row, json_objects, read_rows, read_text, row_id, text_field
+from sae_steer_retriever.corpus.splitting import split_text
+from sae_steer_retriever.errors import CorpusError, MissingExtraError, nearest_names
+
+SUFFIXES = (*DOCUMENT_SUFFIXES, *ROW_SUFFIXES)
+"""Lower-case suffixes of the files that are read."""
+
+_SHORTEST_PASSAGE = 50
+_READ_IN_BEIR = ("corpus.jsonl", "corpus.jsonl.gz", "queries.jsonl", "queries.jsonl.gz")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One text to embed and to store.
+
+    Attributes:
+        id: Stable and unique in its corpus: the id of the row, or "relative/path.md#3".
+        text: The text, with its title ahead.
+        title: The nearest heading or the row's title, or "".
+        metadata: `source` (the file's path relative to the corpus, with "/"), `title` where there is one, `page` of
+            a PDF file, and the other scalar fields of a row; a row's own `source` wins.
+    """
+
+    id: str
+    text: str
+    title: str = ""
+    metadata: dict[str, str | int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What was read, and what was not.
+
+    Attributes:
+        passages: In the order of their files' paths and of the text in them.
+        queries: Real queries: of the given file, and of the train judgements of a BEIR-layout folder.
+        skipped: (path relative to the corpus, reason) of files, and of rows of a file, that were left out.
+        notes: (path, what to know) of files that were read, but not quite as they are: a guessed encoding.
+    """
+
+    passages: list[Passage]
+    queries: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_corpus(
+    path: str | os.PathLike[str],
+    *,
+    passage_characters: int = 1200,
+    overlap: int = 0,
+    queries: str | os.PathLike[str] | None = None,
+) -> Corpus:
+    """Read a file or, with its subfolders, a folder.
+
+    Documents (.txt, .md, .rst, .html, .htm, .pdf, .docx) are split into passages below their headings; the rows of
+    .jsonl, .jsonl.gz (`text`, and optionally `_id` or `id`, `title`) and .csv files (a column `text`, or the only
+    column) are passages, split only when longer than twice `passage_characters`. A folder that holds a
+    `corpus.jsonl[.gz]` is taken for a retrieval set in BEIR layout (Thakur et al. 2021): one passage a document,
+    never split, title + " " + text; the queries of `qrels/train.tsv`, and only those, are its queries.
+
+    Hidden files are passed over. In a folder a file that cannot be read is listed in `Corpus.skipped`.
+
+    Args:
+        path: The file or folder.
+        passage_characters: Most characters of a passage's text (its title included, unless that is very long).
+        overlap: Characters that a passage repeats of the one before, as far as sentence boundaries allow.
+        queries: A file of real queries, see `read_queries`.
+
+    Returns:
+        At least one passage.
+
+    Raises:
+        CorpusError: There is nothing to read, two rows have the same id, or a row is malformed.
+        MissingExtraError: The corpus is one .pdf or .docx file and the extra `documents` is not installed; or a text
+            has to be split and the extra `langchain` is not installed.
+    """
+    root = Path(path)
+    if passage_characters < _SHORTEST_PASSAGE or not 0 <= overlap < passage_characters // 2:
+        raise CorpusError(
+            f"passages of {passage_characters} characters with {overlap} overlapping: expected at least "
+            f"{_SHORTEST_PASSAGE} characters and an overlap from 0 to less than half of them"
+        )
+    if not root.exists():
+        raise CorpusError(f"no such file or folder: {root}{_suggestion(root)}")
+    real_queries = read_queries(Path(queries)) if queries is not None else []
+    reader = _Reader(root, passage_characters, overlap)
+    if not root.is_dir():
+        reader.read_single_file(root)
+    elif beir := next((root / name for name in _READ_IN_BEIR[:2] if (root / name).is_file()), None):
+        reader.read_beir(beir)
+        real_queries += _beir_train_queries(root)
+    else:
+        for file in files_below(root, reader.skipped):
+            reader.read_file(file)
+    if not reader.passages:
+        raise CorpusError(f"no text in {root}: {_why_nothing(reader.skipped)}")
+    return Corpus(reader.passages, real_queries, reader.skipped, reader.notes)
+
+
+class _Reader:
+    """Gathers passages, and sees to it that no id occurs twice."""
+
+    def __init__(self, root: Path, passage_characters: int, overlap: int) -> None:
+        self.passages: list[Passage] = []
+        self.skipped: list[tuple[str, str]] = []
+        self.notes: list[tuple[str, str]] = []
+        self._root = root if root.is_dir() else root.parent
+        self._passage_characters = passage_characters
+        self._overlap = overlap
+        self._place_of_id: dict[str, tuple[str, int]] = {}
+
+    def read_single_file(self, file: Path) -> None:
+        if not _is_readable_kind(file):
+            raise CorpusError(f"{file} is not of a kind that is read: expected {', '.join(SUFFIXES)}")
+        try:
+            self._read(file, file.name)
+        except UnreadableFileError as error:
+            raise CorpusError(f"cannot read {file}: {error}") from error
+
+    def read_file(self, file: Path) -> None:
+        source = file.relative_to(self._root).as_posix()
+        if not _is_readable_kind(file):
+            self.skipped.append((source, f"files of the kind {file.suffix or '(no suffix)'} are not read"))
+            return
+        try:
+            self._read(file, source)
+        except UnreadableFileError as error:
+            self.skipped.append((source, str(error)))
+        except MissingExtraError as error:
+            if error.extra != "documents":
+                raise
+            self.skipped.append((source, str(error)))
+
+    def read_beir(self, file: Path) -> None:
+        for other in sorted(self._root.iterdir()):
+            if other.is_file() and _is_readable_kind(other) and other.name not in _READ_IN_BEIR:
+                self.skipped.append((other.name, f"beside {file.name}, in a folder of BEIR layout, it is not read"))
+        try:
+            self._read_rows(file, file.name, is_beir=True)
+        except UnreadableFileError as error:
+            raise CorpusError(f"cannot read {file}: {error}") from error
+
+    def _read(self, file: Path, source: str) -> None:
+        if file.name.lower().endswith(ROW_SUFFIXES):
+            self._read_rows(file, source)
+        else:
+            self._read_document(file, source)
+
+    def _read_document(self, file: Path, source: str) -> None:
+        document = read_document(file)
+        if document.note:
+            self.notes.append((source, document.note))
+        number = 0
+        for section in document.sections:
+            metadata: dict[str, str | int | float | bool] = {"source": source}
+            if section.title:
+                metadata["title"] = section.title
+            if section.page is not None:
+                metadata["page"] = section.page
+            for text in self._split(section.text, section.heading, self._passage_characters):
+                number += 1
+                self._add(Passage(f"{source}#{number}", text, section.title, metadata), source, number)
+
+    def _read_rows(self, file: Path, source: str, *, is_beir: bool = False) -> None:
+        rows, note = read_rows(file)
+        if note:
+            self.notes.append((source, note))
+        without_text: list[Row] = []
+        count = 0
+        for row in rows:
+            count += 1
+            if not (row.text or (is_beir and row.title)):
+                without_text.append(row)
+                continue
+            metadata: dict[str, str | int | float | bool] = {"source": source, **row.metadata}
+            if row.title:
+                metadata["title"] = row.title
+            passage_id = row.id if row.id is not None else f"{source}#{row.line}"
+            if is_beir:
+                texts = [f"{row.title} {row.text}".strip()]
+            else:
+                texts = self._split(row.text, row.title, 2 * self._passage_characters)
+            for number, text in enumerate(texts, start=1):
+                part_id = passage_id if len(texts) == 1 else f"{passage_id}#{number}"
+                self._add(Passage(part_id, text, row.title, metadata), source, row.line)
+        if not count:
+            raise UnreadableFileError("it is empty")
+        if len(without_text) == count:
+            fields = ", ".join(without_text[0].fields) or "none"
+            raise UnreadableFileError(f"none of its {count} rows has a 'text' (a string); the fields are: {fields}")
+        if without_text:
+            rows_are = "1 row without text" if len(without_text) == 1 else f"{len(without_text)} rows without text"
+            self.skipped.append((source, f"{rows_are} (the first on line {without_text[0].line})"))
+
+    def _split(self, text: str, heading: str, longest_whole: int) -> list[str]:
+        """Split what is longer than `longest_whole` and put the heading ahead of every piece."""
+        room = self._passage_characters
+        if heading:
+            room = max(room - len(heading) - 1, room // 2)
+        limit = longest_whole - (self._passage_characters - room)
+        pieces = [text.strip()] if len(text) <= limit else split_text(text, room, self._overlap)
+        return [_with_heading(piece, heading) for piece in pieces]
+
+    def _add(self, passage: Passage, source: str, place: int) -> None:
+        if first := self._place_of_id.get(passage.id):
+            raise CorpusError(
+                f"two rows have the id {passage.id!r}: {first[0]}, line {first[1]} and {source}, line {place}; "
+                "ids must be unique (rows without an id get one)"
+            )
+        self._place_of_id[passage.id] = (source, place)
+        self.passages.append(passage)
+
+
+def _with_heading(piece: str, heading: str) -> str:
+    if not heading:
+        return piece
+    begins_with_it = piece.startswith(heading) and not piece[len(heading) : len(heading) + 1].isalnum()
+    return piece if begins_with_it else f"{heading}\n{piece}"
+
+
+def _is_readable_kind(file: Path) -> bool:
+    return file.name.lower().endswith(SUFFIXES)
+
+
+def _beir_train_queries(root: Path) -> list[str]:
+    """The queries that `qrels/train.tsv` judges, in the order of the file of queries; none where there is none."""
+    judgements = root / "qrels" / "train.tsv"
+    file = next((root / name for name in _READ_IN_BEIR[2:] if (root / name).is_file()), None)
+    if file is None or not judgements.is_file():
+        return []
+    judged: set[str] = set()
+    try:
+        for number, line in enumerate(read_text(judgements).text.split("\n"), start=1):
+            columns = line.split("\t")
+            # Four columns are TREC's form: query-id, 0, corpus-id, score.
+            if line.strip() and len(columns) not in (3, 4):
+                raise CorpusError(
+                    f"{judgements}, line {number} has {len(columns)} columns, expected 3 with tabs between: "
+                    "query-id, corpus-id, score"
+                )
+            judged.add(columns[0].strip())
+        rows = json_objects(file, read_text(file).text)
+    except UnreadableFileError as error:
+        raise CorpusError(f"cannot read the training queries of {root}: {error}") from error
+    return [text for _, fields in rows if row_id(fields) in judged and (text := text_field(fields, "text"))]
+
+
+def _suggestion(path: Path) -> str:
+    try:
+        near = nearest_names(path.name, [entry.name for entry in path.parent.iterdir()], limit=3)
+    except OSError:
+        return ""
+    return f" (did you mean {', '.join(near)}?)" if near else ""
+
+
+def _why_nothing(skipped: list[tuple[str, str]]) -> str:
+    if not skipped:
+        return "the folder is empty"
+    shown = "; ".join(f"{path}: {reason}" for path, reason in skipped[:3])
+    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    return f"{shown}{more}. Files of these kinds are read: {', '.join(SUFFIXES)}"

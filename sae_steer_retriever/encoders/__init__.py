@@ -1,0 +1,1 @@
+"""Encoders and their adapters, and the cache of embeddings."""

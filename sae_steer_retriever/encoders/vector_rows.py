@@ -1,0 +1,70 @@
+"""Vectors that are read only when they are asked for: positions in an array that may be larger than memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_steer_retriever.sae.topk_sae import Array
+
+
+class VectorRows:
+    """(N, d) float32 vectors, by their positions in a store that is memory-mapped or in memory.
+
+    Several may share a store and differ in positions only, at 8 bytes a row. What is read is a copy, so that it may be
+    changed and no page of a file stays in use because of it.
+    """
+
+    def __init__(self, store: Array, positions: NDArray[np.int64] | None = None) -> None:
+        """Take a store, without copying it.
+
+        Args:
+            store: (M, d).
+            positions: (N,) rows of `store`, repetitions allowed; all of them in order if not given.
+        """
+        self._store = store
+        self._positions = np.arange(len(store)) if positions is None else positions
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of vectors, and their size."""
+        return len(self), self._store.shape[1]
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, chosen: slice | NDArray[Any]) -> Array:
+        """A copy of some vectors, (..., d) for (...) numbers."""
+        return np.asarray(self._store).take(self._positions[chosen], axis=0)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """All of them in memory."""
+        return np.asarray(self[:], dtype=dtype)
+
+    def select(self, chosen: slice | NDArray[Any]) -> VectorRows:
+        """Some of the vectors, by number or by mask, without reading them."""
+        return VectorRows(self._store, self._positions[chosen])
+
+    def batches(self, size: int) -> Iterator[Array]:
+        """All vectors in order, up to `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    @classmethod
+    def joined(cls, parts: Sequence[VectorRows]) -> VectorRows:
+        """Vectors of one store, one part after the other.
+
+        Raises:
+            ValueError: The parts are of several stores.
+        """
+        store = parts[0]._store
+        if any(part._store is not store for part in parts):
+            raise ValueError("expected rows of one store: only their positions can be joined.")
+        return cls(store, np.concatenate([part._positions for part in parts]))
+
+
+Vectors: TypeAlias = Array | VectorRows
+"""(N, d) float32: an array, or rows that are read when they are asked for."""

@@ -1,0 +1,1 @@
+"""Attribution of a score, and how it is told."""

@@ -1,0 +1,1 @@
+"""The catalog: features, families, evidence, calibration, names and annotations."""

@@ -1,0 +1,87 @@
+"""Words that may stand in for a word: the corpus' own words that lie nearest to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from sae_steer_retriever.encoders.embedders import Embedder
+from sae_steer_retriever.errors import MismatchError
+from sae_steer_retriever.features.trie import clean_word, word_key
+from sae_steer_retriever.labelling.token_attribution import word_spans
+from sae_steer_retriever.sae.topk_sae import Array
+
+_MOST_WORDS = 5_000
+_NEAREST = 5
+# Cosines of single words under all-MiniLM-L6-v2: forms of a word and its synonyms lie above.
+_ALIKE_FROM = 0.6
+# A shorter word is a symbol, which lies near every other symbol.
+_LETTERS = 3
+
+
+class Substitutes:
+    """The nearest words of a vocabulary.
+
+    Neuron2Graph asks a masked language model what may stand in a word's place. A sentence encoder has no such head; its
+    embeddings of the corpus' words say which mean the same.
+    """
+
+    def __init__(self, words: Sequence[str], vectors: Array, *, nearest: int = _NEAREST) -> None:
+        """Take a vocabulary.
+
+        Args:
+            words: (V,) the vocabulary.
+            vectors: (V, d) their unit embeddings.
+            nearest: How many substitutes a word has at most.
+
+        Raises:
+            MismatchError: There is not one vector a word.
+        """
+        if vectors.ndim != 2 or len(vectors) != len(words):
+            raise MismatchError(f"{len(words)} words came with vectors of shape {vectors.shape}: expected one each.")
+        self._words = tuple(words)
+        self._vectors = vectors
+        self._nearest = nearest
+        self._place = {word_key(word): place for place, word in reversed(list(enumerate(words)))}
+
+    def __len__(self) -> int:
+        """Number of words."""
+        return len(self._words)
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str], embedder: Embedder, *, most: int = _MOST_WORDS) -> Substitutes:
+        """The words that stand in most of the texts, each embedded once.
+
+        Args:
+            texts: The corpus.
+            embedder: Embeds the words.
+            most: How many words at most.
+        """
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update({clean_word(text[start:end]) for start, end in word_spans(text)})
+        common = sorted(counts, key=lambda word: (-counts[word], word))
+        words = [word for word in common if len(word) >= _LETTERS and not word.isnumeric()][:most]
+        return cls(words, embedder.embed_documents(words))
+
+    def near(self, word: str) -> tuple[str, ...]:
+        """The words nearest to a word, nearest first; none of a word that is not in the vocabulary."""
+        place = self._place.get(word_key(word))
+        if place is None:
+            return ()
+        cosines = self._vectors @ self._vectors[place]
+        found: list[str] = []
+        known = {word_key(word)}
+        for other in np.argsort(-cosines, kind="stable")[: 4 * self._nearest].tolist():
+            key = word_key(self._words[other])
+            if cosines[other] < _ALIKE_FROM or len(found) == self._nearest:
+                break
+            if key not in known:
+                known.add(key)
+                found.append(self._words[other])
+        return tuple(found)
+
+
+__all__ = ["Substitutes"]

@@ -1,0 +1,1 @@
+"""One query on its way to hits."""

@@ -1,0 +1,266 @@
+"""Ranking candidates: what a steering adds to their scores, and their order. Arrays only, no store."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_steer_retriever.explain.attribution import SteeringTerm
+from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.steering.document_boost import FeaturePresence
+from sae_steer_retriever.steering.plan import SUPPRESSED_FROM, Gate, Plan, Tilt
+from sae_steer_retriever.store.code_index import CodeIndex
+
+# A length that can be divided by where there is none.
+_SMALLEST = 1e-12
+
+
+class Ranking(NamedTuple):
+    """Candidates in their final order.
+
+    Attributes:
+        ids: Passage ids.
+        scores: (N,) what they are ranked by.
+        base_scores: (N,) their scores without steering.
+        base_ranks: Their ranks without steering, from 1, where known.
+        terms: What each edit added to each score.
+    """
+
+    ids: list[str]
+    scores: NDArray[np.float64]
+    base_scores: NDArray[np.float64]
+    base_ranks: list[int | None]
+    terms: list[tuple[SteeringTerm, ...]]
+
+    @classmethod
+    def plain(cls, ids: list[str], scores: NDArray[np.float64]) -> Ranking:
+        """A ranking that nothing steers."""
+        return cls(ids, scores, scores, list(range(1, len(ids) + 1)), [()] * len(ids))
+
+
+class Column(NamedTuple):
+    """What one edit adds to the scores of some passages on one side.
+
+    Attributes:
+        name: The edit's name.
+        side: "query" or "document".
+        values: (N,) in score units.
+    """
+
+    name: str
+    side: str
+    values: NDArray[np.floating[Any]]
+
+
+class Survey(NamedTuple):
+    """What a plan does to every passage of an index in the original space, from codes alone.
+
+    Attributes:
+        columns: What each edit adds; exact.
+        gains: (N,) their sum.
+        kept: (N,) which passages the plan does not leave out.
+    """
+
+    columns: tuple[Column, ...]
+    gains: Array
+    kept: NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranker:
+    """Scores and orders candidates of one query under one plan.
+
+    Original space: `base + v . x_hat + gates`. Reconstructed: `cos(q_hat + v, x_hat) + gates`.
+
+    Attributes:
+        sae: The dictionary.
+        unit: (n,) the features' units of match.
+        plan: What the steering does to the query.
+        vector: (d,) the query in the space that is searched, before the tilt.
+        reconstructed: Whether that is the reconstructed space.
+    """
+
+    sae: TopKSAE
+    unit: Array
+    plan: Plan
+    vector: Array
+    reconstructed: bool
+
+    def rank(
+        self,
+        ids: Sequence[str],
+        base_scores: NDArray[np.float64],
+        codes: Codes[NDArray[Any]],
+        base_order: Sequence[str],
+        k: int | None = None,
+    ) -> Ranking:
+        """The best `k` candidates in the order the steering gives them, without those it leaves out.
+
+        Args:
+            ids: The candidates.
+            base_scores: (N,) their plain scores.
+            codes: (N, K) their codes.
+            base_order: The plain search's hits, best first, for the ranks before steering.
+            k: How many; all if not given.
+        """
+        scaled, columns = self._columns(codes, base_scores)
+        kept = np.ones(len(ids), dtype=bool)
+        for gate in self.plan.excluded:
+            kept &= self._presence(gate, codes) < SUPPRESSED_FROM
+        return _ordered(ids, base_scores, scaled, columns, kept, base_order, k)
+
+    def rank_surveyed(
+        self,
+        ids: Sequence[str],
+        base_scores: NDArray[np.float64],
+        survey: Survey,
+        rows: NDArray[np.int64],
+        base_order: Sequence[str],
+        k: int | None = None,
+    ) -> Ranking:
+        """The same, of passages that were surveyed.
+
+        Args:
+            ids: The candidates.
+            base_scores: (N,) their plain scores.
+            survey: Of the index.
+            rows: (N,) where they are in it.
+            base_order: See `rank`.
+            k: See `rank`.
+        """
+        columns = [column._replace(values=column.values[rows]) for column in survey.columns]
+        return _ordered(ids, base_scores, base_scores, columns, survey.kept[rows], base_order, k)
+
+    def survey(self, index: CodeIndex) -> Survey:
+        """What the plan does to every passage of `index`."""
+        columns = [
+            Column(tilt.name, "query", self._tilt_gains(index, tilt)) for tilt in self.plan.tilts if tilt.vector.any()
+        ]
+        columns += [
+            Column(gate.name, "document", gate.amount * self._presence_everywhere(gate, index))
+            for gate in self.plan.gates
+        ]
+        gains = np.zeros(len(index), dtype=np.float32)
+        for column in columns:
+            gains += column.values
+        return Survey(tuple(columns), gains, self.kept(index))
+
+    def _tilt_gains(self, index: CodeIndex, tilt: Tilt) -> Array:
+        if tilt.direction is None:
+            return self._projected(index, tilt.vector)
+        return np.asarray(tilt.amount * self._remembered(index, tilt.direction), dtype=np.float32)
+
+    def _remembered(self, index: CodeIndex, direction: Array) -> Array:
+        key = (self.sae.fingerprint, direction.tobytes())
+        return index.remembered(key, lambda: self._projected(index, direction))
+
+    def _projected(self, index: CodeIndex, vector: Array) -> Array:
+        """(N,) `x_hat . vector` of every passage."""
+        along = index.project(self.sae.decoder @ vector[:, None])[:, 0]
+        return np.asarray(along + self.sae.bias @ vector, dtype=np.float32)
+
+    def gate_gains(self, index: CodeIndex) -> Array:
+        """(N,) what the gates add to the score of every passage of `index`."""
+        gains = np.zeros(len(index), dtype=np.float32)
+        for gate in self.plan.gates:
+            gains += gate.amount * self._presence_everywhere(gate, index)
+        return gains
+
+    def kept(self, index: CodeIndex) -> NDArray[np.bool_]:
+        """(N,) which passages of `index` the plan does not leave out."""
+        kept = np.ones(len(index), dtype=bool)
+        for gate in self.plan.excluded:
+            kept &= self._presence_everywhere(gate, index) < SUPPRESSED_FROM
+        return kept
+
+    def estimate(self, codes: Codes[NDArray[Any]]) -> Array:
+        """(N,) steered scores from codes alone, without the part of a passage that the SAE does not reconstruct."""
+        tilted = self.vector + self.plan.shift(len(self.vector))
+        scores = self._projections(codes, tilted)
+        if self.reconstructed:
+            lengths = np.maximum(self._lengths(codes) * float(np.linalg.norm(tilted)), _SMALLEST)
+            scores = np.asarray(scores / lengths, dtype=np.float32)
+        for gate in self.plan.gates:
+            scores = scores + gate.amount * self._presence(gate, codes)
+        return scores
+
+    def may_miss(self, ranking: Ranking, base_scores: NDArray[np.float64], k: int) -> bool:
+        """Whether a passage beyond the plain candidates could outrank the last hit.
+
+        Only for steerings that take away: what none of the candidates' sources has seen scores at most as much as the
+        last plain candidate, unless something rewards it.
+
+        Args:
+            ranking: The ranked candidates.
+            base_scores: Of the plain search's hits, best first.
+            k: How many hits are wanted.
+        """
+        takes_away = bool(self.plan.excluded) or any(gate.amount < 0 for gate in self.plan.gates)
+        if not takes_away or not len(base_scores):
+            return False
+        return len(ranking.ids) < k or bool(ranking.scores[k - 1] < base_scores[-1])
+
+    def _columns(
+        self, codes: Codes[NDArray[Any]], base_scores: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], list[Column]]:
+        """Plain scores on the scale of the tilted query, and what is added to them."""
+        scale: NDArray[np.float64] = np.ones(len(base_scores))
+        if self.reconstructed:
+            before = np.linalg.norm(self.vector)
+            after = max(float(np.linalg.norm(self.vector + self.plan.shift(len(self.vector)))), _SMALLEST)
+            scale = 1.0 / (self._lengths(codes) * after)
+            base_scores = base_scores * float(before / after)
+        columns = [
+            Column(tilt.name, "query", self._projections(codes, tilt.vector) * scale)
+            for tilt in self.plan.tilts
+            if tilt.vector.any()
+        ]
+        columns += [
+            Column(gate.name, "document", gate.amount * self._presence(gate, codes).astype(np.float64))
+            for gate in self.plan.gates
+        ]
+        return base_scores, columns
+
+    def _lengths(self, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]:
+        """(N,) norms of what is searched."""
+        return np.asarray(np.linalg.norm(self.sae.decode(codes), axis=1), dtype=np.float64)
+
+    def _presence(self, gate: Gate, codes: Codes[NDArray[Any]]) -> Array:
+        return FeaturePresence(self.sae, self.unit, gate.features, gate.weights).of(codes)
+
+    def _presence_everywhere(self, gate: Gate, index: CodeIndex) -> Array:
+        return FeaturePresence(self.sae, self.unit, gate.features, gate.weights).everywhere(index)
+
+    def _projections(self, codes: Codes[NDArray[Any]], vector: Array) -> Array:
+        """(N,) `x_hat . vector` from codes, without decoding: one dot product per latent, then K per passage."""
+        along = self.sae.decoder @ vector
+        return np.asarray((codes.values * along[codes.indices]).sum(axis=1) + self.sae.bias @ vector, dtype=np.float32)
+
+
+def _ordered(
+    ids: Sequence[str],
+    base_scores: NDArray[np.float64],
+    scaled: NDArray[np.float64],
+    columns: Sequence[Column],
+    kept: NDArray[np.bool_],
+    base_order: Sequence[str],
+    k: int | None,
+) -> Ranking:
+    """The best `k` of those kept, by scaled plain scores and what is added to them."""
+    scores = scaled.copy()
+    for column in columns:
+        scores += column.values
+    # Ties keep the plain order, then the id's, so that a ranking is the same on every machine.
+    order = [row for row in np.lexsort((np.asarray(ids), -base_scores, -scores)).tolist() if kept[row]][:k]
+    rank_of = {name: rank for rank, name in enumerate(base_order, start=1)}
+    return Ranking(
+        [ids[row] for row in order],
+        scores[order],
+        base_scores[order],
+        [rank_of.get(ids[row]) for row in order],
+        [tuple(SteeringTerm(name, side, float(values[row])) for name, side, values in columns) for row in order],
+    )

@@ -1,0 +1,1 @@
+"""Operations, edits, steerings and policies, and the plan for one query."""

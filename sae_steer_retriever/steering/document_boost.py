@@ -1,0 +1,67 @@
+"""How much passages have what a steering names: read off their codes, between 0 and 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+
+if TYPE_CHECKING:
+    from sae_steer_retriever.store.code_index import CodeIndex
+
+# A passage at less than the first share of its features' units has nothing of them, from the second on all of it.
+_NOTHING, _ALL = 0.25, 0.6
+
+
+class FeaturePresence:
+    """How much passages have of a weighted group of features.
+
+        match_f  = clip(<d_f, x_hat - b> / u_f, 0, 1)
+        mean     = sum_f w_f match_f / sum_f w_f
+        presence = clip((mean - .25) / (.6 - .25), 0, 1)
+
+    A passage matches a feature by its reconstruction's projection on the direction, whether the feature is among its
+    latents or not: TopK gives one of several near directions all there is, and which one is chance. u_f is the match
+    of a passage that strongly has the feature. What all passages have a little of counts for nothing, and what clearly
+    has the features counts in full: a ranking should not prefer the passage that goes on about them.
+    """
+
+    def __init__(self, sae: TopKSAE, unit: Array, features: Sequence[int], weights: Sequence[float]) -> None:
+        """Look at the features, once for any number of passages.
+
+        Args:
+            sae: The dictionary.
+            unit: (n,) the match of a passage that strongly has each feature: `Calibration.match_unit`.
+            features: Latent ids.
+            weights: Their shares, above 0.
+        """
+        self._sae = sae
+        self._features = tuple(features)
+        self._unit = unit[np.asarray(self._features, dtype=np.int64)]
+        self._weights = np.asarray(weights, dtype=np.float32) / np.float32(np.sum(weights))
+
+    def of(self, codes: Codes[NDArray[Any]]) -> Array:
+        """(batch,) of passages.
+
+        Args:
+            codes: (batch, K) their codes, all K latents.
+        """
+        along = self._sae.overlaps(self._features)[codes.indices]
+        return self._presence(np.einsum("bk,bkm->bm", codes.values, along))
+
+    def everywhere(self, index: CodeIndex) -> Array:
+        """(N,) of all passages of an index, which remembers the answer; not to be written to."""
+        key = (self._features, self._weights.tobytes(), self._unit.tobytes())
+        return index.remembered(key, lambda: self._presence(index.project(self._sae.overlaps(self._features))))
+
+    def _presence(self, projections: Array) -> Array:
+        """(N,) from (N, m) projections."""
+        mean = np.clip(projections / self._unit, 0.0, 1.0) @ self._weights
+        return np.asarray(np.clip((mean - _NOTHING) / (_ALL - _NOTHING), 0.0, 1.0), dtype=np.float32)
+
+
+__all__ = ["FeaturePresence"]

@@ -1,0 +1,1 @@
+"""Chroma: the documents, and the sidecar collection beside them."""

@@ -1,0 +1,286 @@
+"""Codes at query time: a memory-mapped copy of the companion's codes, with inverted lists of named features."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.store.latent_index import LatentEngine, LatentIndex
+
+if TYPE_CHECKING:
+    from sae_steer_retriever.store.seismic_index import SeismicIndex
+
+_META_FILE = "meta.json"
+_FORMAT_VERSION = 2
+# Answers about all passages are remembered up to this many bytes.
+_REMEMBERED_BYTES = 64 * 2**20
+
+
+class StoredVectors(NamedTuple):
+    """The documents' own vectors as their store scores them: `vectors @ q + offsets` is a unit query's scores.
+
+    Attributes:
+        vectors: (N, d) float32, may be memory-mapped. A passage that is gone has a row of NaN.
+        offsets: (N,) float32.
+    """
+
+    vectors: NDArray[np.float32]
+    offsets: NDArray[np.float32]
+
+
+class CodeIndex:
+    """Every passage's codes and vector, by row, and for each feature the rows that have it among their names.
+
+    A derived copy: it is made from the companion collection, bears its stamp, and is made again when that differs.
+    """
+
+    def __init__(
+        self,
+        ids: list[str],
+        codes: Codes[NDArray[Any]],
+        offsets: NDArray[np.int64],
+        rows: NDArray[np.int32],
+        k_names: int,
+        stored: StoredVectors,
+    ) -> None:
+        """Take the arrays; `build` and `load` make them.
+
+        Args:
+            ids: Passage ids, by row.
+            codes: (N, K), may be memory-mapped.
+            offsets: (n + 1,) where each feature's list begins in `rows`.
+            rows: The rows of all lists, feature after feature.
+            k_names: How many of a code's strongest latents the lists cover.
+            stored: The passages' vectors.
+        """
+        self.ids = ids
+        self.codes = codes
+        self._offsets = offsets
+        self._rows = rows
+        self._k_names = k_names
+        self._stored = stored
+        self._row_of = {name: row for row, name in enumerate(ids)}
+        self._sparse: Any = None
+        self._engines: dict[LatentEngine, LatentIndex | SeismicIndex] = {}
+        self._making = threading.Lock()
+        self._answers: OrderedDict[Hashable, NDArray[np.float32]] = OrderedDict()
+        self._answering = threading.Lock()
+
+    def __len__(self) -> int:
+        """Number of passages."""
+        return len(self.ids)
+
+    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """(len(ids),) rows, -1 for a passage that is not here."""
+        return np.array([self._row_of.get(name, -1) for name in ids], dtype=np.int64)
+
+    def take(self, rows: NDArray[np.integer[Any]]) -> Codes[NDArray[Any]]:
+        """(len(rows), K) codes of some rows."""
+        return Codes(np.asarray(self.codes.indices[rows]), np.asarray(self.codes.values[rows]))
+
+    def names(self, rows: NDArray[np.integer[Any]]) -> Codes[NDArray[Any]]:
+        """(len(rows), k_names) naming reading of some rows."""
+        return self.take(rows).leading(self._k_names)
+
+    def posting(self, feature: int) -> NDArray[np.int32]:
+        """Rows of the passages that have a feature among their names."""
+        return np.asarray(self._rows[self._offsets[feature] : self._offsets[feature + 1]])
+
+    def having(self, feature: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Rows of the passages that have a feature among their names, and its activation in each."""
+        rows = self.posting(feature)
+        names = self.names(rows)
+        return rows, np.where(names.indices == feature, names.values, np.float32(0)).max(axis=1, initial=0)
+
+    def project(self, along: NDArray[np.float32]) -> NDArray[np.float32]:
+        """For every passage the sum of its activations times `along` their latents.
+
+        Args:
+            along: (n, m) weights of the latents, m at a time.
+
+        Returns:
+            (N, m).
+        """
+        return np.asarray(self._matrix(len(along)) @ along)
+
+    def scores(self, rows: NDArray[np.integer[Any]], q: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(len(rows),) the plain scores of some passages; NaN for one that is gone.
+
+        Args:
+            rows: Which passages.
+            q: (d,) a unit query.
+        """
+        vectors, offsets = self._stored
+        if not vectors.shape[1]:  # none was there to read
+            return np.full(len(rows), np.nan)
+        if not vectors.shape[1]:  # no document is left, and no size is known
+            return np.full(len(rows), np.nan)
+        # To copy many rows takes longer than to multiply all of them.
+        products = (vectors @ q)[rows] if len(rows) > len(self) // 4 else vectors[rows] @ q
+        return np.asarray(products + offsets[rows], dtype=np.float64)
+
+    @property
+    def stored(self) -> StoredVectors:
+        """The vectors of all passages, by row; not to be written to."""
+        return self._stored
+
+    def vectors(self, rows: NDArray[np.integer[Any]]) -> StoredVectors:
+        """The vectors of some passages."""
+        return StoredVectors(*(np.asarray(part[rows]) for part in self._stored))
+
+    def remembered(self, key: Hashable, answer: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """An answer about all passages, worked out where it is not among the latest ones."""
+        with self._answering:
+            if key in self._answers:
+                self._answers.move_to_end(key)
+                return self._answers[key]
+        found = answer()
+        found.flags.writeable = False
+        with self._answering:
+            self._answers[key] = found
+            while len(self._answers) > 1 and sum(kept.nbytes for kept in self._answers.values()) > _REMEMBERED_BYTES:
+                self._answers.popitem(last=False)
+        return found
+
+    def latent_engine(self, engine: LatentEngine, n: int) -> LatentIndex | SeismicIndex:
+        """The search over all K latents of the codes, made in memory at its first use.
+
+        Args:
+            engine: "exact" or "seismic".
+            n: Number of latents.
+
+        Raises:
+            MissingExtraError: The engine's package is not installed.
+        """
+        with self._making:
+            if engine not in self._engines:
+                self._engines[engine] = self._make_engine(engine, n)
+            return self._engines[engine]
+
+    def _make_engine(self, engine: LatentEngine, n: int) -> LatentIndex | SeismicIndex:
+        if engine == "exact":
+            return LatentIndex.build(self.codes, n)
+        from sae_steer_retriever.store.seismic_index import SeismicIndex
+
+        return SeismicIndex.build(self.codes, n)
+
+    def _matrix(self, n: int) -> Any:  # noqa: ANN401 - scipy has no types
+        if self._sparse is None:
+            from scipy.sparse import csr_array
+
+            count, k = self.codes.indices.shape
+            starts = np.arange(0, count * k + 1, k, dtype=np.int32 if count * k < 2**31 else np.int64)
+            # A view of the mapped arrays, not a copy of them.
+            self._sparse = csr_array(
+                (self.codes.values.reshape(-1), self.codes.indices.reshape(-1), starts), shape=(count, n), copy=False
+            )
+        return self._sparse
+
+    @classmethod
+    def build(
+        cls,
+        pages: Iterable[tuple[list[str], Codes[NDArray[Any]]]],
+        n: int,
+        k: int,
+        k_names: int,
+        stored: Iterable[tuple[list[str], NDArray[np.float32], NDArray[np.float32]]] = (),
+    ) -> CodeIndex:
+        """Make an index in memory.
+
+        Args:
+            pages: Batches of ids and their codes.
+            stored: Batches of ids, the documents' vectors and offsets, in any order; without them no passage can be
+                scored.
+            n: Number of latents.
+            k: Latents per code.
+            k_names: How many of them are names.
+        """
+        ids: list[str] = []
+        indices, values = [np.empty((0, k), dtype=np.int32)], [np.empty((0, k), dtype=np.float32)]
+        for page_ids, codes in pages:
+            ids.extend(page_ids)
+            indices.append(codes.indices.astype(np.int32))
+            values.append(codes.values.astype(np.float32))
+        whole: Codes[NDArray[Any]] = Codes(np.concatenate(indices), np.concatenate(values))
+        names = whole.leading(k_names)
+        row, place = np.nonzero(names.values > 0)
+        latents = names.indices[row, place]
+        order = np.argsort(latents, kind="stable")
+        offsets = np.zeros(n + 1, dtype=np.int64)
+        np.cumsum(np.bincount(latents, minlength=n), out=offsets[1:])
+        return cls(ids, whole, offsets, row[order].astype(np.int32), k_names, _placed(ids, stored))
+
+    def save(self, folder: Path, stamp: str) -> None:
+        """Write the index as `folder/stamp` and drop older stamps. A reader never sees half of one."""
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / stamp
+        if target.exists():
+            if CodeIndex.load(folder, stamp) is not None:
+                return
+            shutil.rmtree(target, ignore_errors=True)  # damaged
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
+        arrays = {
+            "indices": self.codes.indices,
+            "values": self.codes.values,
+            "offsets": self._offsets,
+            "rows": self._rows,
+            "vectors": self._stored.vectors,
+            "vector_offsets": self._stored.offsets,
+        }
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        meta = {"format_version": _FORMAT_VERSION, "k_names": self._k_names, "ids": self.ids}
+        (temporary / _META_FILE).write_text(json.dumps(meta), encoding="utf-8")
+        with contextlib.suppress(OSError):  # another process was first: its copy is the same
+            os.replace(temporary, target)
+        for other in folder.iterdir():
+            if other != target:
+                shutil.rmtree(other, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: Path, stamp: str) -> CodeIndex | None:
+        """Open the index of this stamp, memory-mapped, or None where there is none that can be read."""
+        path = folder / stamp
+        try:
+            meta = json.loads((path / _META_FILE).read_text(encoding="utf-8"))
+            if meta["format_version"] != _FORMAT_VERSION:
+                return None
+            indices, values = (np.load(path / f"{name}.npy", mmap_mode="r") for name in ("indices", "values"))
+            offsets, rows = (np.load(path / f"{name}.npy", mmap_mode="r") for name in ("offsets", "rows"))
+            stored = StoredVectors(
+                *(np.load(path / f"{name}.npy", mmap_mode="r") for name in ("vectors", "vector_offsets"))
+            )
+            ids, k_names = list(meta["ids"]), int(meta["k_names"])
+            if len({len(ids), len(indices), len(values), *map(len, stored)}) != 1 or int(offsets[-1]) != len(rows):
+                return None
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            return None
+        return cls(ids, Codes(indices, values), offsets, rows, k_names, stored)
+
+
+def _placed(
+    ids: list[str], stored: Iterable[tuple[list[str], NDArray[np.float32], NDArray[np.float32]]]
+) -> StoredVectors:
+    """Vectors in the order of `ids`."""
+    row_of = {name: row for row, name in enumerate(ids)}
+    placed = StoredVectors(np.empty((len(ids), 0), dtype=np.float32), np.full(len(ids), np.nan, dtype=np.float32))
+    for names, vectors, offsets in stored:
+        if not placed.vectors.shape[1]:
+            placed = placed._replace(vectors=np.full((len(ids), vectors.shape[1]), np.nan, dtype=np.float32))
+        known = [(row_of[name], place) for place, name in enumerate(names) if name in row_of]
+        if known:
+            rows, places = np.array(known).T
+            placed.vectors[rows], placed.offsets[rows] = vectors[places], offsets[places]
+    return placed

@@ -1,0 +1,818 @@
+"""The store, with a real Chroma: two collections kept in step, whatever happens in between."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import numpy as np
+import pytest
+from chromadb.config import Settings
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy import K, N, ToyEmbedder, catalog_for, random_sae, unit_rows
+
+from sae_steer_retriever.errors import MismatchError, StoreError
+from sae_steer_retriever.retriever import SteeredRetriever
+from sae_steer_retriever.sae.codes import pack, unpack
+from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.store import chroma_store as store_module
+from sae_steer_retriever.store.chroma_store import ChromaStore, connect, rebuild, recorded_sae
+from sae_steer_retriever.store.code_index import CodeIndex
+
+SAE = random_sae(3)
+WORDS = """
+alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau
+""".split()  # noqa: SIM905 - words are easier to read
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    """Passages of five words."""
+    random = np.random.default_rng(seed)
+    return [" ".join(random.choice(WORDS, 5)) for _ in range(count)]
+
+
+def ids(count: int) -> list[str]:
+    return [f"p{number:03}" for number in range(count)]
+
+
+@pytest.fixture
+def embedder() -> ToyEmbedder:
+    return ToyEmbedder()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ChromaStore:
+    return ChromaStore.open(SAE, path=tmp_path / "chroma")
+
+
+def contents(store: ChromaStore) -> dict[str, Any]:
+    """Everything the two collections hold."""
+    everything: dict[str, Any] = {}
+    for name in (store.documents.name, store.companion.name):
+        collection = store._client.get_collection(name, embedding_function=None)
+        rows = collection.get(include=["documents", "metadatas", "embeddings"])
+        everything[name] = {
+            item: (rows["documents"][row], rows["metadatas"][row], np.asarray(rows["embeddings"])[row].tolist())
+            for row, item in enumerate(rows["ids"])
+        }
+    return everything
+
+
+def assert_in_step(store: ChromaStore) -> None:
+    """The companion holds decode(encode(x)) and the codes of every stored vector, and nothing else."""
+    state = contents(store)
+    documents, companion = state[store.documents.name], state[store.companion.name]
+    assert companion.keys() == documents.keys()
+    for name, (_, metadata, x_hat) in companion.items():
+        x = np.array([documents[name][2]], dtype=np.float32)
+        codes = SAE.encode(x / np.linalg.norm(x))
+        np.testing.assert_allclose(x_hat, SAE.decode(codes)[0], atol=1e-5)
+        stored = unpack([metadata["codes"]], N, K)
+        np.testing.assert_array_equal(stored.indices, codes.indices)
+        np.testing.assert_allclose(stored.values, codes.values, atol=1e-6)
+        names = codes.indices[0, :3][codes.values[0, :3] > 0].tolist()
+        assert metadata.get("names", []) == names
+
+
+# -- add, update, delete ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_added_is_found_and_has_a_companion(store: ChromaStore, embedder: ToyEmbedder) -> None:
+    passages = texts(20)
+    report = store.add(ids(20), passages, [{"n": n} for n in range(20)], embedder=embedder)
+    assert report == (20, 0, 0)
+    assert len(store) == 20
+    assert_in_step(store)
+    found = store.nearest(embedder.embed_queries([passages[7]])[0], 1)
+    assert passages[ids(20).index(found.ids[0])] == passages[7]
+    assert found.scores[0] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_adding_again_embeds_and_writes_nothing(store: ChromaStore, embedder: ToyEmbedder) -> None:
+    metadatas = [{"n": 1, "f": 0.5, "b": True, "s": "x", "l": ["a", "b"]}, None, {}] * 5
+    store.add(ids(15), texts(15), metadatas, embedder=embedder)
+    before, stamp = contents(store), store.companion.stamp()
+    embedder.embedded.clear()
+    assert store.add(ids(15), texts(15), metadatas, embedder=embedder) == (0, 0, 15)
+    assert embedder.embedded == []
+    assert contents(store) == before
+    assert store.companion.stamp() == stamp, "local copies of the codes stay valid"
+
+
+def test_a_changed_text_is_replaced_in_both_and_alone_embedded(store: ChromaStore, embedder: ToyEmbedder) -> None:
+    passages = texts(10)
+    store.add(ids(10), passages, embedder=embedder)
+    embedder.embedded.clear()
+    passages[3] = "tau sigma rho"
+    assert store.add(ids(10), passages, embedder=embedder) == (0, 1, 9)
+    assert embedder.embedded == ["tau sigma rho"]
+    (record,) = store.records(["p003"])
+    assert record.text == "tau sigma rho"
+    np.testing.assert_allclose(record.vector, embedder.embed_queries(["tau sigma rho"])[0], atol=1e-6)
+    assert_in_step(store)
+
+
+def test_changed_metadata_replace_the_old_without_embedding(store: ChromaStore, embedder: ToyEmbedder) -> None:
+    store.add(ids(3), texts(3), [{"a": 1, "gone": "x"}, {"a": 1}, {"a": 1}], embedder=embedder)
+    embedder.embedded.clear()
+    assert store.add(ids(3), texts(3), [{"a": 2}, None, {"a": 1}], embedder=embedder) == (0, 2, 1)
+    assert embedder.embedded == []
+    assert [record.metadata for record in store.records(ids(3))] == [{"a": 2}, {}, {"a": 1}]
+    assert store.documents.get(where={"gone": "x"})["ids"] == []
+    assert_in_step(store)
+
+
+def test_delete_removes_from_both_and_knows_unknown_ids(store: ChromaStore, embedder: ToyEmbedder) -> None:
+    store.add(ids(5), texts(5), embedder=embedder)
+    store.delete(["p001", "p003", "p003", "never there"])
+    store.delete([])
+    assert sorted(store.documents.get()["ids"]) == ["p000", "p002", "p004"]
+    assert_in_step(store)
+
+
+def test_batches_beyond_chromas_limit_are_cut(
+    store: ChromaStore, embedder: ToyEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store._client, "get_max_batch_size", lambda: 7)
+    sizes: list[int] = []
+    for collection in (store.documents, store.companion._collection):
+        for method in ("add", "upsert", "update", "delete"):
+            original = getattr(collection, method)
+
+            def counting(*args: Any, original: Callable[..., Any] = original, **kwargs: Any) -> Any:
+                sizes.append(len(kwargs["ids"]))
+                return original(*args, **kwargs)
+
+            monkeypatch.setattr(collection, method, counting)
+    assert store.add(ids(50), texts(50), embedder=embedder).added == 50
+    store.delete(ids(20))
+    assert len(sizes) > 10
+    assert max(sizes) <= 7
+    assert_in_step(store)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((["a"], ["x", "y"], None), ValueError, "1 ids, 2 texts"),
+        ((["a", "b"], ["x", "y"], [{}]), ValueError, "1 metadatas"),
+        ((["a", "a"], ["x", "y"], None), ValueError, "'a' occurs twice"),
+        ((["a"], [""], None), ValueError, "text of passage 'a' is empty"),
+        ((["a"], [" \n"], None), ValueError, "text of passage 'a' is empty"),
+        ((["a"], ["x\ud800"], None), ValueError, "'a' holds half of a surrogate pair"),
+        (("a", "x", None), TypeError, "expected a list of ids"),
+        (([1], ["x"], None), TypeError, "id 1 is a int"),
+        (([""], ["x"], None), ValueError, "id is empty"),
+        ((["a"], ["x"], [{"k": {"nested": 1}}]), ValueError, "metadata 'k' of passage 'a' is a dict"),
+        ((["a"], ["x"], [{"k": []}]), ValueError, "metadata 'k' of passage 'a' is .*not empty"),
+        ((["a"], ["x"], [{"k": [1, "a"]}]), ValueError, "one plain type"),
+        ((["a"], ["x"], [{"chroma:document": "x"}]), ValueError, "Chroma's"),
+    ],
+)
+def test_what_chroma_would_refuse_is_refused_before_anything_is_written(
+    arguments: Any, error: type[Exception], message: str, store: ChromaStore, embedder: ToyEmbedder
+) -> None:
+    store.add(["a", "b"], ["alpha beta", "gamma"], [{"k": "old"}, None], embedder=embedder)
+    before = contents(store)
+    with pytest.raises(error, match=message):
+        store.add(*arguments, embedder=embedder)
+    assert contents(store) == before
+
+
+def test_metadata_that_is_missing_or_of_numpy_is_kept_as_chroma_can(store: ChromaStore, embedder: ToyEmbedder) -> None:
+    metadata = {"none": None, "nan": float("nan"), "i": np.int64(3), "f": np.float32(0.5), "l": np.array([1, 2])}
+    for _ in range(2):
+        report = store.add(["a"], ["alpha"], [metadata], embedder=embedder)
+    assert report == (0, 0, 1)
+    assert store.records(["a"])[0].metadata == {"i": 3, "f": 0.5, "l": [1, 2]}
+    assert "none" in metadata, "the caller's mapping is left alone"
+
+
+def test_an_embedder_that_gives_too_few_vectors_is_refused(store: ChromaStore) -> None:
+    class Short(ToyEmbedder):
+        def embed_documents(self, texts: Any) -> Any:
+            return super().embed_documents(texts)[:1]
+
+    with pytest.raises(MismatchError, match="1 vectors for 3 texts"):
+        store.add(ids(3), texts(3), embedder=Short())
+    assert len(store) == 0
+
+
+def test_a_failure_in_the_middle_leaves_a_store_that_still_serves(
+    store: ChromaStore, embedder: ToyEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_BATCH", 5)
+
+    class Fails(ToyEmbedder):
+        def embed_documents(self, texts: Any) -> Any:
+            if len(self.embedded) >= 5:
+                raise RuntimeError("out of memory")
+            return super().embed_documents(texts)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        store.add(ids(10), texts(10), embedder=Fails())
+    assert store.companion.stamp() is not None, "else every search would read all codes anew"
+    assert len(store.index) == 5
+    assert store.add(ids(10), texts(10), embedder=embedder) == (5, 0, 5)
+    assert_in_step(store)
+
+
+# -- codes ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(0, 5), k=st.integers(1, 20), n=st.sampled_from([20, 2**16, 2**16 + 1, 2**20]), seed=st.integers()
+)
+def test_packed_codes_unpack_to_the_last_bit(rows: int, k: int, n: int, seed: int) -> None:
+    random = np.random.default_rng(abs(seed))
+    indices = random.integers(0, n, (rows, k), dtype=np.int32)
+    indices[:, 0] = n - 1
+    values = random.exponential(size=(rows, k)).astype(np.float32)
+    again = unpack([pack(i, v, n) for i, v in zip(indices, values, strict=True)], n, k)
+    np.testing.assert_array_equal(again.indices, indices)
+    np.testing.assert_array_equal(again.values, values)
+
+
+def test_the_code_index_is_memory_mapped_and_right(tmp_path: Path) -> None:
+    count, n, k, k_names = 100_000, 512, 64, 8
+    random = np.random.default_rng(0)
+    page: Codes[np.ndarray] = Codes(
+        random.integers(0, n, (count // 10, k), dtype=np.int32), random.random((count // 10, k), dtype=np.float32)
+    )
+    pages = (([f"{part}-{row}" for row in range(count // 10)], page) for part in range(10))
+    CodeIndex.build(pages, n, k, k_names).save(tmp_path, "stamp")
+    index = CodeIndex.load(tmp_path, "stamp")
+    assert index is not None
+    assert isinstance(index.codes.indices, np.memmap)
+    assert isinstance(index.codes.values, np.memmap)
+    assert len(index) == count
+    rows = index.rows_of(["3-17", "unknown", "9-9999"])
+    assert rows.tolist() == [30_017, -1, 99_999]
+    np.testing.assert_array_equal(index.take(rows[[0, 2]]).values, page.values[[17, 9999]])
+    expected = np.nonzero((page.indices[:, :k_names] == 77).any(axis=1))[0]
+    listed = index.posting(77)
+    np.testing.assert_array_equal(np.unique(listed[listed < count // 10]), expected)
+
+
+def test_vectors_are_kept_with_the_codes_memory_mapped_and_nan_for_passages_that_are_gone(tmp_path: Path) -> None:
+    vectors, q = unit_rows(1, 30), unit_rows(2, 1)[0]
+    offsets = np.linspace(-0.5, 0.5, 30).astype(np.float32)
+    pages = [(ids(30)[:20], SAE.encode(vectors[:20])), (ids(30)[20:], SAE.encode(vectors[20:]))]
+    # In another order than the codes, with one that has no codes, without three that are gone.
+    order = [row for row in np.random.default_rng(0).permutation(30).tolist() if row not in (4, 11, 29)]
+    stored = [
+        ([ids(30)[row] for row in part] + ["no codes"], vectors[[*part, 0]], offsets[[*part, 0]])
+        for part in (order[:9], order[9:])
+    ]
+    CodeIndex.build(pages, N, K, 3, stored).save(tmp_path, "stamp")
+    index = CodeIndex.load(tmp_path, "stamp")
+    assert index is not None
+    assert len(index) == 30
+    assert isinstance(index._stored.vectors, np.memmap)
+    assert isinstance(index._stored.offsets, np.memmap)
+    expected = vectors.astype(np.float64) @ q + offsets
+    expected[[4, 11, 29]] = np.nan
+    rows = index.rows_of(ids(30))
+    for chosen in (rows, rows[::-1], rows[[7]], rows[[3, 11, 5]], rows[:0]):  # all, and few of them
+        np.testing.assert_allclose(index.scores(chosen, q), expected[chosen], atol=1e-6)
+    nothing = CodeIndex.build(pages, N, K, 3)
+    assert np.isnan(nothing.scores(rows, q)).all()
+    assert np.isnan(nothing.scores(rows[:2], q)).all()
+
+
+@pytest.mark.parametrize("space", ["l2", "cosine", "ip"])
+def test_scores_of_the_local_copy_are_those_of_the_collection(space: str, tmp_path: Path) -> None:
+    collection = foreign(connect(path=tmp_path), space, scale=3.0)
+    store = ChromaStore.from_collection(collection, SAE)
+    store.attach()
+    for q in unit_rows(3, 4):
+        found = store.nearest(q, 40)
+        np.testing.assert_allclose(store.index.scores(store.index.rows_of(found.ids), q), found.scores, atol=2e-5)
+    collection.delete(ids=ids(40)[:10])
+    again = ChromaStore.from_collection(collection, SAE)
+    np.testing.assert_allclose(again.index.scores(again.index.rows_of(found.ids), q), found.scores, atol=2e-5)
+    again._live_index.remove()  # made again from what is there now
+    fresh = ChromaStore.from_collection(collection, SAE)
+    gone = np.isnan(fresh.index.scores(fresh.index.rows_of(ids(40)), q))
+    np.testing.assert_array_equal(gone, np.arange(40) < 10)
+
+
+def test_a_local_copy_of_the_first_format_is_made_again_with_vectors(store: ChromaStore, embedder: ToyEmbedder) -> None:
+    store.add(ids(10), texts(10), embedder=embedder)
+    codes, q = store.codes(ids(10)), embedder.embed_queries(["alpha beta"])[0]
+    (folder,) = [path for path in store._live_index.folder.iterdir() if path.is_dir()]
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    assert meta["format_version"] == 2
+    (folder / "meta.json").write_text(json.dumps({**meta, "format_version": 1}), encoding="utf-8")
+    for name in ("vectors", "vector_offsets"):
+        (folder / f"{name}.npy").unlink()
+    assert CodeIndex.load(store._live_index.folder, folder.name) is None
+    again = ChromaStore.open(SAE, client=store._client)
+    np.testing.assert_array_equal(again.codes(ids(10)).indices, codes.indices)
+    found = again.nearest(q, 10)
+    np.testing.assert_allclose(again.index.scores(again.index.rows_of(found.ids), q), found.scores, atol=1e-6)
+    assert isinstance(again.index._stored.vectors, np.memmap)
+    assert CodeIndex.load(store._live_index.folder, folder.name) is not None
+
+
+@pytest.mark.parametrize("how", ["no meta", "cut", "short", "garbage", "no vectors", "few vectors"])
+def test_a_damaged_local_copy_is_made_again(how: str, store: ChromaStore, embedder: ToyEmbedder) -> None:
+    store.add(ids(10), texts(10), embedder=embedder)
+    expected = store.codes(ids(10))
+    (folder,) = [path for path in store._live_index.folder.iterdir() if path.is_dir()]
+    if how == "no meta":
+        (folder / "meta.json").unlink()
+    elif how == "cut":
+        raw = (folder / "values.npy").read_bytes()
+        (folder / "values.npy").write_bytes(raw[:-8])
+    elif how == "no vectors":
+        (folder / "vectors.npy").unlink()
+    elif how == "few vectors":
+        np.save(folder / "vectors.npy", np.load(folder / "vectors.npy")[:-1])
+    elif how == "short":
+        np.save(folder / "indices.npy", np.zeros((3, K), dtype=np.int32))
+    else:
+        (folder / "offsets.npy").write_bytes(b"\0" * 200)
+    for _ in range(2):  # made again, and found whole the next time
+        again = ChromaStore.open(SAE, client=store._client)
+        np.testing.assert_array_equal(again.codes(ids(10)).indices, expected.indices)
+    assert CodeIndex.load(store._live_index.folder, folder.name) is not None
+
+
+def test_an_unwritable_cache_costs_no_result(
+    store: ChromaStore, embedder: ToyEmbedder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SAE_STEER_CACHE", str(tmp_path / "file" / "cache"))
+    store.add(ids(5), texts(5), embedder=embedder)
+    assert len(store.index) == 5
+
+
+# -- other tools ------------------------------------------------------------------------------------------------------
+
+
+def foreign(client: Any, space: str, count: int = 40, scale: float = 1.0, name: str = "theirs") -> Any:
+    """A collection that another tool made: their distance, their norms, their metadata."""
+    collection = client.create_collection(
+        name, embedding_function=None, metadata={"owner": "them"}, configuration={"hnsw": {"space": space}}
+    )
+    random = np.random.default_rng(5)
+    vectors = ToyEmbedder().embed_queries(texts(count)) * (scale * random.uniform(0.5, 2, (count, 1)) if scale else 1)
+    collection.add(
+        ids=ids(count), embeddings=vectors, documents=texts(count), metadatas=[{"n": n} for n in range(count)]
+    )
+    return collection
+
+
+@pytest.mark.parametrize("space", ["l2", "cosine", "ip"])
+@pytest.mark.parametrize("scale", [0.0, 3.0], ids=["unit", "any norm"])
+def test_attach_makes_a_companion_and_changes_nothing_else(space: str, scale: float, tmp_path: Path) -> None:
+    client = connect(path=tmp_path)
+    collection = foreign(client, space, scale=scale)
+    everything = ["documents", "metadatas", "embeddings"]
+    before = json.dumps(collection.get(include=everything), default=np.ndarray.tolist)
+    configuration = collection.configuration
+    store = ChromaStore.from_collection(collection, SAE)
+    assert store.attach() == 40
+    assert_in_step(store)
+    assert store.attach() == 0, "what is in step is not encoded again"
+    again = ChromaStore.from_collection(client.get_collection("theirs", embedding_function=None), SAE)
+    assert again.attach() == 0
+    # Searching gives the tool's own order, and a score that is larger for better.
+    q = ToyEmbedder().embed_queries(["alpha beta gamma"])[0]
+    plain = collection.query(query_embeddings=[q], n_results=40, include=["distances"])
+    found = store.nearest(q, 40)
+    assert found.ids == plain["ids"][0]
+    assert (np.diff(found.scores) <= 0).all()
+    for name, score in zip(found.ids, found.scores, strict=True):
+        (record,) = store.records([name])
+        assert record.vector @ q + record.offset == pytest.approx(score, abs=1e-5)
+    store.detach()
+    assert [c.name for c in client.list_collections()] == ["theirs"]
+    after = client.get_collection("theirs", embedding_function=None)
+    assert json.dumps(after.get(include=everything), default=np.ndarray.tolist) == before
+    assert (after.metadata, after.configuration) == ({"owner": "them"}, configuration)
+    assert not store._live_index.folder.exists()
+
+
+@pytest.mark.parametrize("space", ["l2", "cosine", "ip"])
+def test_what_add_wrote_attach_finds_in_step(space: str, tmp_path: Path, embedder: ToyEmbedder) -> None:
+    store = ChromaStore.from_collection(foreign(connect(path=tmp_path), space, count=3), SAE)
+    store.add(["new 1", "new 2"], ["mu nu xi", "pi rho"], embedder=embedder)
+    assert store.attach() == 3
+    assert store.attach() == 0
+
+
+def test_attach_follows_what_other_tools_changed(store: ChromaStore, embedder: ToyEmbedder) -> None:
+    store.add(ids(30), texts(30), embedder=embedder)
+    theirs = store._client.get_collection("docs", embedding_function=None)
+    theirs.update(ids=["p004"], embeddings=unit_rows(1, 1))
+    theirs.delete(ids=["p007", "p008"])
+    theirs.add(ids=["extra"], embeddings=unit_rows(2, 1), documents=["written by another tool"])
+    assert store.attach() == 2
+    assert_in_step(store)
+    assert store.attach() == 0
+
+
+def test_a_vector_without_direction_is_named(tmp_path: Path) -> None:
+    collection = foreign(connect(path=tmp_path), "l2", count=3)
+    collection.add(ids=["blank"], embeddings=[[0.0] * 16], documents=["blank page"])
+    with pytest.raises(MismatchError, match="vector of passage 'blank' is zero"):
+        ChromaStore.from_collection(collection, SAE).attach()
+
+
+def test_collections_are_found_in_the_objects_that_wrap_them(tmp_path: Path) -> None:
+    langchain_chroma = pytest.importorskip("langchain_chroma")
+    client = connect(path=tmp_path)
+    collection = foreign(client, "cosine", count=3)
+    wrapped = langchain_chroma.Chroma(client=client, collection_name="theirs")
+    assert len(ChromaStore.from_collection(wrapped, SAE)) == 3
+    assert len(ChromaStore.from_collection(collection, SAE)) == 3
+    with pytest.raises(TypeError, match="expected a chromadb Collection.*got list"):
+        ChromaStore.from_collection([collection], SAE)
+
+
+def test_a_missing_companion_row_is_searched_and_steered_like_the_others(
+    tmp_path: Path, embedder: ToyEmbedder, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = ChromaStore.open(SAE, path=tmp_path / "whole")
+    part = ChromaStore.open(SAE, path=tmp_path / "part")
+    for store in (whole, part):
+        store.add(ids(60), texts(60), embedder=embedder)
+    part.companion._collection.delete(ids=ids(20))
+    part._live_index.forget()
+    catalog = catalog_for(SAE, embedder.embed_queries(texts(60)))
+    frequent = int(np.argmax(catalog.calibration.count))
+    hits = [
+        [(hit.id, pytest.approx(hit.score, abs=1e-5)) for hit in SteeredRetriever(store, embedder, catalog).search(
+            "alpha mu", k=60, steer={frequent: 0.8}, explain=True)]
+        for store in (whole, part)
+    ]  # fmt: skip
+    assert hits[0] == hits[1]
+    assert "40 of 60 passages of 'docs' have codes" in caplog.text
+
+
+# -- what does not belong together ------------------------------------------------------------------------------------
+
+
+def test_another_saes_companion_is_refused_with_both_fingerprints(store: ChromaStore, embedder: ToyEmbedder) -> None:
+    store.add(ids(3), texts(3), embedder=embedder)
+    other = random_sae(4)
+    with pytest.raises(MismatchError) as caught:
+        ChromaStore.open(other, client=store._client)
+    assert SAE.fingerprint in str(caught.value)
+    assert other.fingerprint in str(caught.value)
+    rebuild(store._client, "docs")
+    rebuild(store._client, "docs")  # nothing to drop is no error
+    assert ChromaStore.open(other, client=store._client).attach() == 3
+
+
+def test_another_encoder_is_refused_with_both_names(store: ChromaStore) -> None:
+    with pytest.raises(MismatchError, match="'toy/words'.*'toy/other'"):
+        ChromaStore.open(random_sae(3, encoder="toy/other"), client=store._client)
+    with pytest.raises(MismatchError, match="'toy/words'.*'toy/other'"):
+        store.add(["a"], ["alpha"], embedder=ToyEmbedder("toy/other"))
+
+
+def test_the_short_name_of_the_same_encoder_is_accepted(tmp_path: Path) -> None:
+    client = connect(path=tmp_path)
+    ChromaStore.open(random_sae(3, encoder="sentence-transformers/all-MiniLM-L6-v2"), client=client)
+    ChromaStore.open(random_sae(3, encoder="all-MiniLM-L6-v2"), client=client)
+
+
+def test_vectors_of_another_dimension_are_refused(tmp_path: Path) -> None:
+    client = connect(path=tmp_path)
+    client.create_collection("docs", embedding_function=None).add(ids=["a"], embeddings=unit_rows(0, 1, 9))
+    with pytest.raises(MismatchError, match="9 dimensions, but the SAE reads 16"):
+        ChromaStore.open(SAE, client=client)
+
+
+def test_a_collection_of_the_users_is_never_taken_for_a_companion(tmp_path: Path) -> None:
+    client = connect(path=tmp_path)
+    client.create_collection("docs.sae", embedding_function=None).add(ids=["mine"], embeddings=unit_rows(0, 1))
+    with pytest.raises(StoreError, match=r"'docs\.sae' exists but is none of this library's"):
+        ChromaStore.open(SAE, client=client)
+    with pytest.raises(StoreError, match="none of this library's"):
+        rebuild(client, "docs")
+    assert client.get_collection("docs.sae", embedding_function=None).get()["ids"] == ["mine"]
+
+
+def test_a_companion_is_never_taken_for_documents(store: ChromaStore) -> None:
+    with pytest.raises(StoreError, match=r"'docs\.sae' is the companion of 'docs': open 'docs'"):
+        ChromaStore.open(SAE, client=store._client, collection="docs.sae")
+
+
+def test_a_missing_collection_or_unusable_folder_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="opening collection 'nowhere'"):
+        ChromaStore.open(SAE, path=tmp_path / "chroma", collection="nowhere", create=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="opening the folder"):
+        connect(path=tmp_path / "file")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "chroma.sqlite3").write_bytes(b"garbage " * 1000)
+    with pytest.raises(StoreError, match="not a database"):
+        connect(path=tmp_path / "bad")
+
+
+def test_a_client_with_other_settings_on_the_same_folder_is_explained(tmp_path: Path) -> None:
+    chromadb.PersistentClient(str(tmp_path), settings=Settings(anonymized_telemetry=True))
+    with pytest.raises(StoreError, match="pass that one"):
+        connect(path=tmp_path)
+
+
+def test_telemetry_is_off(tmp_path: Path) -> None:
+    assert connect(path=tmp_path).get_settings().anonymized_telemetry is False
+
+
+def test_the_saes_location_is_recorded_and_updated(tmp_path: Path, embedder: ToyEmbedder) -> None:
+    client = connect(path=tmp_path)
+    assert recorded_sae(client, "docs") is None
+    ChromaStore.open(SAE, client=client, sae_location="/somewhere/sae").add(ids(2), texts(2), embedder=embedder)
+    ChromaStore.open(SAE, client=client)
+    assert recorded_sae(client, "docs") == "/somewhere/sae"
+    ChromaStore.open(SAE, client=client, sae_location="elsewhere")
+    assert recorded_sae(client, "docs") == "elsewhere"
+
+
+# -- searching --------------------------------------------------------------------------------------------------------
+
+
+def test_where_filters_both_searches(store: ChromaStore, embedder: ToyEmbedder) -> None:
+    store.add(ids(40), texts(40), [{"even": n % 2 == 0} for n in range(40)], embedder=embedder)
+    q = embedder.embed_queries(["alpha"])[0]
+    for search in (store.nearest, store.nearest_reconstructed):
+        assert {int(name[1:]) % 2 for name in search(q, 40, {"even": True}).ids} == {0}
+        assert len(search(q, 40, {"even": True}).ids) == 20
+        assert search(q, 40, {"even": "no such"}).ids == []
+        assert len(search(q, 40, {}).ids) == 40, "an empty filter filters nothing"
+    assert store.scores(q, ["p001", "p002"], {"even": True}).ids == ["p002"]
+    assert store.scores_reconstructed(q, ["p001", "p002"], {"even": True}).ids == ["p002"]
+
+
+def test_scores_are_the_same_whatever_else_is_asked_for(store: ChromaStore, embedder: ToyEmbedder) -> None:
+    store.add(ids(200), texts(200), embedder=embedder)
+    q = embedder.embed_queries(["alpha beta"])[0]
+    few, many = store.nearest(q, 5), store.nearest(q, 100)
+    assert many.ids[:5] == few.ids
+    np.testing.assert_array_equal(many.scores[:5], few.scores)
+    with_texts = store.documents.query(query_embeddings=[q], n_results=100)
+    assert with_texts["ids"][0] == many.ids
+    again = store.scores(q, many.ids)
+    assert dict(zip(again.ids, again.scores, strict=True)) == pytest.approx(
+        dict(zip(many.ids, many.scores, strict=True))
+    )
+
+
+def test_passages_another_tool_deleted_are_neither_found_nor_an_error(
+    store: ChromaStore, embedder: ToyEmbedder
+) -> None:
+    store.add(ids(40), texts(40), embedder=embedder)
+    assert len(store.index) == 40
+    q = embedder.embed_queries([texts(40)[0]])[0]
+    store._client.get_collection("docs", embedding_function=None).delete(ids=ids(10))
+    for found in (
+        store.nearest_reconstructed(q, 30),
+        store.scores(q, ids(40)),
+        store.scores_reconstructed(q, ids(40)),
+        store.nearest(q, 40),
+    ):
+        assert sorted(found.ids) == ids(40)[10:]
+    assert store.scores(q, ids(10)).ids == []
+    assert list(store.find(ids(12))) == ["p010", "p011"]
+    with pytest.raises(StoreError, match="passage 'p000' is not in collection 'docs'"):
+        store.records(["p011", "p000"])
+    store.companion._collection.delete(ids=ids(10))
+    store._live_index.remove()
+    assert not ChromaStore.open(SAE, client=store._client).codes(ids(10)).values.any()
+
+
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.getcwd()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+OTHER_TOOL = """
+import sys, chromadb
+from chromadb.config import Settings
+client = chromadb.PersistentClient(sys.argv[1], settings=Settings(anonymized_telemetry=False))
+docs = client.get_collection("docs", embedding_function=None)
+docs.add(ids=["other"], embeddings=[[1.0] + [0.0] * 15], documents=["written elsewhere"])
+"""
+
+
+def test_a_folder_another_process_writes_to_is_explained_or_served(
+    store: ChromaStore, embedder: ToyEmbedder, tmp_path: Path
+) -> None:
+    store.add(ids(20), texts(20), embedder=embedder)
+    assert len(store.nearest(unit_rows(0, 1)[0], 30).ids) == 20
+    done = run(OTHER_TOOL, str(tmp_path / "chroma"))
+    assert done.returncode == 0, done.stderr
+    try:  # an embedded Chroma is for one process: what others write it sees in part
+        assert store.records(["other"])[0].text == "written elsewhere"
+    except StoreError as error:
+        assert "another process has changed its folder" in str(error)  # noqa: PT017 - either is right
+    assert len(store.nearest(unit_rows(0, 1)[0], 30).ids) in (20, 21)
+
+
+def test_own_writes_are_seen_at_once(store: ChromaStore, embedder: ToyEmbedder) -> None:
+    store.add(ids(5), texts(5), embedder=embedder)
+    assert len(store.index) == 5
+    store.add(["p000"], ["tau tau sigma"], embedder=embedder)
+    expected = SAE.encode(embedder.embed_queries(["tau tau sigma"]))
+    np.testing.assert_array_equal(store.codes(["p000"]).indices, expected.indices)
+    store.delete(["p000"])
+    assert store.index.rows_of(["p000"]).tolist() == [-1]
+
+
+# -- kills ------------------------------------------------------------------------------------------------------------
+
+# One warm process forks for every kill point: the child opens the store and dies before its n-th write.
+CRASHER = """
+import os, signal, shutil, sys
+from pathlib import Path
+from chromadb.api.models.Collection import Collection
+from toy import ToyEmbedder, random_sae
+import sae_steer_retriever.store.chroma_store as module
+from test_store import after, before
+
+folder = Path(sys.argv[1])
+for n in range(1, 40):
+    target = folder / str(n)
+    shutil.copytree(folder / "start", target)
+    child = os.fork()
+    if child == 0:
+        module._BATCH = 4
+        store = module.ChromaStore.open(random_sae(3), path=target)
+        count = 0
+        for method in ("add", "update", "upsert", "delete", "modify"):
+            def dying(self, *args, original=getattr(Collection, method), **kwargs):
+                global count
+                count += 1
+                if count == n:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(self, *args, **kwargs)
+            setattr(Collection, method, dying)
+        store.add(*after(), embedder=ToyEmbedder())
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0
+        shutil.rmtree(target)
+        break
+    print(n, flush=True)
+"""
+
+
+def before() -> tuple[list[str], list[str], list[dict[str, Any]]]:
+    """Ten passages."""
+    return ids(10), texts(10), [{"n": n, "old": "x"} for n in range(10)]
+
+
+def after() -> tuple[list[str], list[str], list[dict[str, Any]]]:
+    """The same call later: one text and two metadata have changed, and two passages are new."""
+    names, passages, metadatas = ids(12), texts(12), [{"n": n, "old": "x"} for n in range(12)]
+    passages[1] = "tau sigma"
+    metadatas[2], metadatas[6] = {"n": 2}, {"n": -6, "new": "y"}
+    return names, passages, metadatas
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_kill_at_any_write_loses_no_passage_and_the_same_call_completes_it(
+    tmp_path: Path, embedder: ToyEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_BATCH", 4)
+    ChromaStore.open(SAE, path=tmp_path / "start").add(*before(), embedder=embedder)
+    ChromaStore.open(SAE, path=tmp_path / "calm").add(*before(), embedder=embedder)
+    calm = ChromaStore.open(SAE, path=tmp_path / "calm")
+    calm.add(*after(), embedder=embedder)
+    done = run(CRASHER, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    moments = done.stdout.splitlines()
+    assert len(moments) >= 8, "has the child died at all?"
+    for moment in moments:
+        # In this process a killed store must serve: everything that was there is there, old or new.
+        killed = ChromaStore.open(SAE, path=tmp_path / moment)
+        assert set(ids(10)) <= set(killed.documents.get()["ids"]), moment
+        assert killed.codes(ids(10)).values.any(axis=1).all()
+        killed.add(*after(), embedder=embedder)
+        assert contents(killed) == contents(calm), moment
+        assert killed.companion.stamp() is not None
+        np.testing.assert_array_equal(killed.codes(ids(12)).values, calm.codes(ids(12)).values)
+
+
+def test_an_interrupt_in_the_middle_leaves_a_store_that_the_same_call_completes(
+    store: ChromaStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_BATCH", 4)
+
+    class Interrupted(ToyEmbedder):
+        def embed_documents(self, texts: Any) -> Any:
+            if len(self.embedded) == 4:
+                raise KeyboardInterrupt
+            return super().embed_documents(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        store.add(*before(), embedder=Interrupted())
+    assert len(store.index) == 4
+    store.add(*before(), embedder=ToyEmbedder())
+    assert_in_step(store)
+
+
+# -- a server ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A Chroma server on loopback: its port and its process."""
+    executable = Path(sys.executable).with_name("chroma")
+    if not executable.exists():
+        pytest.skip("no `chroma` command beside this Python")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(executable), "run", "--host", "127.0.0.1", "--port", str(port), "--path", str(tmp_path / "server")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            if process.poll() is not None:
+                pytest.skip(f"`chroma run` ended with {process.returncode}")
+            time.sleep(0.1)
+        else:
+            pytest.skip("`chroma run` did not listen within 30 seconds")
+        yield port, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.server
+def test_a_server_is_the_same_code(server: tuple[int, subprocess.Popen[bytes]], tmp_path: Path) -> None:
+    port, process = server
+    embedder = ToyEmbedder()
+    local = ChromaStore.open(SAE, path=tmp_path / "local")
+    remote = ChromaStore.open(SAE, host="127.0.0.1", port=port)
+    catalog = catalog_for(SAE, embedder.embed_queries(texts(60)))
+    frequent = int(np.argmax(catalog.calibration.count))
+    answers = []
+    for store in (local, remote):
+        assert store._client.get_settings().anonymized_telemetry is False
+        store.add(*before(), embedder=embedder)
+        assert store.add(*after(), embedder=embedder) == (2, 3, 7)
+        store.add(ids(60), texts(60), embedder=embedder)
+        store.delete(["p002"])
+        assert store.attach() == 0
+        assert_in_step(store)
+        retriever = SteeredRetriever(store, embedder, catalog)
+        answers.append(
+            [
+                [(hit.id, pytest.approx(hit.score, abs=1e-6)) for hit in retriever.search("alpha mu", k=9, **options)]
+                for options in (
+                    {},
+                    {"steer": {frequent: 0.5}},
+                    {"steer": {frequent: -0.5}, "space": "reconstructed"},
+                    {"where": {"n": 3}},
+                )
+            ]
+        )
+    assert answers[0] == answers[1]
+    other = ChromaStore.from_collection(remote.documents, SAE)
+    assert len(other) == 59
+    # What another client writes is seen within a second.
+    other.add(["p001", "new"], ["tau tau sigma", "rho rho rho"], embedder=embedder)
+    other.delete(["p003"])
+    time.sleep(1.1)
+    expected = SAE.encode(embedder.embed_queries(["tau tau sigma", "rho rho rho"]))
+    np.testing.assert_array_equal(remote.codes(["p001", "new"]).indices, expected.indices)
+    assert remote.index.rows_of(["p003"]).tolist() == [-1]
+    hits = SteeredRetriever(remote, embedder, catalog).search("rho", k=60, steer={frequent: 0.5})
+    assert {"new"} <= {hit.id for hit in hits} <= set(remote.documents.get()["ids"])
+    process.kill()
+    process.wait()
+    retriever = SteeredRetriever(remote, embedder, catalog)
+    for action in (
+        lambda: retriever.search("alpha"),
+        lambda: remote.add(["x"], ["alpha"], embedder=embedder),
+        lambda: len(remote),
+        lambda: ChromaStore.open(SAE, host="127.0.0.1", port=port),
+    ):
+        began = time.monotonic()
+        with pytest.raises(StoreError) as caught:
+            action()
+        assert "\n" not in str(caught.value)
+        assert time.monotonic() - began < 10
+    assert f"127.0.0.1:{port}" in str(caught.value), "the line says which server"
