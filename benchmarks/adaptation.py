@@ -38,7 +38,7 @@ COLUMNS = {
     "original_x_reconstructed": "mixed",
     "latent": "latent",
     "latent_cosine": "latent cosine",
-    "latent_damped": "latent damped",
+    "latent_damped": "latent power-normalised",
 }
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
-from sae_steer_retriever.store.latent_index import LatentIndex, damped
+from sae_steer_retriever.store.latent_index import LatentIndex, power_normalised
 
 # The memory of a process that does nothing but hold the index and ask it.
 _HOLD = """
@@ -86,12 +86,13 @@ def dense_top(x: Array, q: Array, k: int) -> NDArray[np.int64]:
 
 
 def agreement(index: LatentIndex, codes: Codes[Any], queries: Codes[Any], k: int, n: int) -> tuple[float, float]:
-    """Against dense damped codes, a thousand passages at a time: largest score difference, share of the same ids."""
+    """Against dense codes, a thousand passages at a time: largest score difference, share of the same ids."""
     gap, same = 0.0, 0
-    dense_queries = unit_codes(densified(damped(queries), n))
+    dense_queries = unit_codes(densified(power_normalised(queries), n))
     products = np.concatenate(
         [
-            dense_queries @ unit_codes(densified(damped(Codes(*(part[start : start + 1000] for part in codes))), n)).T
+            dense_queries
+            @ unit_codes(densified(power_normalised(Codes(*(part[start : start + 1000] for part in codes))), n)).T
             for start in range(0, len(codes.indices), 1000)
         ],
         axis=1,

@@ -3,7 +3,7 @@
     python benchmarks/meaning_20newsgroups.py --data FOLDER_OR_FILE [--fits] [--json]
 
 Reads `20newsgroups.jsonl.gz` (`_id`, `title`, `text` a line), draws 5,000 passages by a seed and one sentence of each
-(embeddings are cached), and measures with every active latent read as a name (k_names = k):
+(embeddings are cached), and measures with every active latent read as a name (k_labels = k):
 
 - a frozen random dictionary, n = 2048, K = 32;
 - k-means directions of passages and sentences, not trained, n = 1024, K = 32;
@@ -60,7 +60,7 @@ def read_passages(data: Path) -> Corpus:
 
 def sizes(cached: CachedEmbedder, n: int, mean: Array) -> TopKSAE:
     """An SAE that lends its sizes, encoder and centre to the dictionaries that are not trained."""
-    config = SAEConfig(d=len(mean), n=n, k=32, k_names=32, encoder=cached.spec)
+    config = SAEConfig(d=len(mean), n=n, k=32, k_labels=32, encoder=cached.spec)
     empty = torch.zeros((n, len(mean)))
     return TopKSAE(empty, torch.zeros(n), empty, torch.from_numpy(mean), config)
 
@@ -77,7 +77,7 @@ def main() -> int:
     config = TrainConfig(
         latents=2048,
         k=32,
-        k_names=32,
+        k_labels=32,
         sentences=1,
         loss="mse",
         init="random",

@@ -85,7 +85,7 @@ def filled(folder: Path, arguments: argparse.Namespace, texts: list[str], vector
     sae = TopKSAE.from_pretrained(arguments.sae)
     store = ChromaStore.open(sae, path=folder)
     count = arguments.passages
-    if len(store) == store.companion.count() == count:
+    if len(store) == store.sidecar.count() == count:
         return store
     real = min(len(vectors), count)
     x = np.concatenate([vectors[:real], mixtures(vectors, count - real, np.random.default_rng(0))])

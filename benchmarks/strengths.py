@@ -30,7 +30,7 @@ from sae_steer_retriever.evaluate.steering_dictionaries import encoded
 from sae_steer_retriever.labelling.gather_evidence import LABELLED_FROM
 from sae_steer_retriever.retriever import load_sae
 from sae_steer_retriever.sae.topk_sae import Array
-from sae_steer_retriever.steering.document_boost import FeaturePresence
+from sae_steer_retriever.steering.document_boost import FeatureMatch
 from sae_steer_retriever.steering.plan import plan
 from sae_steer_retriever.steering.policy import Edit, Side, Steering
 
@@ -66,9 +66,9 @@ def main() -> None:
             edit = Edit(f"#{feature}", (feature,), (1.0,), "add", arguments.strength, side)
             found = plan(Steering((edit,), sae.fingerprint, 1e-6), questions[0], queries, sae, calibration)
             gains = x_hat @ found.shift(sae.config.d)
-            for gate in found.gates:
-                presence = FeaturePresence(sae, calibration.match_unit, gate.features, gate.weights)
-                gains = gains + gate.amount * presence.of(codes)
+            for boost in found.boosts:
+                feature_match = FeatureMatch(sae, calibration.match_unit, boost.features, boost.weights)
+                gains = gains + boost.amount * feature_match.of(codes)
             return np.asarray(gains)
 
         return added

@@ -50,7 +50,7 @@ class Camera:
         context.set_default_timeout(300_000)
         return context.new_page()
 
-    def bench(self, page: Page, steer: Mapping[str, float]) -> None:
+    def workbench(self, page: Page, steer: Mapping[str, float]) -> None:
         """The steering bench, until it says why its hits are there."""
         page.goto(self._explorer.link(QUESTION, steer))
         page.locator("#after [data-testid=bar]").first.wait_for()
@@ -98,7 +98,7 @@ def photograph(camera: Camera, retriever: SteeredRetriever, url: str) -> None:
         ("bench-after-phone", steer, PHONE, False),
     ):
         page = camera.view(size, dark=dark)
-        camera.bench(page, given)
+        camera.workbench(page, given)
         camera.keep(page, name)
     page = camera.view()
     page.goto(f"{url}features/{feature}")

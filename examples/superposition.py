@@ -1,4 +1,4 @@
-"""Make every picture and print every number of docs/tutorial.md, from the SAE that ships.
+"""Make every picture and print every number of docs/tutorial.md, from the bundled SAE.
 
     python examples/superposition.py                                              # pictures to ./tutorial
     python examples/superposition.py --output docs/tutorial --page docs/tutorial.md   # and fill in the page's numbers
@@ -153,8 +153,8 @@ def decomposition(parts: Parts) -> Drawn:
     """Section 3: one sentence, taken apart."""
     x: Array = parts.embedder.embed_documents([FULL_SENTENCE])[0]
     found = attribute(x, parts.sae.encode(x[None]), x, (), parts.sae, lambda latent: title(parts.catalog, latent))
-    picture = pictures.draw_decomposition(found, FULL_SENTENCE, parts.sae.config.k_names)
-    named = sum(part.value for part in found.features[: parts.sae.config.k_names])
+    picture = pictures.draw_decomposition(found, FULL_SENTENCE, parts.sae.config.k_labels)
+    named = sum(part.value for part in found.features[: parts.sae.config.k_labels])
     rows = [
         ["largest eight features", "other features", "bias", "unexplained", "sum"],
         [f"{part:.3f}" for part in (named, sum(p.value for p in found.features) - named, found.bias, found.residual)],
@@ -175,7 +175,7 @@ def meanings(parts: Parts) -> Drawn:
     ]
     apart = [["", "AUROC, mean", "without a mistake"]]
     apart += [[row.name, f"{row.auroc:.3f}", f"{row.perfect} of {row.of}"] for row in told]
-    named = has_name(sentences, parts.sae.config.n, parts.sae.config.k_names)
+    named = has_name(sentences, parts.sae.config.n, parts.sae.config.k_labels)
     found = sense_features(sentences, named, parts.catalog)
     rows = [["meaning", "feature", "own, of 4", "other meaning, of 4", f"elsewhere, of {len(groups) - 16}"]]
     for one in found:
@@ -252,7 +252,7 @@ def setup(parts: Parts) -> Drawn:
     c = parts.sae.config
     text = (
         f"SAE `{parts.sae.fingerprint}` for {c.encoder.name}: {c.n:,} features in {c.d} dimensions, K = {c.k}, "
-        f"the first {c.k_names} are a text's names. Texts: {len(parts.sentences.texts)} sentences, "
+        f"the first {c.k_labels} are a text's names. Texts: {len(parts.sentences.texts)} sentences, "
         f"{len(parts.docstrings)} docstrings of Python {sys.version_info.major}.{sys.version_info.minor}."
     )
     return {"setup": text}, {}
@@ -266,7 +266,7 @@ CHAPTERS: tuple[Callable[[Parts], Drawn], ...] = (
 def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sae", help="folder of another SAE (default: the one that ships for all-MiniLM-L6-v2)")
+    parser.add_argument("--sae", help="folder of another SAE (default: the bundled one for all-MiniLM-L6-v2)")
     parser.add_argument("--output", type=Path, default=Path("tutorial"), help="folder for the pictures")
     parser.add_argument("--page", type=Path, help="page whose measured parts are to be filled in")
     arguments = parser.parse_args()

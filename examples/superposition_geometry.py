@@ -15,7 +15,7 @@ from sae_steer_retriever.sae.topk_sae import Array
 
 # Directions that are drawn at once.
 _BATCH = 500
-# Of a pursuit that nobody waits for; a query's takes fewer.
+# Of a refinement that nobody waits for; a query's takes fewer.
 RECOVERY_STEPS = 30
 CLOSE = 0.2
 """Two directions are nearly orthogonal if the size of their cosine is below this."""
@@ -88,12 +88,12 @@ def recovered(directions: Tensor, planted: Tensor, steps: int = RECOVERY_STEPS, 
     """Share of planted features that are among as many read back from their sum, for each trial.
 
     Amounts are drawn evenly from .5 to 1.5. Without steps the features of the largest products with the sum are read;
-    with steps the package's pursuit starts from these.
+    with steps the package's refinement starts from these.
 
     Args:
         directions: (n, d), unit rows.
         planted: (trials, k) features.
-        steps: Of the pursuit.
+        steps: Of the refinement.
         seed: Of the amounts.
     """
     k = planted.shape[1]
@@ -144,9 +144,9 @@ def recovery_curves(decoder: Array, random: Array, counts: Sequence[int], trials
         return Recovery(name, tuple(counts), tuple(shares))
 
     return (
-        curve("random directions, pursuit", drawn, RECOVERY_STEPS),
+        curve("random directions, refinement", drawn, RECOVERY_STEPS),
         curve("random directions, largest products", drawn, 0),
-        curve("this SAE's, pursuit", own, RECOVERY_STEPS),
+        curve("this SAE's, refinement", own, RECOVERY_STEPS),
         curve("this SAE's, largest products", own, 0),
     )
 

@@ -18,7 +18,7 @@ CHOSEN_ON = 4
 _SEEN = 20
 _TOP = 5
 PRESENT = 0.6
-"""From this many of its units of match on a steering takes a feature as wholly present (`presence.py`)."""
+"""From this many of its units of match on a steering takes a feature as wholly present (`feature match.py`)."""
 STANDS_IN = 0.4
 """Another active feature stands in for an absent one from this cosine of their directions on."""
 
@@ -61,7 +61,7 @@ def products(vectors: Array, directions: Array) -> Array:
 
 def has_name(reading: Reading, n: int, names: int) -> NDArray[np.bool_]:
     """(N, n) which features are among a text's names: the first few of its code."""
-    return _mask(reading.codes.leading(names), n)
+    return _mask(reading.codes.truncate(names), n)
 
 
 def _mask(codes: Codes[NDArray[Any]], n: int) -> NDArray[np.bool_]:

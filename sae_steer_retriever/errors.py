@@ -20,7 +20,7 @@ class ArtifactError(SAESteerError, ValueError):
 
 
 class MismatchError(SAESteerError, ValueError):
-    """Two parts do not belong together: another encoder, dimension, or another SAE's companion collection."""
+    """Two parts do not belong together: another encoder, dimension, or another SAE's sidecar collection."""
 
 
 class CorpusError(SAESteerError, ValueError):

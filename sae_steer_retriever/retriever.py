@@ -54,7 +54,7 @@ class SteeredRetriever(Steerable):
 
         Args:
             sae: Folder of the SAE, its hub id, or the name of one that ships; if None, the one that the collection was
-                indexed with, else the one that ships for the encoder.
+                indexed with, else the bundled one for the encoder.
             embedding: Anything `as_embedder` takes; the SAE's own encoder if not given.
             sae_k: Active latents per embedding; if None, as the collection was indexed, else as the SAE was fitted.
             path: Folder of an embedded Chroma.
@@ -115,14 +115,16 @@ class SteeredRetriever(Steerable):
                 taken as it is. `{}` means none at all; None means the default, and so none if there is none.
             space: "original": the plain score plus the steering's term. "reconstructed": cosine between the edited
                 code's decoded vector and the stored reconstructions, as in arXiv 2411.00786. "latent": cosine between
-                the edited code and the passages' codes, all of them and the features' units damped: raised to the
+                the edited code and the passages' codes, all of them and the features' units power-normalised: raised
+                to the
                 power .7 before anything is edited. Only passages that share a latent with the edited code are found,
-                so there may be fewer than `k`, and none whose codes are not in the companion.
+                so there may be fewer than `k`, and none whose codes are not in the sidecar.
             where: Chroma's metadata filter.
             fetch_k: Candidates from each source before re-ranking; max(100, 4 k) if not given.
-            side: For strengths that do not say: "query" tilts the query, "document" rewards passages that have the
-                feature, "both" does both. If None: "both", but "query" in the reconstructed and latent spaces.
-            drift_cap: Smallest cosine between the query and the tilted query (of damped codes with "latent").
+            side: For strengths that do not say: "query" query shifts the query, "document" rewards passages that have
+                the feature, "both" does both. If None: "both", but "query" in the reconstructed and latent spaces.
+            drift_cap: Smallest cosine between the query and the shifted query (of power-normalised codes with
+                "latent").
             explain: Whether hits carry their attribution.
             embedding: (d,) the query's embedding, if it was made already; scaled to unit norm if it is not.
 
@@ -141,9 +143,11 @@ class SteeredRetriever(Steerable):
         k = check_count("k", k)
         fetch_k = max(DEFAULT_FETCH_K, 4 * k) if fetch_k is None else check_count("fetch_k", fetch_k)
         steering = self.resolve(steer, side=side, drift_cap=drift_cap, space=space)
-        read = self._queries.read(query, embedding, encode=explain or bool(steering.edits) or space != "original")
-        searching = self._queries.under(steering, read, space, where)
-        ranking, records = searching.found(k, max(fetch_k, k), vectors=explain)
+        read = self._queries.encode_query(
+            query, embedding, encode=explain or bool(steering.edits) or space != "original"
+        )
+        searching = self._queries.prepare(steering, read, space, where)
+        ranking, records = searching.search(k, max(fetch_k, k), vectors=explain)
         return hits_of(ranking, records, searching.explain(ranking) if explain else None)
 
     def explain(
@@ -186,9 +190,9 @@ class SteeredRetriever(Steerable):
         check_query(query, space)
         fetch_k = None if fetch_k is None else check_count("fetch_k", fetch_k)
         steering = self.resolve(steer, side=side, drift_cap=drift_cap, space=space)
-        read = self._queries.read(query, embedding)
-        steered = bool(self._queries.applied(steering, read).edits)
-        searching = self._queries.under(steering, read, space, where)
+        read = self._queries.encode_query(query, embedding)
+        steered = bool(self._queries.active_edits(steering, read).edits)
+        searching = self._queries.prepare(steering, read, space, where)
         return explain_passage(searching, self.store, query, hit, space=space, steered=steered, fetch_k=fetch_k)
 
     def drift(
@@ -204,8 +208,8 @@ class SteeredRetriever(Steerable):
         """How far a steering turns a query, and how much of it the drift cap lets through; see `search`."""
         check_query(query, space)
         steering = self.resolve(steer, side=side, drift_cap=drift_cap, space=space)
-        read = self._queries.read(query, embedding)
-        applied = self._queries.applied(steering, read)
+        read = self._queries.encode_query(query, embedding)
+        applied = self._queries.active_edits(steering, read)
         assert read.code is not None  # noqa: S101 - `read` encodes unless it is told not to
         return query_drift(applied, read.embedding, read.code, self.sae, self.catalog.calibration, space=space)
 

@@ -95,7 +95,7 @@ class Steerable:
                 `{}` asks for no steering at all; None means the default; a resolved `Steering` is taken as it is.
             side: For strengths that do not say. If None: "both", but "query" in the reconstructed and latent
                 spaces, where editing the query's code is what the paper does.
-            drift_cap: Smallest cosine between the query and the tilted query.
+            drift_cap: Smallest cosine between the query and the shifted query.
             space: Where it will be used.
 
         Raises:
@@ -108,14 +108,16 @@ class Steerable:
             side = "query"
         return self._resolver.steering(steer, side=side, drift_cap=drift_cap)
 
-    def applied(self, steering: Steering, query: str, *, embedding: Sequence[float] | Array | None = None) -> Steering:
+    def active_edits(
+        self, steering: Steering, query: str, *, embedding: Sequence[float] | Array | None = None
+    ) -> Steering:
         """What a steering asks of one query: without the edits whose condition it fails.
 
         Raises:
             MismatchError: The steering is another SAE's.
         """
-        steering = steering.of_sae(self.sae.config, self.sae.fingerprint)
-        return self._queries.applied(steering, self._queries.read(query, embedding))
+        steering = steering.rebind(self.sae.config, self.sae.fingerprint)
+        return self._queries.active_edits(steering, self._queries.encode_query(query, embedding))
 
     def resolve_name(self, name: str | int) -> Resolution:
         """The features a name means in this SAE; answers are remembered."""
@@ -210,11 +212,11 @@ class Steerable:
         if query is None:
             return feedback(self.catalog, liked, disliked, strength=strength, **options)
         check_query(query, "original")
-        read = self._queries.read(query)
+        read = self._queries.encode_query(query)
         liked, disliked = without_shared(liked, disliked, read.names)
         return tried_feedback(
             lambda units: feedback(self.catalog, liked, disliked, strength=units, **options),
-            lambda steering: self._queries.under(steering, read, "original", None),
+            lambda steering: self._queries.prepare(steering, read, "original", None),
             query,
             ids,
             strength,
@@ -267,9 +269,9 @@ class Steerable:
             candidates = own_edits(own, self.catalog, side)
         else:
             candidates = self._resolver.edits([features] if isinstance(features, str | int) else features, side)
-        read = self._queries.read(query, embedding)
+        read = self._queries.encode_query(query, embedding)
         looking = CounterfactualSearch(
-            lambda steering: self._queries.under(steering, read, space, where),
+            lambda steering: self._queries.prepare(steering, read, space, where),
             self.resolve(None, space=space),
             query,
             name,

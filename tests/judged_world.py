@@ -17,7 +17,7 @@ from sae_steer_retriever.evaluate.metrics import Quality
 from sae_steer_retriever.evaluate.seed_average import JudgedSet
 from sae_steer_retriever.train.config import TrainConfig
 
-CONFIG = TrainConfig(latents=32, k=4, k_names=2, steps=4, batch_size=32, list_queries=4, list_size=4, sentences=0)
+CONFIG = TrainConfig(latents=32, k=4, k_labels=2, steps=4, batch_size=32, list_queries=4, list_size=4, sentences=0)
 
 
 def judged_set(name: str, seed: int = 0, documents: int = 48, queries: int = 8) -> JudgedSet:
@@ -76,12 +76,12 @@ class MeaningOf:
         recurrence: float = 0.5,
     ) -> None:
         self._body = {
-            "passages": 48, "latents": 32, "k": 4, "k_names": 2, "seed": 0,
+            "passages": 48, "latents": 32, "k": 4, "k_labels": 2, "seed": 0,
             "dictionaries": {
                 name: {
                     "labelled": 16, "share_labelled": labelled, "scored": 12, "share_scored": scored,
                     "auroc_random": _median(own), "auroc_hard": _median(own), "coherence": _median(0.3),
-                    "frequencies": {"k_names": {"dead": 0.0, "rare": 0.1, "maximum": 0.3}},
+                    "frequencies": {"k_labels": {"dead": 0.0, "rare": 0.1, "maximum": 0.3}},
                 }
                 for name, own in {"sae": sae, "random": random, "kmeans": kmeans}.items()
             },

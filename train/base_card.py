@@ -1,4 +1,4 @@
-"""Writes the model card of the SAE that ships.
+"""Writes the model card of the bundled SAE.
 
     python train/base_card.py SAE --manifest base/manifest.json --data DATA
 
@@ -24,8 +24,8 @@ SETS = ("scifact", "npl", "msmarco-5k")
 EXAMPLES = 24
 CARD = """# SAE for all-MiniLM-L6-v2, general text
 
-A TopK sparse autoencoder of {n} latents, {k} of which are active in an embedding; the first {k_names} are its names. It
-ships with `sae-steer-retriever` and is what is used where no SAE is given. Fingerprint `{fingerprint}`.
+A TopK sparse autoencoder of {n} latents, {k} of which are active in an embedding; the first {k_labels} are its names.
+It ships with `sae-steer-retriever` and is what is used where no SAE is given. Fingerprint `{fingerprint}`.
 
 ## What for
 
@@ -36,9 +36,9 @@ English, news, science, medicine and software. For a corpus of its own kind, or 
 ## Figures, on sets it has not seen
 
 Retention of nDCG@10: of what the encoder reaches on a set, the share that is left when one searches by reconstructed
-embeddings, or by codes alone (as dot product, as the papers do; and damped, as `space="latent"` does).
+embeddings, or by codes alone (as dot product, as the papers do; and power-normalised, as `space="latent"` does).
 
-| set | reconstructed | codes, dot product | codes, damped | unexplained (FVU), passages |
+| set | reconstructed | codes, dot product | codes, power-normalised | unexplained (FVU), passages |
 |---|---|---|---|---|
 {figures}
 
@@ -95,7 +95,7 @@ def main() -> None:
     card = CARD.format(
         n=f"{sae.config.n:,}",
         k=sae.config.k,
-        k_names=sae.config.k_names,
+        k_labels=sae.config.k_labels,
         fingerprint=sae.fingerprint,
         figures="\n".join(figures(sae, arguments.data / name) for name in SETS),
         labelled=f"{int(metrics['labelled']):,}",

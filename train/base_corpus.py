@@ -1,4 +1,4 @@
-"""Gathers the texts that the shipped SAE is trained on, but for duplicates and for what measures the result.
+"""Gathers the texts that the bundled SAE is trained on, but for duplicates and for what measures the result.
 
     python train/base_corpus.py --data DATA --clones CLONES --output base
     sae-steer train --config train/recipes/base-minilm.toml --corpus base/corpus.jsonl --queries base/queries.jsonl \

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sae_steer_retriever.sae.bundled import SHIPPED_FOLDER
+from sae_steer_retriever.sae.bundled import BUNDLED_FOLDER
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.shipment import write_shipment
 
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="another folder than the package's own")
     arguments = parser.parse_args()
     name = TopKSAE.from_pretrained(arguments.sae).config.encoder.name.removeprefix("sentence-transformers/")
-    folder = arguments.output or SHIPPED_FOLDER / name
+    folder = arguments.output or BUNDLED_FOLDER / name
     shipment = write_shipment(arguments.sae, folder)
     for file, size in shipment.sizes.items():
         sys.stdout.write(f"{size / 2**20:8.2f} MiB  {file}\n")

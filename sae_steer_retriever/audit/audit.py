@@ -38,7 +38,7 @@ class Sampled:
         collection: Name of the documents collection.
         passages: How many it has.
         coded: How many were read as codes.
-        has_companion: Whether these were stored; else they were made of the vectors for the audit.
+        has_sidecar: Whether these were stored; else they were made of the vectors for the audit.
         queries: How many were asked.
         queries_given: How many there were.
         origin: Where they are from: "file" or "sentences".
@@ -51,7 +51,7 @@ class Sampled:
     collection: str
     passages: int
     coded: int
-    has_companion: bool
+    has_sidecar: bool
     queries: int
     queries_given: int
     origin: str
@@ -140,7 +140,7 @@ def _sampled(subject: Subject) -> Sampled:
         collection=store.documents.name,
         passages=len(store.ids),
         coded=len(store.coded),
-        has_companion=store.has_companion,
+        has_sidecar=store.has_sidecar,
         queries=len(queries),
         queries_given=queries.given,
         origin=queries.origin,

@@ -20,7 +20,7 @@ from sae_steer_retriever.store.connection import translated
 from sae_steer_retriever.store.documents import DocumentCollection
 from sae_steer_retriever.store.live_index import LiveIndex
 from sae_steer_retriever.store.recorded_sae import ENCODER_KEY
-from sae_steer_retriever.store.sidecar import SUFFIX, Companion, companion_of, require_ours
+from sae_steer_retriever.store.sidecar import SUFFIX, Sidecar, require_ours, sidecar_of
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -31,13 +31,13 @@ FEWEST = 20
 
 
 class ReadOnlyStore(ChromaStore):
-    """A documents collection with codes that are read from its companion or, without one, made in memory.
+    """A documents collection with codes that are read from its sidecar or, without one, made in memory.
 
     Attributes:
         ids: The ids of all N passages.
         stored: Their vectors, in score space.
         coded: (M,) rows of the passages whose codes are known, ascending: all, or a sample of them.
-        has_companion: Whether the codes are those of the companion.
+        has_sidecar: Whether the codes are those of the sidecar.
     """
 
     def __init__(
@@ -52,21 +52,21 @@ class ReadOnlyStore(ChromaStore):
     ) -> None:
         """Read the vectors, and the codes or make them.
 
-        A companion's codes are used if it was made by this SAE and has every passage. Otherwise the stored vectors are
+        A sidecar's codes are used if it was made by this SAE and has every passage. Otherwise the stored vectors are
         encoded; nothing is embedded.
 
         Args:
             client: A Chroma client.
             collection: Name of the documents collection.
             sae: The SAE.
-            limit: Passages to encode at most, drawn at random, where there is no companion; all if None.
+            limit: Passages to encode at most, drawn at random, where there is no sidecar; all if None.
             seed: Of that draw.
             progress: Whether to show progress bars on stderr.
 
         Raises:
             CorpusError: There are fewer than 20 passages.
             MismatchError: The collection's vectors are of another encoder, or one is zero.
-            StoreError: It is itself a companion, or Chroma does not answer.
+            StoreError: It is itself a sidecar, or Chroma does not answer.
         """
         self._client = client
         self.sae = sae
@@ -82,8 +82,8 @@ class ReadOnlyStore(ChromaStore):
                     f"collection {collection!r} {what}: an audit needs at least {FEWEST}. Fill it with "
                     "`sae-steer index`, or name another one with --collection."
                 )
-            index = self._of_companion(count)
-            self.has_companion = index is not None
+            index = self._of_sidecar(count)
+            self.has_sidecar = index is not None
             if index is not None:
                 self.ids, self.stored = index.ids, index.stored
                 self.coded = _drawn(len(index), None, seed)
@@ -95,7 +95,7 @@ class ReadOnlyStore(ChromaStore):
 
     def __repr__(self) -> str:
         """One line: the collection, and whether its codes were stored."""
-        codes = "stored" if self.has_companion else "in memory"
+        codes = "stored" if self.has_sidecar else "in memory"
         return f"ReadOnlyStore({self.documents.name!r}, {len(self.ids)} passages, codes {codes}, {self.sae!r})"
 
     @property
@@ -143,9 +143,9 @@ class ReadOnlyStore(ChromaStore):
 
     def _require_readable(self) -> None:
         metadata = self.documents.metadata or {}
-        source = companion_of(metadata)
+        source = sidecar_of(metadata)
         if source is not None:
-            raise StoreError(f"collection {self.documents.name!r} is the companion of {source!r}: audit {source!r}.")
+            raise StoreError(f"collection {self.documents.name!r} is the sidecar of {source!r}: audit {source!r}.")
         recorded = metadata.get(ENCODER_KEY)
         encoder = self.sae.config.encoder
         if recorded is not None and encoder_base_name(str(recorded)) != encoder.base_name:
@@ -154,8 +154,8 @@ class ReadOnlyStore(ChromaStore):
                 f"{encoder.name!r}: give an SAE of that encoder with --sae."
             )
 
-    def _of_companion(self, count: int) -> CodeIndex | None:
-        """The companion's codes, if it is this SAE's and complete."""
+    def _of_sidecar(self, count: int) -> CodeIndex | None:
+        """The sidecar's codes, if it is this SAE's and complete."""
         name = self.documents.name
         if name + SUFFIX not in {found.name for found in self._client.list_collections()}:
             return None
@@ -163,10 +163,10 @@ class ReadOnlyStore(ChromaStore):
             require_ours(self._client.get_collection(name + SUFFIX, embedding_function=None), self.sae)
         except (MismatchError, StoreError):  # another SAE's, or somebody else's collection
             return None
-        companion = Companion(self._client, name, self.sae)
-        if companion.stamp() is None or companion.count() != count:
+        sidecar = Sidecar(self._client, name, self.sae)
+        if sidecar.generation() is None or sidecar.count() != count:
             return None
-        index = LiveIndex(companion, self._passages, self.sae.config).current(lambda: count)
+        index = LiveIndex(sidecar, self._passages, self.sae.config).current(lambda: count)
         return index if len(index) == count and bool(np.isfinite(index.stored.offsets).all()) else None
 
     def _read(self, count: int, progress: bool) -> tuple[list[str], StoredVectors]:
@@ -191,7 +191,7 @@ class ReadOnlyStore(ChromaStore):
                 pages.append((ids[start : start + _PAGE], self.sae.encode(self.unit_vectors(rows))))
                 bar.update(len(rows))
         own = self.stored.vectors[self.coded], self.stored.offsets[self.coded]
-        return CodeIndex.build(pages, config.n, config.k, config.k_names, [(ids, *own)])
+        return CodeIndex.build(pages, config.n, config.k, config.k_labels, [(ids, *own)])
 
 
 def _drawn(count: int, limit: int | None, seed: int) -> NDArray[np.int64]:

@@ -57,9 +57,7 @@ def looked_at(audit: Audit) -> str:
             f"{seen.queries:,} sentences drawn from the passages in place of queries (none were given; the passage "
             "that a sentence is from is left out of its hits; real queries say more)"
         )
-    codes = (
-        "" if seen.has_companion else "; there is no companion of this SAE, so the stored vectors were encoded for it"
-    )
+    codes = "" if seen.has_sidecar else "; there is no sidecar of this SAE, so the stored vectors were encoded for it"
     if seen.coded < seen.passages:
         codes += f", of {seen.coded:,} passages drawn at random: features are counted over these"
     return (

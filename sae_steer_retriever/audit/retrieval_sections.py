@@ -113,7 +113,7 @@ def unexplained_section(audit: Audit) -> Section:
         "word for: nothing can be explained to a user there, and steering has no handle.",
         action="Read these queries. If they are your everyday ones, train the SAE with them (`sae-steer train "
         "--queries`); if the hits are wrong, the encoder is at its limit.",
-        definition="Names are the k_names leading latents with a clear label, of query and hit. A score is "
+        definition="Names are the k_labels leading latents with a clear label, of query and hit. A score is "
         "decomposed as `search` explains it: features + bias + residual; shares are by absolute size, averaged over "
         "the hits.",
         tables=(worst,) if worst.rows else (),
@@ -204,7 +204,7 @@ def steerability_section(audit: Audit) -> Section:
         action="Copy a line into `search(query, steer=...)`, or try it: "
         '`sae-steer search "..." --steer "NAME=+0.5" --explain`.',
         definition=f"Means over {found.queries} queries at strength {STRENGTH:+g} on both sides, top {found.k}. Drift "
-        "is one minus the cosine between the query and the tilted query; plain score lost is the fall of the mean "
+        "is one minus the cosine between the query and the shifted query; plain score lost is the fall of the mean "
         "unsteered score.",
         tables=(table,) if table.rows else (),
         charts=(

@@ -34,7 +34,7 @@ class SteeringEffect:
         replaced: Share of the top k that is new.
         with_before: Share of the top k that has it, before.
         with_after: And after.
-        drift: One minus the cosine between the query and the tilted query.
+        drift: One minus the cosine between the query and the shifted query.
         score_lost: How much lower the mean plain score of the top k is.
     """
 
@@ -163,7 +163,7 @@ def _change(
 
 def _having(subject: Subject, ids: list[str], features: tuple[int, ...]) -> float:
     """The share of some passages that has any of some features among its names."""
-    names = subject.store.codes(ids).leading(subject.store.sae.config.k_names)
+    names = subject.store.codes(ids).truncate(subject.store.sae.config.k_labels)
     return float((np.isin(names.indices, features) & (names.values > 0)).any(axis=1).mean()) if ids else 0.0
 
 

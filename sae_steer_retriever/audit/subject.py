@@ -83,19 +83,19 @@ class Subject:
     def passage_names(self) -> csr_array:
         """(M, n) which coded passages have which feature among their names, ones."""
         index = self.store.index
-        return presence(index.names(np.arange(len(index))), self.n)
+        return feature_match(index.names(np.arange(len(index))), self.n)
 
     @cached_property
     def query_names(self) -> csr_array:
         """(Q, n) the same of the queries."""
-        return presence(self.queries.codes.leading(self.store.sae.config.k_names), self.n)
+        return feature_match(self.queries.codes.truncate(self.store.sae.config.k_labels), self.n)
 
     @cached_property
     def hit_names(self) -> csr_array:
         """(Q k, n) the same of the hits, query after query."""
         rows, places = np.unique(self.hits.rows, return_inverse=True)
-        codes = self.store.codes_at(rows).leading(self.store.sae.config.k_names)
-        return presence(codes, self.n)[places.reshape(-1)]
+        codes = self.store.codes_at(rows).truncate(self.store.sae.config.k_labels)
+        return feature_match(codes, self.n)[places.reshape(-1)]
 
     @cached_property
     def members(self) -> csr_array:
@@ -153,7 +153,7 @@ class Subject:
         return [Excerpt(name, shortened(texts.get(name, ""))) for name in ids]
 
 
-def presence(names: Codes[NDArray[Any]], n: int) -> csr_array:
+def feature_match(names: Codes[NDArray[Any]], n: int) -> csr_array:
     """(batch, n) ones where a row has a feature among its names."""
     rows, places = np.nonzero(names.values > 0)
     ones = np.ones(len(rows), dtype=np.int64)
@@ -166,4 +166,4 @@ def shortened(text: str) -> str:
     return plain if len(plain) <= _EXCERPT else plain[: _EXCERPT - 1].rstrip() + "…"
 
 
-__all__ = ["Excerpt", "NamedFeature", "Subject", "presence", "shortened"]
+__all__ = ["Excerpt", "NamedFeature", "Subject", "feature_match", "shortened"]

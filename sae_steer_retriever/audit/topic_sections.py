@@ -63,7 +63,7 @@ def topics_section(audit: Audit) -> Section:
         "frequent a feature is here as in that text.",
         action="Check that what you expect is there. Passages that are explained worst are often boilerplate, "
         "tables, code or another language: look at them, and fit or adapt an SAE on this corpus if there are many.",
-        definition="A passage has a feature that is among its k_names leading latents. A label is clear if its AUROC "
+        definition="A passage has a feature that is among its k_labels leading latents. A label is clear if its AUROC "
         "against near misses is at least .7, or was not measured. Unexplained is |x − x̂|² / |x − b|², of "
         f"{rest.passages:,} passages.",
         tables=tables,

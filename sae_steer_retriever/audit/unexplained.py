@@ -111,7 +111,7 @@ def _named(attribution: Attribution, subject: Subject) -> float:
 
 
 def _names(subject: Subject, query: int) -> tuple[str, ...]:
-    features = subject.queries.codes.leading(subject.store.sae.config.k_names)
+    features = subject.queries.codes.truncate(subject.store.sae.config.k_labels)
     active = features.indices[query][features.values[query] > 0]
     return tuple(subject.catalog.name(feature) for feature in active.tolist() if subject.clear[feature])[:3]
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sae",
         metavar="DIR",
-        help="folder of the SAE; if not given, the one the collection was indexed with, or the one that ships",
+        help="folder of the SAE; if not given, the one the collection was indexed with, or the bundled one",
     )
     parser.add_argument(
         "--queries",
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=50_000,
         metavar="N",
-        help="without a companion, encode at most N passages, drawn at random (default: 50000)",
+        help="without a sidecar, encode at most N passages, drawn at random (default: 50000)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (default: 0)")
     add_common_arguments(parser)

@@ -11,7 +11,7 @@ from sae_steer_retriever.cli.evaluate_studies import FITTING, controllability, s
 from sae_steer_retriever.cli.outcome import Outcome, UsageError
 from sae_steer_retriever.cli.runner import add_common_arguments, count
 from sae_steer_retriever.cli.store_options import make_folder
-from sae_steer_retriever.sae.bundled import require_shipped, shipped_names, shipped_sae
+from sae_steer_retriever.sae.bundled import bundled_names, bundled_sae, require_bundled
 from sae_steer_retriever.sae.config import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sae",
         type=Path,
         metavar="DIR|NAME",
-        help="the SAE: a folder, or the name of one that ships (default: the one that ships for --model)",
+        help="the SAE: a folder, or the name of one that ships (default: the bundled one for --model)",
     )
     measure.add_argument(
         "--k", type=count, metavar="N", help="read the SAE with N active features (default: as it was fitted)"
@@ -215,10 +215,10 @@ def _sae_folder(arguments: argparse.Namespace) -> Path:
     """The folder of the SAE that is measured: one that is here, or one that ships."""
     given: Path | None = arguments.sae
     if given is None:
-        return require_shipped(arguments.model or DEFAULT_MODEL)
-    folder = given if given.is_dir() else shipped_sae(str(given))
+        return require_bundled(arguments.model or DEFAULT_MODEL)
+    folder = given if given.is_dir() else bundled_sae(str(given))
     if folder is None:
-        ships = f"; these ship: {', '.join(shipped_names())}" if shipped_names() else ""
+        ships = f"; these ship: {', '.join(bundled_names())}" if bundled_names() else ""
         raise UsageError(f"--sae: no such folder: {given}{ships}")
     return folder
 

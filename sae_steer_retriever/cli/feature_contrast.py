@@ -62,7 +62,7 @@ def contrast(arguments: argparse.Namespace, opened: OpenedCatalog) -> Outcome:
 def _names(
     arguments: argparse.Namespace, opened: OpenedCatalog, texts: list[str], ids: list[str], option: str
 ) -> Codes[NDArray[Any]] | None:
-    """The naming readings of texts and of stored passages together."""
+    """The label latents of texts and of stored passages together."""
     from sae_steer_retriever.steering.from_examples import (
         checked_texts,
         joined_names,

@@ -124,11 +124,11 @@ def _by_keywords(opened: _Opened) -> Outcome:
     from sae_steer_retriever.features.calibration import calibrate
     from sae_steer_retriever.features.catalog import FeatureCatalog
     from sae_steer_retriever.features.evidence import with_tries, write_evidence
-    from sae_steer_retriever.labelling.gather_evidence import name_matches, read_names
+    from sae_steer_retriever.labelling.gather_evidence import name_matches, read_label_latents
     from sae_steer_retriever.labelling.keyword_labels import label_features
 
     sae, vectors = opened.sae, opened.vectors
-    calibration, names = _catalog(opened).calibration, read_names(sae, vectors)
+    calibration, names = _catalog(opened).calibration, read_label_latents(sae, vectors)
     if calibration.rows == len(opened.ids):  # its own corpus: an SAE of an earlier version has no units of match
         counted = calibrate([names], sae.config.n, calibration.score_spread, [name_matches(sae, vectors, names)])
         calibration = dataclasses.replace(calibration, match_unit=counted.match_unit)

@@ -12,7 +12,7 @@ from sae_steer_retriever.cli.outcome import UsageError
 from sae_steer_retriever.cli.runner import add_common_arguments, count
 from sae_steer_retriever.cli.store_options import DEFAULT_COLLECTION, StoreLocation, require_collection, sae_of
 from sae_steer_retriever.errors import ArtifactError
-from sae_steer_retriever.sae.bundled import require_shipped
+from sae_steer_retriever.sae.bundled import require_bundled
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -110,7 +110,7 @@ def open_catalog(arguments: argparse.Namespace) -> OpenedCatalog:
     from sae_steer_retriever.sae.topk_sae import TopKSAE, resolve_folder
 
     client = None
-    location = arguments.sae if arguments.sae or arguments.store else str(require_shipped())
+    location = arguments.sae if arguments.sae or arguments.store else str(require_bundled())
     if arguments.store is not None:
         client = arguments.store.connect(create=False)
         require_collection(client, arguments.store, arguments.collection)
@@ -125,7 +125,7 @@ def require_same_sae(opened: OpenedCatalog, collection: str) -> None:
 
     Args:
         opened: The SAE, and the store if there is one.
-        collection: Name of the documents collection; one without a companion is any SAE's.
+        collection: Name of the documents collection; one without a sidecar is any SAE's.
 
     Raises:
         MismatchError: So it is.
@@ -136,7 +136,7 @@ def require_same_sae(opened: OpenedCatalog, collection: str) -> None:
     from sae_steer_retriever.store.connection import translated
     from sae_steer_retriever.store.sidecar import SUFFIX, require_ours
 
-    with translated("reading the companion"):
+    with translated("reading the sidecar"):
         names = {found.name: found for found in opened.client.list_collections()}
     if collection + SUFFIX in names:
         require_ours(names[collection + SUFFIX], opened.sae)

@@ -1,4 +1,4 @@
-"""`sae-steer index`: build or update a documents collection and its companion."""
+"""`sae-steer index`: build or update a documents collection and its sidecar."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sae_steer_retriever.cli.store_options import (
     require_collection,
     sae_of,
 )
-from sae_steer_retriever.sae.bundled import shipped_name, shipped_names
+from sae_steer_retriever.sae.bundled import bundled_name, bundled_names
 from sae_steer_retriever.store.connection import translated
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "collection was indexed, else as the SAE was fitted)",
     )
     add_store_arguments(parser)
-    parser.add_argument(
-        "--rebuild", action="store_true", help="make the companion collection anew, e.g. for another SAE"
-    )
+    parser.add_argument("--rebuild", action="store_true", help="make the sidecar collection anew, e.g. for another SAE")
     parser.add_argument(
         "--prune", action="store_true", help="remove passages of files that are no longer in the corpus, too"
     )
@@ -69,7 +67,7 @@ class _Removed(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Bring the collections in step with the corpus, or the companion with the collection.
+    """Bring the collections in step with the corpus, or the sidecar with the collection.
 
     Raises:
         UsageError: The corpus, the store or the SAE is not there, or the options contradict each other.
@@ -98,7 +96,7 @@ def _attach(arguments: argparse.Namespace) -> Outcome:
     total = len(store)
     text = f"{arguments.collection}: {total} passages, {encoded} of them encoded, nothing embedded -> {arguments.store}"
     return Outcome(
-        "\n".join([text, *_shipped_lines(location)]),
+        "\n".join([text, *_bundled_lines(location)]),
         {**_identity(arguments, location, store), "passages": total, "encoded": encoded},
     )
 
@@ -114,7 +112,7 @@ def _add(arguments: argparse.Namespace) -> Outcome:
     corpus = read_corpus(arguments.corpus, passage_characters=arguments.passage_characters)
     if arguments.sae is not None:
         resolve_folder(arguments.sae)  # before a store is made for nothing
-    client = arguments.store.connect(create=arguments.sae is not None or bool(shipped_names()))
+    client = arguments.store.connect(create=arguments.sae is not None or bool(bundled_names()))
     location = sae_of(arguments.sae, client, arguments.collection)
     sae, _, embedder = load_sae(location)
     store = _open(arguments, client, sae, location)
@@ -149,7 +147,7 @@ def _add(arguments: argparse.Namespace) -> Outcome:
         f"{arguments.collection}: {report.added} added, {report.updated} updated, {report.unchanged} unchanged, "
         f"{gone} removed; {len(store)} passages -> {arguments.store}"
     )
-    lines += _shipped_lines(location)
+    lines += _bundled_lines(location)
     return Outcome("\n".join(lines), data)
 
 
@@ -191,14 +189,14 @@ def _identity(arguments: argparse.Namespace, sae: str, store: ChromaStore) -> di
     return {
         "store": str(where),
         "collection": arguments.collection,
-        "sae": shipped_name(sae) or sae,
+        "sae": bundled_name(sae) or sae,
         "k": store.sae.config.k,
     }
 
 
-def _shipped_lines(sae: str) -> list[str]:
-    name = shipped_name(sae)
-    return [f"features are those of the SAE that ships for {name}"] if name is not None else []
+def _bundled_lines(sae: str) -> list[str]:
+    name = bundled_name(sae)
+    return [f"features are those of the bundled SAE for {name}"] if name is not None else []
 
 
 def _remove_outdated(store: ChromaStore, corpus: Corpus, root: Path, *, prune: bool) -> _Removed:

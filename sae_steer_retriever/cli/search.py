@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--side",
         choices=SIDE_CHOICES,
-        help="what a strength acts on: query tilts it, document rewards passages with the feature, both "
+        help="what a strength acts on: query query shifts it, document rewards passages with the feature, both "
         "(default: both; in the other spaces query)",
     )
     parser.add_argument(
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         "fetch_k": arguments.fetch_k,
         "embedding": retriever.embedder.embed_queries([arguments.query])[0],
     }
-    applied = retriever.applied(steering, arguments.query, embedding=options["embedding"])
+    applied = retriever.active_edits(steering, arguments.query, embedding=options["embedding"])
     hits = retriever.search(arguments.query, steer=steering, explain=arguments.explain, **options)
     before = retriever.search(arguments.query, steer={}, explain=False, **options) if applied.edits else []
     kept = {hit.id for hit in hits}

@@ -99,7 +99,7 @@ def add_sae_argument(parser: argparse.ArgumentParser) -> None:
         "--sae",
         metavar="DIR|NAME",
         help="the SAE: a folder, a hub id, or the name of one that ships (default: the one that the collection was "
-        "indexed with, else the one that ships for its encoder)",
+        "indexed with, else the bundled one for its encoder)",
     )
 
 
@@ -123,7 +123,7 @@ def require_collection(client: ClientAPI, location: StoreLocation, name: str) ->
 
 
 def sae_of(given: str | None, client: ClientAPI, collection: str) -> str:
-    """The SAE to use: the one given, else the one that the store was indexed with, else the one that ships.
+    """The SAE to use: the one given, else the one that the store was indexed with, else the bundled one.
 
     Args:
         given: `--sae`.

@@ -14,17 +14,18 @@ from sae_steer_retriever import __version__
 from sae_steer_retriever.cli.outcome import Outcome, UsageError
 from sae_steer_retriever.cli.runner import add_common_arguments
 from sae_steer_retriever.errors import ArtifactError, CorpusError
+from sae_steer_retriever.sae.config import former_key, former_keys
 
 if TYPE_CHECKING:
     from sae_steer_retriever.corpus.read_corpus import Corpus
     from sae_steer_retriever.train.config import TrainConfig
-    from sae_steer_retriever.train.starting_point import Beginning
+    from sae_steer_retriever.train.starting_point import StartingPoint
 
 SUMMARY = "fit an SAE on a corpus, or adapt one to it, and name its features"
 _METAVARS = {int: "N", float: "X", str: "NAME"}
 _SHOWN_SKIPPED = 20
 _INIT_HELP = (
-    "; pretrained: the SAE that ships for the encoder, adapted to the corpus; or the folder of one to adapt; latents "
+    "; pretrained: the bundled SAE for the encoder, adapted to the corpus; or the folder of one to adapt; latents "
     "are then those that are live (default: pretrained for fewer than 5,000 passages where nothing says otherwise, "
     "else kmeans)"
 )
@@ -66,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(TrainConfig):
         flag = "--" + field.name.replace("_", "-")
         flags = ["-k", flag] if field.name == "k" else [flag]
+        former = former_key(field.name)
         shown = "" if field.default is None else f" (default: {field.default})"
         if field.name == "init":
             shown = _INIT_HELP
@@ -78,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar=None if choices else _METAVARS[kinds[field.name]],
             help=(field.metadata["help"] + shown).replace("%", "%%"),
         )
+        if former is not None:  # the option's name in the first release
+            flag = "--" + former.replace("_", "-")
+            group.add_argument(flag, dest=field.name, type=kinds[field.name], help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
@@ -103,13 +108,13 @@ def run(arguments: argparse.Namespace) -> Outcome:
         from sae_steer_retriever.train.tensorboard import require_tensorboard
 
         require_tensorboard()
-    corpus, beginning, config = _begun(arguments, settings)
+    corpus, starting_point, config = _begun(arguments, settings)
     if arguments.dry_run:
-        return _plan(arguments, config, corpus, beginning)
+        return _plan(arguments, config, corpus, starting_point)
     from sae_steer_retriever.train.pipeline import train
 
     if not arguments.quiet:
-        sys.stderr.write(f"begins {beginning.why}\n")
+        sys.stderr.write(f"begins {starting_point.why}\n")
     report = train(
         arguments.corpus,
         arguments.output,
@@ -118,7 +123,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         resume=arguments.resume,
         progress=not arguments.quiet,
         tensorboard=arguments.tensorboard,
-        parent=beginning.parent,
+        parent=starting_point.parent,
         read=corpus,
     )
     return Outcome(report.summary(), report.to_json())
@@ -165,29 +170,29 @@ def _checked(settings: dict[str, Any]) -> TrainConfig:
         raise UsageError(str(error)) from error
 
 
-def _begun(arguments: argparse.Namespace, settings: dict[str, Any]) -> tuple[Corpus, Beginning, TrainConfig]:
+def _begun(arguments: argparse.Namespace, settings: dict[str, Any]) -> tuple[Corpus, StartingPoint, TrainConfig]:
     """The corpus, how its fit begins, and the settings, whose defaults depend on that."""
     from sae_steer_retriever.corpus.read_corpus import read_corpus
     from sae_steer_retriever.sae.files import CONFIG_FILE, read_config
     from sae_steer_retriever.train.adaptation import adapted_config
     from sae_steer_retriever.train.config import TrainConfig
     from sae_steer_retriever.train.embedded_corpus import require_enough
-    from sae_steer_retriever.train.starting_point import choose_beginning
+    from sae_steer_retriever.train.starting_point import choose_starting_point
 
     characters = settings.get("passage_characters", TrainConfig.passage_characters)
     corpus = read_corpus(arguments.corpus, passage_characters=characters, queries=arguments.queries)
     require_enough(corpus)
     try:
-        beginning = choose_beginning(settings, len(corpus.passages))
-        if beginning.parent is None:
-            return corpus, beginning, TrainConfig(**settings)
-        parent, _ = read_config(beginning.parent / CONFIG_FILE)
-        return corpus, beginning, adapted_config(parent, settings)
+        starting_point = choose_starting_point(settings, len(corpus.passages))
+        if starting_point.parent is None:
+            return corpus, starting_point, TrainConfig(**settings)
+        parent, _ = read_config(starting_point.parent / CONFIG_FILE)
+        return corpus, starting_point, adapted_config(parent, settings)
     except (ArtifactError, ValueError) as error:
         raise UsageError(str(error)) from error
 
 
-def _plan(arguments: argparse.Namespace, config: TrainConfig, corpus: Corpus, beginning: Beginning) -> Outcome:
+def _plan(arguments: argparse.Namespace, config: TrainConfig, corpus: Corpus, starting_point: StartingPoint) -> Outcome:
     """What a run would do, found out by reading the corpus and loading the encoder, but embedding nothing."""
     from sae_steer_retriever.corpus.query_texts import query_texts
     from sae_steer_retriever.encoders.embedders import as_embedder
@@ -201,11 +206,11 @@ def _plan(arguments: argparse.Namespace, config: TrainConfig, corpus: Corpus, be
     dimension = as_embedder(config.model).spec.dimension
     passages = len(corpus.passages)
     advice: tuple[str, ...] = ()
-    if beginning.parent is None:
+    if starting_point.parent is None:
         sizes = choose_sizes(config, passages, rows, dimension)
-        advice = advise(passages, rows, sizes, config.k_names, latents_given=config.latents is not None)
+        advice = advise(passages, rows, sizes, config.k_labels, latents_given=config.latents is not None)
     else:
-        sizes = adapted_sizes(config, passages, rows, read_config(beginning.parent / CONFIG_FILE)[0])
+        sizes = adapted_sizes(config, passages, rows, read_config(starting_point.parent / CONFIG_FILE)[0])
     plan = {
         "corpus": str(arguments.corpus),
         "passages": len(corpus.passages),
@@ -213,7 +218,7 @@ def _plan(arguments: argparse.Namespace, config: TrainConfig, corpus: Corpus, be
         "queries": len(corpus.queries),
         "encoder": config.model,
         "dimension": dimension,
-        "begins": beginning.why,
+        "begins": starting_point.why,
         "latents": sizes.latents,
         "k": sizes.k,
         "epochs": round(sizes.epochs, 2),
@@ -222,7 +227,7 @@ def _plan(arguments: argparse.Namespace, config: TrainConfig, corpus: Corpus, be
     data = {
         "dry_run": True,
         **plan,
-        "settings": dataclasses.asdict(config),
+        "settings": former_keys(dataclasses.asdict(config)),
         "skipped": [{"file": file, "reason": reason} for file, reason in corpus.skipped],
         "notes": [{"file": file, "note": note} for file, note in corpus.notes],
         "advice": list(advice),

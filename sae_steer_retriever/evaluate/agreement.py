@@ -16,7 +16,7 @@ from sae_steer_retriever.evaluate.bootstrap import Estimate, estimate
 from sae_steer_retriever.evaluate.fidelity import (
     LATENT,
     LATENT_COSINE,
-    LATENT_DAMPED,
+    LATENT_NORMALISED,
     MIXED,
     RECONSTRUCTED,
     decode_in_batches,
@@ -79,8 +79,8 @@ def measure_agreement(
 
     `reconstructed` searches reconstructions with reconstructions, `original_x_reconstructed` with the original
     query, both by cosine; `latent` is the dot product of the codes, `latent_cosine` their cosine and `latent_damped`
-    the cosine of damped codes, what `space="latent"` ranks by. A query that was taken from a passage finds that passage
-    in every way to search: read the figures as those of easy queries.
+    the cosine of power-normalised codes, what `space="latent"` ranks by. A query that was taken from a passage finds
+    that passage in every way to search: read the figures as those of easy queries.
 
     Args:
         sae: The SAE.
@@ -101,7 +101,7 @@ def measure_agreement(
         if vectors.ndim != 2 or vectors.shape[1] != sae.config.d:
             raise MismatchError(f"{what} of shape {vectors.shape}: expected ({len(vectors)}, {sae.config.d}).")
     altered = _AlteredScores(sae, passages_vectors, query_vectors, latent=latent)
-    names = (LATENT, LATENT_COSINE, LATENT_DAMPED, RECONSTRUCTED, MIXED) if latent else (RECONSTRUCTED, MIXED)
+    names = (LATENT, LATENT_COSINE, LATENT_NORMALISED, RECONSTRUCTED, MIXED) if latent else (RECONSTRUCTED, MIXED)
     overlaps: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     correlations: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     for tile in _tiles(len(query_vectors), len(passages_vectors)):
@@ -128,8 +128,8 @@ class _AlteredScores:
         self._queries_hat = unit(decode_in_batches(sae, query_codes))
         self._codes = _sparse(codes, sae.config.n) if latent else None
         self._query_codes = _sparse(query_codes, sae.config.n) if latent else None
-        self._damped = _sparse(compared(codes, "damped"), sae.config.n) if latent else None
-        self._query_damped = _sparse(compared(query_codes, "damped"), sae.config.n) if latent else None
+        self._normalised = _sparse(compared(codes, "damped"), sae.config.n) if latent else None
+        self._query_normalised = _sparse(compared(query_codes, "damped"), sae.config.n) if latent else None
         # Where a code is empty every score is 0, whatever it is divided by.
         self._norms = np.maximum(np.linalg.norm(codes.values, axis=1), np.finfo(np.float32).tiny)
 
@@ -139,8 +139,8 @@ class _AlteredScores:
             scores = _products(self._query_codes[tile], self._codes)
             yield LATENT, scores
             yield LATENT_COSINE, scores / self._norms
-        if self._damped is not None and self._query_damped is not None:
-            yield LATENT_DAMPED, _products(self._query_damped[tile], self._damped)
+        if self._normalised is not None and self._query_normalised is not None:
+            yield LATENT_NORMALISED, _products(self._query_normalised[tile], self._normalised)
         yield RECONSTRUCTED, self._queries_hat[tile] @ self._documents_hat.T
         yield MIXED, self._queries[tile] @ self._documents_hat.T
 

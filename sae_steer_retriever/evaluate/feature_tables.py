@@ -63,7 +63,7 @@ def document_table(
         catalog: Its features.
         ids: Of the documents.
         vectors: (len(ids), d) their unit embeddings.
-        limit: How many features of each, `k_names` at most.
+        limit: How many features of each, `k_labels` at most.
     """
     titled = ("table-3", "Table 3: the strongest features of documents")
     return _text_table(titled, "document", ids, strongest_features(sae, catalog, vectors, limit))
@@ -79,7 +79,7 @@ def query_table(
         catalog: Its features.
         queries: The queries.
         vectors: (len(queries), d) their unit embeddings.
-        limit: How many features of each, `k_names` at most.
+        limit: How many features of each, `k_labels` at most.
     """
     titled = ("table-7", "Table 7: the strongest features of queries")
     return _text_table(titled, "query", queries, strongest_features(sae, catalog, vectors, limit))

@@ -20,14 +20,14 @@ from sae_steer_retriever.train.nearest_lists import nearest_documents
 ORIGINAL = "original"
 LATENT = "latent"
 LATENT_COSINE = "latent_cosine"
-LATENT_DAMPED = "latent_damped"
+LATENT_NORMALISED = "latent_damped"
 RECONSTRUCTED = "reconstructed"
 MIXED = "original_x_reconstructed"
-ROWS = (ORIGINAL, LATENT, LATENT_COSINE, LATENT_DAMPED, RECONSTRUCTED, MIXED)
+ROWS = (ORIGINAL, LATENT, LATENT_COSINE, LATENT_NORMALISED, RECONSTRUCTED, MIXED)
 """The ways to search, in the order of the table.
 
 `latent` is the dot product of codes, as in the paper, `latent_cosine` their cosine, and `latent_damped` the cosine of
-damped codes: what `space="latent"` ranks by.
+power-normalised codes: what `space="latent"` ranks by.
 """
 
 _BATCH = 4096
@@ -102,7 +102,7 @@ def measure_fidelity(sae: TopKSAE, judged: RetrievalSet, vectors: EmbeddedSet) -
         ORIGINAL: nearest_documents(queries, documents, DEPTH),
         LATENT: latent_rankings(codes, query_codes, sae.config.n, "dot"),
         LATENT_COSINE: latent_rankings(codes, query_codes, sae.config.n, "cosine"),
-        LATENT_DAMPED: latent_rankings(codes, query_codes, sae.config.n, "damped"),
+        LATENT_NORMALISED: latent_rankings(codes, query_codes, sae.config.n, "damped"),
         RECONSTRUCTED: nearest_documents(unit(queries_hat), unit(documents_hat), DEPTH),
         MIXED: nearest_documents(queries, unit(documents_hat), DEPTH),
     }

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sae_steer_retriever.evaluate.bootstrap import Estimate, difference
-from sae_steer_retriever.evaluate.fidelity import LATENT, LATENT_COSINE, LATENT_DAMPED, RECONSTRUCTED
+from sae_steer_retriever.evaluate.fidelity import LATENT, LATENT_COSINE, LATENT_NORMALISED, RECONSTRUCTED
 from sae_steer_retriever.evaluate.figure import Figure
 from sae_steer_retriever.evaluate.fits import FitSeries
 from sae_steer_retriever.evaluate.panel import Line, Panel
@@ -26,7 +26,7 @@ REFERENCE_LOSS: LossName = "mse"
 """The loss that the others are compared with."""
 
 _COMPARED = ("mrr@10", "ndcg@10")
-_SEARCHES = (RECONSTRUCTED, LATENT, LATENT_COSINE, LATENT_DAMPED)
+_SEARCHES = (RECONSTRUCTED, LATENT, LATENT_COSINE, LATENT_NORMALISED)
 _DRAWN = (RECONSTRUCTED, LATENT)
 
 

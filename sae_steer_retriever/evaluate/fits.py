@@ -14,6 +14,7 @@ from filelock import FileLock
 from sae_steer_retriever.corpus.read_corpus import Corpus
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import ArtifactError, CorpusError
+from sae_steer_retriever.sae.config import former_keys
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.checkpoint import CHECKPOINT_FOLDER
 from sae_steer_retriever.train.config import TrainConfig
@@ -94,7 +95,7 @@ class FitSeries:
         return sae
 
     def _digest(self, config: TrainConfig) -> str:
-        identity = [dataclasses.asdict(config), self._corpus_digest, str(self._embedder.spec)]
+        identity = [former_keys(dataclasses.asdict(config)), self._corpus_digest, str(self._embedder.spec)]
         return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()
 
     def _embed(self, config: TrainConfig) -> EmbeddedCorpus:

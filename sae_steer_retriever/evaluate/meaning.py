@@ -27,7 +27,7 @@ _RANDOM_GROUPS = 2000
 
 @dataclasses.dataclass(frozen=True)
 class DictionaryMeaning:
-    """What the features of one dictionary mean, read at `k_names`.
+    """What the features of one dictionary mean, read at `k_labels`.
 
     Attributes:
         labelled: Features with a label.
@@ -38,7 +38,7 @@ class DictionaryMeaning:
         auroc_hard: The same against passages of neighbouring features.
         coherence: Mean pairwise cosine of a feature's five strongest of the given passages, over the features that
             have five. The SAE may have been fitted to them; `Recurrence` has the same on passages it was not.
-        frequencies: At the reading for reconstruction, "k", and at that for names, "k_names".
+        frequencies: At the reading for reconstruction, "k", and at that for names, "k_labels".
         label_scores: Each scored label's AUROC against passages of neighbouring features, for a histogram.
         shares: Of each feature, the share of the passages whose names it is among, for a histogram.
     """
@@ -70,7 +70,7 @@ class Meaning:
         passages: How many were read.
         latents: n.
         k: Active latents, the reading for reconstruction.
-        k_names: Active latents, the reading for names, of all three dictionaries.
+        k_labels: Active latents, the reading for names, of all three dictionaries.
         seed: Of everything random.
         dictionaries: By "sae", "random" (frozen Gaussian directions) and "kmeans" (of the given passages).
         random_passages: Coherence of groups of five random passages: the zero of that scale.
@@ -80,7 +80,7 @@ class Meaning:
     passages: int
     latents: int
     k: int
-    k_names: int
+    k_labels: int
     seed: int
     dictionaries: dict[str, DictionaryMeaning]
     random_passages: Median
@@ -104,7 +104,7 @@ def measure_meaning(
     *,
     seed: int = 0,
     recurrence_steps: int = 600,
-    k_names: int | None = None,
+    k_labels: int | None = None,
     progress: bool = False,
 ) -> Meaning:
     """Measure labels, coherence, frequencies and recurrence of an SAE, a random dictionary and k-means directions.
@@ -116,14 +116,14 @@ def measure_meaning(
         embedder: A caching one: it embeds labels and, for the recurrence, passages and sentences.
         seed: Of everything random.
         recurrence_steps: Steps of each of the two fits that the recurrence needs; 0 leaves it out.
-        k_names: The reading for names, if it is not to be the SAE's own; at most its `k`.
+        k_labels: The reading for names, if it is not to be the SAE's own; at most its `k`.
         progress: Whether to show progress bars on stderr.
 
     Raises:
         MismatchError: Passages and vectors differ in number, or the embedder is not the SAE's encoder.
         ArtifactError: The recurrence is wanted, and the SAE does not record how it was fitted.
         CorpusError: There are too few passages.
-        ValueError: `k_names` or `recurrence_steps` is out of range.
+        ValueError: `k_labels` or `recurrence_steps` is out of range.
     """
     if len(passages) != len(vectors):
         raise MismatchError(f"{len(passages)} passages, {len(vectors)} vectors: expected one vector a passage.")
@@ -131,7 +131,7 @@ def measure_meaning(
         raise ValueError(f"recurrence_steps = {recurrence_steps}: expected steps of a fit, or 0 to leave it out.")
     require_enough(Corpus(list(passages)))
     sae.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
-    read = sae if k_names is None else reading_at(sae, k_names)
+    read = sae if k_labels is None else reading_at(sae, k_labels)
     dictionaries = {
         "sae": read,
         "random": random_dictionary(read, seed),
@@ -151,14 +151,14 @@ def measure_meaning(
             embedder,
             steps=recurrence_steps,
             seed=seed,
-            k_names=read.config.k_names,
+            k_labels=read.config.k_labels,
             progress=progress,
         )
     return Meaning(
         passages=len(passages),
         latents=read.config.n,
         k=read.config.k,
-        k_names=read.config.k_names,
+        k_labels=read.config.k_labels,
         seed=seed,
         dictionaries=found,
         random_passages=bootstrap_median(group_coherence(groups, vectors, corpus_mean(vectors)), seed),
@@ -172,7 +172,7 @@ def measure_dictionary(
     """Measure one dictionary: labels and their scores, coherence, frequencies.
 
     Args:
-        sae: The dictionary, read at its `k_names`.
+        sae: The dictionary, read at its `k_labels`.
         passages: The corpus.
         vectors: (N, d) the passages' unit embeddings.
         embedder: Embeds the labels.
@@ -180,7 +180,7 @@ def measure_dictionary(
     """
     n = sae.config.n
     codes = sae.encode(vectors)
-    names = codes.leading(sae.config.k_names)
+    names = codes.truncate(sae.config.k_labels)
     strong = strengths(sae, vectors, names)
     # The spread of scores matters to steering, not to labels.
     calibration = calibrate([names], n, score_spread=1.0)
@@ -201,19 +201,19 @@ def measure_dictionary(
     )
 
 
-def reading_at(sae: TopKSAE, k_names: int) -> TopKSAE:
+def reading_at(sae: TopKSAE, k_labels: int) -> TopKSAE:
     """The same dictionary with another reading for names.
 
     Args:
         sae: The dictionary.
-        k_names: From 1 to its `k`.
+        k_labels: From 1 to its `k`.
 
     Raises:
         ValueError: It is not.
     """
-    if not 1 <= k_names <= sae.config.k:
-        raise ValueError(f"k_names = {k_names}: expected 1 to {sae.config.k}, the SAE's k.")
-    config = dataclasses.replace(sae.config, k_names=k_names)
+    if not 1 <= k_labels <= sae.config.k:
+        raise ValueError(f"k_labels = {k_labels}: expected 1 to {sae.config.k}, the SAE's k.")
+    config = dataclasses.replace(sae.config, k_labels=k_labels)
     return TopKSAE(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, config)
 
 

@@ -104,7 +104,7 @@ class PerspectiveSearch:
         h_q = self.sae.encode(q)
         unit = self.catalog.calibration.unit
         plan_ = plan(
-            steering.for_query(h_q.leading(self.sae.config.k_names), unit),
+            steering.for_query(h_q.truncate(self.sae.config.k_labels), unit),
             q[0],
             h_q,
             self.sae,
@@ -129,7 +129,7 @@ class PerspectiveSearch:
 
     def named(self, feature: int) -> NDArray[np.bool_]:
         """(N,) whether a feature is among a passage's names."""
-        names = self.codes.leading(self.sae.config.k_names)
+        names = self.codes.truncate(self.sae.config.k_labels)
         return np.asarray(((names.indices == feature) & (names.values > 0)).any(axis=1))
 
     def near_label(self, feature: int) -> NDArray[np.bool_] | None:

@@ -107,8 +107,8 @@ def table_4(search: PerspectiveSearch, questions: Sequence[BinaryQuestion] = PAP
     notes = (
         *_shared_notes(search, trials),
         "Who belongs to a perspective, by rule. Named: the feature is among the passage's "
-        f"{search.sae.config.k_names} names. Label: the cosine of passage and feature's label is at least the median "
-        "of the passages that are named so. A gate rewards what the first rule counts: it is the lenient one for us.",
+        f"{search.sae.config.k_labels} names. Label: the cosine of passage and feature's label is at least the median "
+        "of the passages that are named so. A document boost rewards what the first rule counts, the lenient one.",
         "The paper's counts are of another encoder, millions of passages and judges that it does not name; 0.5 is "
         "printed for Table 4 only.",
     )

@@ -41,13 +41,13 @@ def figure_3(sae: TopKSAE, texts: Sequence[str], codes: Codes[NDArray[Any]]) -> 
     """
     if len(texts) != len(codes.indices):
         raise MismatchError(f"{len(texts)} texts, {len(codes.indices)} codes: expected one code a text.")
-    names = min(sae.config.k_names, codes.indices.shape[1])
+    names = min(sae.config.k_labels, codes.indices.shape[1])
     counts = {
         "words": word_frequencies(texts),
         f"features, K = {codes.indices.shape[1]}": passage_counts(codes, sae.config.n),
     }
     if names < codes.indices.shape[1]:
-        counts[f"features, the {names} strongest"] = passage_counts(codes.leading(names), sae.config.n)
+        counts[f"features, the {names} strongest"] = passage_counts(codes.truncate(names), sae.config.n)
     ranked = {name: ranked_frequencies(found) for name, found in counts.items()}
     columns = (
         Column("what"),

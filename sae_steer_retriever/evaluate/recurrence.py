@@ -117,7 +117,7 @@ def measure_recurrence(
     *,
     steps: int = 600,
     seed: int = 0,
-    k_names: int | None = None,
+    k_labels: int | None = None,
     progress: bool = False,
 ) -> Recurrence:
     """Fit two SAEs by the recipe of `sae`, each to half of the passages and the sentences taken from them, and compare.
@@ -133,7 +133,7 @@ def measure_recurrence(
         embedder: A caching one: it is asked for all passages and sentences.
         steps: Of each fit. Two of 600 took 160 s of CPU time for SciFact's 5,183 passages (n = 2048, K = 64).
         seed: Of the halves, and of everything random in the fits.
-        k_names: The reading that coherence is measured at; the SAE's own if not given.
+        k_labels: The reading that coherence is measured at; the SAE's own if not given.
         progress: Whether to show progress bars on stderr.
 
     Raises:
@@ -158,7 +158,7 @@ def measure_recurrence(
     for name in halves[0].dictionaries:
         match = match_features(halves[0].dictionaries[name], halves[1].dictionaries[name], vectors)
         unseen = [
-            _coherence(half.dictionaries[name], vectors[other.rows], mean, k_names)
+            _coherence(half.dictionaries[name], vectors[other.rows], mean, k_labels)
             for half, other in (halves, halves[::-1])
         ]
         found[name] = HalvesMeaning(match.mean, match, bootstrap_median(np.concatenate(unseen), seed))
@@ -211,6 +211,6 @@ def _live(sae: TopKSAE, vectors: Array) -> Array:
     return alive
 
 
-def _coherence(sae: TopKSAE, vectors: Array, mean: Array, k_names: int | None) -> NDArray[np.float64]:
-    codes = sae.encode(vectors).leading(min(k_names or sae.config.k_names, sae.config.k))
+def _coherence(sae: TopKSAE, vectors: Array, mean: Array, k_labels: int | None) -> NDArray[np.float64]:
+    codes = sae.encode(vectors).truncate(min(k_labels or sae.config.k_labels, sae.config.k))
     return feature_coherence(strengths(sae, vectors, codes), sae.config.n, vectors, mean)

@@ -84,7 +84,7 @@ def meaning_table(meaning: JSONObject) -> Table:
             cells += [halves[name]["recurrence"], _estimate(halves[name]["held_out_coherence"])]
         rows.append(tuple(cells))
     notes = [
-        f"{found['passages']:,} passages, read at {found['k_names']} latents. AUROC: whether a label finds the "
+        f"{found['passages']:,} passages, read at {found['k_labels']} latents. AUROC: whether a label finds the "
         "passages of its feature among random ones, and among those of neighbouring features, on passages the label "
         "was not made of. Medians over the features that could be scored, so a dictionary with fewer labels is judged "
         "by fewer; in brackets 95 % intervals.",

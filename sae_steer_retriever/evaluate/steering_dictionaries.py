@@ -36,13 +36,13 @@ from sae_steer_retriever.store.code_index import CodeIndex
 DEFAULT_NAME, RANDOM_NAME = "SAE, default", "frozen random dictionary"
 # In units of the product; stronger ones lose half of what was asked for.
 _STRENGTHS = np.array([0.0, *np.geomspace(0.04, 4.0, 35)])
-# What is lost is measured here: nothing has to be guarded against it, and a tilt stays the same for every query.
+# What is lost is measured here: nothing has to be guarded against it, and a query shift stays the same for every query.
 _NO_CAP = 1e-6
 # An untrained dictionary has no labels: a concept means the directions that it is nearest to.
 _NEAREST = 5
 _CENTRES = 1024
 # Untrained directions have no encoder: these many steps make codes of their projections, at least.
-_PURSUIT = 8
+_REFINEMENT = 8
 _BATCH = 2048
 
 
@@ -68,12 +68,12 @@ class Dictionary:
         self.setting = setting
         ids = [f"{row:09d}" for row in range(len(setting.vectors))]
         self.codes = encoded(sae, setting.vectors) if codes is None else codes
-        self.index = CodeIndex.build([(ids, self.codes)], sae.config.n, sae.config.k, sae.config.k_names)
+        self.index = CodeIndex.build([(ids, self.codes)], sae.config.n, sae.config.k, sae.config.k_labels)
         self.queries = encoded(sae, setting.queries)
         if isinstance(calibration, Calibration):
             self.calibration = calibration
         else:
-            names = self.codes.leading(sae.config.k_names)
+            names = self.codes.truncate(sae.config.k_labels)
             matches = [name_matches(sae, setting.vectors, names)]
             self.calibration = calibrate([names], sae.config.n, calibration, matches)
         self._gains: dict[Any, Array] = {}
@@ -103,9 +103,9 @@ class Dictionary:
                 self._gains.pop(next(iter(self._gains)))
             # `Ranker.survey` without its projection of codes, which is slower than one of vectors that are there.
             ranker = Ranker(self.sae, self.calibration.match_unit, found, q, reconstructed=False)
-            shift = found.shift(len(q))
+            shift = found.total_shift(len(q))
             along = self.decoded @ shift if shift.any() else np.float32(0)
-            self._gains[key] = np.asarray(along + ranker.gate_gains(self.index))
+            self._gains[key] = np.asarray(along + ranker.boost_gains(self.index))
         return self._gains[key]
 
     def concept(self, number: int) -> Concept:
@@ -187,7 +187,7 @@ def product(catalog: FeatureCatalog, dictionary: Dictionary) -> list[DictionaryS
 
 
 def dictionary_methods(dictionary: Dictionary) -> Iterator[SteeringMethod]:
-    """What else a dictionary can do: its best row as a tilt, and the paper's decode-replace (arXiv 2411.00786)."""
+    """A dictionary's best row as a query shift, and the paper's decode-replace (arXiv 2411.00786)."""
     sae, setting = dictionary.sae, dictionary.setting
     best = [int(dictionary.concept(number).matches.argmax()) for number in range(len(setting.words))]
     directions = sae.decoder[best]
@@ -233,9 +233,9 @@ def _plain(rows: torch.Tensor, mean: Array, like: SAEConfig) -> TopKSAE:
         d=like.d,
         n=n,
         k=k,
-        k_names=min(like.k_names or k, k),
-        pursuit_steps=max(like.pursuit_steps, _PURSUIT),
-        pursuit_candidates=like.pursuit_candidates,
+        k_labels=min(like.k_labels or k, k),
+        refine_steps=max(like.refine_steps, _REFINEMENT),
+        refine_candidates=like.refine_candidates,
         encoder=like.encoder,
     )
     return TopKSAE(rows, torch.zeros(n), rows, torch.from_numpy(mean), config)
@@ -260,4 +260,4 @@ def encoded(sae: TopKSAE, vectors: Array) -> Codes[NDArray[Any]]:
 
 
 def _key(found: Plan) -> tuple[Any, ...]:
-    return found.gates, found.excluded, tuple(tilt.vector.tobytes() for tilt in found.tilts)
+    return found.boosts, found.excluded, tuple(shift.vector.tobytes() for shift in found.shifts)

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Sequence
 
 from sae_steer_retriever.evaluate.bootstrap import Estimate
-from sae_steer_retriever.evaluate.fidelity import LATENT, LATENT_COSINE, LATENT_DAMPED, ORIGINAL, RECONSTRUCTED
+from sae_steer_retriever.evaluate.fidelity import LATENT, LATENT_COSINE, LATENT_NORMALISED, ORIGINAL, RECONSTRUCTED
 from sae_steer_retriever.evaluate.fits import FitSeries
 from sae_steer_retriever.evaluate.metrics import METRICS, Quality
 from sae_steer_retriever.evaluate.paper import TABLE_1_IN_DOMAIN, TABLE_1_OUT_OF_DOMAIN, TABLE_8, PaperRow, PaperSet
 from sae_steer_retriever.evaluate.seed_average import JudgedSet, SeedAverage, average_seeds, score_sets
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
-from sae_steer_retriever.store.latent_index import DAMPING
+from sae_steer_retriever.store.latent_index import POWER
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ SHOWN_NAMES = {
     ORIGINAL: "Original",
     LATENT: "Latent",
     LATENT_COSINE: "Latent, cosine",
-    LATENT_DAMPED: "Latent, damped",
+    LATENT_NORMALISED: "Latent, power-normalised",
     RECONSTRUCTED: "Recon",
 }
 """The ways to search, as the paper's tables name them."""
@@ -60,7 +60,7 @@ def table_1(
 ) -> Table:
     """Table 1: one encoder, in domain and out of it, by K.
 
-    "Latent" is the dot product of codes, as in the paper; their cosine, and the cosine of damped codes that
+    "Latent" is the dot product of codes, as in the paper; their cosine, and the cosine of power-normalised codes that
     `space="latent"` ranks by, are extra rows. Each query's values are averaged over the seeds before anything else, so
     that the intervals are over queries; the last two columns have the lowest and the highest seed.
 
@@ -125,7 +125,7 @@ def _set_rows(by_k: dict[int, SeedAverage], paper: PaperSet | None) -> list[tupl
     """The rows of one set, each of ours with the paper's below it."""
     first = next(iter(by_k.values()))
     rows = [_our_row(first, ORIGINAL, None), *_paper_rows(first.domain, paper, ORIGINAL, None)]
-    for search in (LATENT, LATENT_COSINE, LATENT_DAMPED, RECONSTRUCTED):
+    for search in (LATENT, LATENT_COSINE, LATENT_NORMALISED, RECONSTRUCTED):
         for k, average in by_k.items():
             rows += [_our_row(average, search, k), *_paper_rows(first.domain, paper, search, k)]
     return rows
@@ -168,8 +168,8 @@ def _notes(encoder: str, queries: Sequence[int], seeds: Sequence[int], sets: Seq
         "millions of passages: compare what is kept (a metric over that of the original embeddings), not the metrics.",
         f"Mean over seeds {', '.join(map(str, seeds))}, query by query; in brackets 95 % intervals over queries, which "
         "do not hold what another seed would have changed: the last columns have the lowest and the highest seed.",
-        "Latent is the dot product of codes, as in the paper, which prints its MRR without a depth; damped is the "
-        f"cosine of activations to the power {DAMPING}, which the latent space is searched by. MSE is per dimension, "
+        "Latent is the dot product of codes, as in the paper, which prints its MRR without a depth; power-normalised "
+        f"is the cosine of activations to the power {POWER}, as in the latent space. MSE is per dimension, "
         "over judged queries and their relevant documents.",
     ]
     return (*notes, *(f"{judged.name}: {note}." for judged, _ in sets for note in judged.notes))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from sae_steer_retriever.evaluate.agreement import Agreement
-from sae_steer_retriever.evaluate.fidelity import LATENT_DAMPED, RECONSTRUCTED, Fidelity
+from sae_steer_retriever.evaluate.fidelity import LATENT_NORMALISED, RECONSTRUCTED, Fidelity
 
 NEARLY_ALL = 0.95
 """A retention of nDCG@10 from which a search is nearly as good as the original."""
@@ -108,7 +108,7 @@ def _of_fidelity(fidelity: Fidelity) -> list[Finding]:
     )
     found += _searches(
         fidelity,
-        LATENT_DAMPED,
+        LATENT_NORMALISED,
         good="Its codes alone rank nearly as well as the original embeddings: they can be searched in their place.",
         between="Searching by its codes alone costs some of the ranking.",
         bad="Do not search by its codes alone.",
@@ -127,7 +127,7 @@ def _of_fidelity(fidelity: Fidelity) -> list[Finding]:
 def _searches(fidelity: Fidelity, search: str, *, good: str, between: str, bad: str) -> list[Finding]:
     retention = fidelity.row(search).retention["ndcg@10"]
     low, high = fidelity.row(search).retention_intervals["ndcg@10"]
-    what = {RECONSTRUCTED: "reconstructions keep", LATENT_DAMPED: "damped codes keep"}[search]
+    what = {RECONSTRUCTED: "reconstructions keep", LATENT_NORMALISED: "power-normalised codes keep"}[search]
     shown = f"{what} {retention:.1%} of nDCG@10 on {fidelity.dataset}"
     if math.isnan(retention):
         return []

@@ -31,7 +31,7 @@ class SteeringTerm(NamedTuple):
 
     Attributes:
         name: As the user wrote it.
-        side: "query" for a tilt, "document" for a gate.
+        side: "query" for a query shift, "document" for a document boost.
         value: In score units.
     """
 
@@ -46,7 +46,8 @@ class Attribution:
 
     Attributes:
         features: The query's own features, largest first: `h_f(q) (d_f . x)`; in the latent space those that the
-            passage has too, the product of both damped activations over the lengths of both damped codes.
+            passage has too, the product of both power-normalised activations over the lengths of both power-normalised
+            codes.
         steering: One term per edit and side.
         bias: The decoder bias' share, `b_dec . x`: what every query has in common. None in the latent space: 0.
         residual: What the SAE does not reconstruct of the query, `(q - q_hat) . x`: unexplained; 0 in the latent space.
@@ -133,7 +134,7 @@ class CodeExplainer:
         """Look at the query, once for all its hits.
 
         Args:
-            h_q: (1, K) the query's code, before it is edited, as it is compared: damped in the latent space.
+            h_q: (1, K) the query's code, before it is edited, as it is compared: power-normalised in the latent space.
             name: From a latent id to its display name.
         """
         self._own = dict(zip(h_q.indices[0].tolist(), h_q.values[0].tolist(), strict=True))

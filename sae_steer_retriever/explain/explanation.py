@@ -30,7 +30,7 @@ _WORTH_TELLING = 0.25
 _MEANINGS = {
     "original": "the cosine similarity of the embeddings of query and passage",
     "reconstructed": "the cosine similarity of what the features reconstruct of query and passage",
-    "latent": "the cosine similarity of the features of query and passage, strong ones damped",
+    "latent": "the cosine similarity of the features of query and passage, strong ones power-normalised",
     None: "what the search ranked by; larger is better",
 }
 

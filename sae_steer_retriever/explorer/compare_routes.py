@@ -14,7 +14,7 @@ from sae_steer_retriever.search.feedback import Feedback
 from sae_steer_retriever.steering.operations import LARGEST_STRENGTH, Side
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.explorer.workbench import Bench
+    from sae_steer_retriever.explorer.workbench import Workbench
     from sae_steer_retriever.steering.from_examples import Contrast
 
 _MOST_EXAMPLES = 100
@@ -43,19 +43,19 @@ class FeedbackAsked(Asked):
     side: Side | None = None
 
 
-def compare_routes(bench: Bench) -> APIRouter:
+def compare_routes(workbench: Workbench) -> APIRouter:
     """The routes.
 
     Args:
-        bench: What they ask.
+        workbench: What they ask.
     """
     router = APIRouter(prefix="/api")
-    retriever = bench.retriever
+    retriever = workbench.retriever
 
     @router.post("/contrast")
     async def contrast(asked: ContrastAsked) -> JSONResponse:
         """A steering towards some texts and away from others, with its reasons."""
-        found = await bench.run(
+        found = await workbench.run(
             retriever.contrast,
             asked.positive,
             asked.negative,
@@ -63,12 +63,12 @@ def compare_routes(bench: Bench) -> APIRouter:
             limit=asked.limit,
             side=asked.side,
         )
-        return answer(await bench.run(_steering_data, bench, found))
+        return answer(await workbench.run(_steering_data, workbench, found))
 
     @router.post("/autosteer")
     async def autosteer(asked: FeedbackAsked) -> JSONResponse:
         """A steering from judged hits, tried on their query."""
-        found = await bench.run(
+        found = await workbench.run(
             retriever.autosteer,
             asked.positive,
             asked.negative,
@@ -77,13 +77,13 @@ def compare_routes(bench: Bench) -> APIRouter:
             limit=asked.limit,
             side=asked.side,
         )
-        return answer(await bench.run(_steering_data, bench, found))
+        return answer(await workbench.run(_steering_data, workbench, found))
 
     return router
 
 
-def _steering_data(bench: Bench, found: Contrast) -> dict[str, Any]:
-    data = {**found.to_dict(), "edits": [row.model_dump(mode="json") for row in bench.rows(found)]}
+def _steering_data(workbench: Workbench, found: Contrast) -> dict[str, Any]:
+    data = {**found.to_dict(), "edits": [row.model_dump(mode="json") for row in workbench.rows(found)]}
     if isinstance(found, Feedback):
         data |= {"ranks_before": list(found.ranks_before), "ranks_after": list(found.ranks_after)}
     return data

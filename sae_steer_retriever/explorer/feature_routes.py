@@ -13,14 +13,14 @@ from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.explorer.feature_passages import feature_passages
 from sae_steer_retriever.explorer.page_data import standard, text_data
 from sae_steer_retriever.explorer.search_routes import Asked, PassageId, answer
-from sae_steer_retriever.explorer.word_attribution import CarryingWords
+from sae_steer_retriever.explorer.word_attribution import WordAttribution
 from sae_steer_retriever.explorer.workbench import feature_data
 from sae_steer_retriever.explorer.workbench_state import LONGEST_NAME
 from sae_steer_retriever.features.feature_card import score_line
 from sae_steer_retriever.features.names import feature_id, folded
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.explorer.workbench import Bench
+    from sae_steer_retriever.explorer.workbench import Workbench
     from sae_steer_retriever.features.evidence import Example
     from sae_steer_retriever.features.feature import Feature
 
@@ -43,14 +43,14 @@ class WordsAsked(Asked):
     passages: list[PassageId] = Field(max_length=_MOST_PASSAGES)
 
 
-def feature_routes(bench: Bench) -> APIRouter:
+def feature_routes(workbench: Workbench) -> APIRouter:
     """The routes.
 
     Args:
-        bench: What they ask.
+        workbench: What they ask.
     """
     router = APIRouter(prefix="/api/features")
-    words = CarryingWords(bench.retriever)
+    words = WordAttribution(workbench.retriever)
 
     @router.get("")
     async def listing(
@@ -60,35 +60,35 @@ def feature_routes(bench: Bench) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=_MOST_ROWS)] = _PAGE,
     ) -> JSONResponse:
         """The features that answer to a text; without one, the most frequent first."""
-        found = await bench.run(_found, bench, search, family)
+        found = await workbench.run(_found, workbench, search, family)
         shown = found[offset : offset + limit]
         return answer({"features": [feature_data(one) for one in shown], "count": len(found), "offset": offset})
 
     @router.get("/{feature}")
     async def page(feature: int) -> JSONResponse:
         """All that is known of a feature."""
-        return answer(await bench.run(_page, bench, feature))
+        return answer(await workbench.run(_page, workbench, feature))
 
     @router.post("/{feature}/words")
     async def marked(feature: int, asked: WordsAsked) -> JSONResponse:
         """How much of the feature's match each word of some passages has."""
-        return answer({"passages": await bench.run(words.marked, feature, asked.passages)})
+        return answer({"passages": await workbench.run(words.marked, feature, asked.passages)})
 
     @router.post("/{feature}/trie")
     async def trie(feature: int, asked: Asked) -> JSONResponse:
         """The words that carry the feature in this collection, as a tree."""
-        return answer(await bench.run(words.trie, feature))
+        return answer(await workbench.run(words.trie, feature))
 
     @router.post("/{feature}/name")
     async def rename(feature: int, asked: NameAsked) -> JSONResponse:
         """Name a feature, or take the name back; kept with the SAE."""
-        return answer(await bench.run(_rename, bench, feature, asked))
+        return answer(await workbench.run(_rename, workbench, feature, asked))
 
     return router
 
 
-def _found(bench: Bench, text: str, family: int | None) -> list[Feature]:
-    catalog = bench.retriever.catalog
+def _found(workbench: Workbench, text: str, family: int | None) -> list[Feature]:
+    catalog = workbench.retriever.catalog
     if family is not None:
         return [catalog[feature] for feature in catalog.family(family).features]
     if not text.strip():
@@ -97,11 +97,11 @@ def _found(bench: Bench, text: str, family: int | None) -> list[Feature]:
     latent = feature_id(text)
     if latent is not None:
         return [catalog[latent]]
-    return catalog.search(text, concept=bench.concept(text), limit=_MOST_ROWS, include_hubs=True)
+    return catalog.search(text, concept=workbench.concept(text), limit=_MOST_ROWS, include_hubs=True)
 
 
-def _page(bench: Bench, feature: int) -> dict[str, Any]:
-    retriever = bench.retriever
+def _page(workbench: Workbench, feature: int) -> dict[str, Any]:
+    retriever = workbench.retriever
     catalog = retriever.catalog
     page = catalog.show(feature, directions=retriever.sae.decoder)
     here = feature_passages(retriever.store, feature)
@@ -127,13 +127,13 @@ def _page(bench: Bench, feature: int) -> dict[str, Any]:
         "lists": passages,
         "family_features": [] if family is None else [feature_data(catalog[one]) for one in family.features[:30]],
         "trie_text": page.trie,
-        "zipf": _zipf(bench, feature),
+        "zipf": _zipf(workbench, feature),
     }
 
 
-def _zipf(bench: Bench, feature: int) -> dict[str, Any]:
+def _zipf(workbench: Workbench, feature: int) -> dict[str, Any]:
     """Passages of a feature against its rank: where this one stands among all."""
-    count = bench.retriever.catalog.calibration.count
+    count = workbench.retriever.catalog.calibration.count
     ordered = np.sort(count[count > 0])[::-1]
     if not len(ordered):
         return {"points": [], "rank": None, "count": 0, "live": 0}
@@ -147,11 +147,11 @@ def _zipf(bench: Bench, feature: int) -> dict[str, Any]:
     }
 
 
-def _rename(bench: Bench, feature: int, asked: NameAsked) -> dict[str, Any]:
-    catalog = bench.retriever.catalog
+def _rename(workbench: Workbench, feature: int, asked: NameAsked) -> dict[str, Any]:
+    catalog = workbench.retriever.catalog
     latent = catalog[feature].id
     before = catalog[latent].name
-    with bench.naming:  # two people who name features at once
+    with workbench.naming:  # two people who name features at once
         if asked.label is None:
             named = catalog.remove_annotation(latent)
         else:
@@ -159,7 +159,7 @@ def _rename(bench: Bench, feature: int, asked: NameAsked) -> dict[str, Any]:
 
             label = checked_label(asked.label)
             try:
-                embedding = bench.embeddings.of(label)
+                embedding = workbench.embeddings.of(label)
             except ArtifactError:  # found by its words, then
                 embedding = None
             named = catalog.annotate(latent, label, asked.note, embedding=embedding)

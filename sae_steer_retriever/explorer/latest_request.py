@@ -9,7 +9,7 @@ from collections import OrderedDict
 _PAGES = 1000
 
 
-class Turns:
+class LatestRequest:
     """The newest turn of each page; safe to share between threads."""
 
     def __init__(self) -> None:
@@ -34,4 +34,4 @@ class Turns:
             return turn >= self._newest.get(page, turn)
 
 
-__all__ = ["Turns"]
+__all__ = ["LatestRequest"]

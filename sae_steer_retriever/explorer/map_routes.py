@@ -11,29 +11,29 @@ from sae_steer_retriever.explorer.feature_map import FeatureMap
 from sae_steer_retriever.explorer.search_routes import answer
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.explorer.workbench import Bench
+    from sae_steer_retriever.explorer.workbench import Workbench
 
 
-def map_routes(bench: Bench) -> APIRouter:
+def map_routes(workbench: Workbench) -> APIRouter:
     """The routes.
 
     Args:
-        bench: What they ask.
+        workbench: What they ask.
     """
     router = APIRouter(prefix="/api")
-    plane = FeatureMap(bench.retriever.sae, bench.retriever.catalog)
+    plane = FeatureMap(workbench.retriever.sae, workbench.retriever.catalog)
 
     @router.get("/map")
     async def positions(names: bool = True) -> JSONResponse:
         """Positions of all live features; their names and families unless they are known already."""
-        return answer(await bench.run(_map_data, bench, plane, names=names))
+        return answer(await workbench.run(_map_data, workbench, plane, names=names))
 
     return router
 
 
-def _map_data(bench: Bench, plane: FeatureMap, *, names: bool) -> dict[str, Any]:
+def _map_data(workbench: Workbench, plane: FeatureMap, *, names: bool) -> dict[str, Any]:
     layout = plane.layout()
-    catalog = bench.retriever.catalog
+    catalog = workbench.retriever.catalog
     data: dict[str, Any] = {
         "progress": layout.progress,
         "ids": layout.features.tolist(),

@@ -10,7 +10,7 @@ from sae_steer_retriever.steering.operations import Add, AddRaw, Clamp, Operatio
 from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.explorer.workbench_state import BenchState
+    from sae_steer_retriever.explorer.workbench_state import WorkbenchState
     from sae_steer_retriever.retriever import SteeredRetriever
     from sae_steer_retriever.steering.policy import Steering
     from sae_steer_retriever.store.chroma_store import ChromaStore
@@ -60,7 +60,7 @@ def address_of(store: ChromaStore) -> StoreAddress:
     return StoreAddress(name, folder)
 
 
-def python_code(state: BenchState, retriever: SteeredRetriever, address: StoreAddress, framework: Framework) -> str:
+def python_code(state: WorkbenchState, retriever: SteeredRetriever, address: StoreAddress, framework: Framework) -> str:
     """The bench's search in Python: ids, order and scores are those that the bench shows.
 
     Args:
@@ -100,14 +100,14 @@ def python_code(state: BenchState, retriever: SteeredRetriever, address: StoreAd
     return "\n".join(lines) + "\n" + _LOOPS[framework].format(query=repr(state.query))
 
 
-def _steer(state: BenchState, steering: Steering) -> list[str]:
+def _steer(state: WorkbenchState, steering: Steering) -> list[str]:
     if state.pinned:  # no name says what they mean: the whole steering is written out
         return [f"steer=Steering.from_json({steering.to_json()!r})"]
     items = ", ".join(f"{name!r}: {_written(operation)}" for name, operation in state.steer.items())
     return [f"steer={{{items}}}"] if items else []
 
 
-def _options(state: BenchState) -> list[str]:
+def _options(state: WorkbenchState) -> list[str]:
     defaults: list[tuple[str, Any, Any]] = [
         ("space", state.space, "original"),
         ("side", state.side, None),

@@ -18,7 +18,7 @@ from sae_steer_retriever.explorer.workbench_state import (
     DEFAULT_HITS,
     MOST_CANDIDATES,
     MOST_HITS,
-    BenchState,
+    WorkbenchState,
     edits_of,
     rows_of,
 )
@@ -56,7 +56,7 @@ class Explorer:
         token: str | None = None,
         hosts: Collection[str] = (),
         address: StoreAddress | None = None,
-        start: BenchState | None = None,
+        start: WorkbenchState | None = None,
     ) -> None:
         """Take an address; nothing is served before `serve` or `start`.
 
@@ -100,12 +100,12 @@ class Explorer:
         Args:
             query: The question.
             steer: As `SteeredRetriever.search` takes it.
-            options: Other fields of `BenchState`.
+            options: Other fields of `WorkbenchState`.
 
         Raises:
             SteeringError: A strength is unusable.
         """
-        state = BenchState.model_validate({"query": query, "edits": tuple(edits_of(steer)), **options})
+        state = WorkbenchState.model_validate({"query": query, "edits": tuple(edits_of(steer)), **options})
         return f"{self.url}#{state.fragment()}"
 
     def serve(self) -> None:
@@ -189,7 +189,7 @@ def explore(
     """
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     steering = retriever.resolve(steer, side=side, drift_cap=drift_cap, space=space)
-    start = BenchState(
+    start = WorkbenchState(
         query=query,
         edits=tuple(rows_of(steering, retriever.resolve_name)),
         k=min(k, MOST_HITS),

@@ -32,11 +32,11 @@ from sae_steer_retriever.explorer.compare_routes import compare_routes
 from sae_steer_retriever.explorer.feature_routes import feature_routes
 from sae_steer_retriever.explorer.map_routes import map_routes
 from sae_steer_retriever.explorer.search_routes import search_routes
-from sae_steer_retriever.explorer.workbench import Bench
+from sae_steer_retriever.explorer.workbench import Workbench
 
 if TYPE_CHECKING:
     from sae_steer_retriever.explorer.python_code import StoreAddress
-    from sae_steer_retriever.explorer.workbench_state import BenchState
+    from sae_steer_retriever.explorer.workbench_state import WorkbenchState
     from sae_steer_retriever.retriever import SteeredRetriever
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def create_app(
     token: str | None = None,
     hosts: Collection[str] = (),
     address: StoreAddress | None = None,
-    start: BenchState | None = None,
+    start: WorkbenchState | None = None,
 ) -> FastAPI:
     """The explorer of a retriever.
 
@@ -79,14 +79,14 @@ def create_app(
     Raises:
         MissingExtraError: The `explorer` extra is not installed.
     """
-    bench = Bench(retriever, address=address, start=start)
+    workbench = Workbench(retriever, address=address, start=start)
     # Without the documentation pages, which load scripts from another host.
     app = FastAPI(
         title="sae-steer explorer", version=__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json"
     )
-    app.state.bench = bench
+    app.state.workbench = workbench
     for routes in (search_routes, feature_routes, compare_routes, map_routes):
-        app.include_router(routes(bench))
+        app.include_router(routes(workbench))
     _add_files(app)
     _add_errors(app)
     app.add_middleware(AccessGuard, token=token, hosts=tuple(hosts))

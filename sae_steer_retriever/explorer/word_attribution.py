@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _READ_CHARACTERS = 4000
 
 
-class CarryingWords:
+class WordAttribution:
     """Reads words with the SAE's encoder, one question at a time: each takes several passes of the model."""
 
     def __init__(self, retriever: SteeredRetriever) -> None:
@@ -84,4 +84,4 @@ class CarryingWords:
         return self._reader
 
 
-__all__ = ["CarryingWords"]
+__all__ = ["WordAttribution"]

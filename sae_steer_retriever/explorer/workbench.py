@@ -13,11 +13,11 @@ import anyio
 import anyio.to_thread
 
 from sae_steer_retriever.explain.explanation import Explanation
-from sae_steer_retriever.explorer.latest_request import Turns
+from sae_steer_retriever.explorer.latest_request import LatestRequest
 from sae_steer_retriever.explorer.page_data import edit_data, explanation_data, hit_data
 from sae_steer_retriever.explorer.python_code import StoreAddress, address_of
 from sae_steer_retriever.explorer.query_embeddings import QueryEmbeddings
-from sae_steer_retriever.explorer.workbench_state import BenchState, EditState, rows_of
+from sae_steer_retriever.explorer.workbench_state import EditState, WorkbenchState, rows_of
 from sae_steer_retriever.features.text_reading import Concept, read_concept
 from sae_steer_retriever.search.query_drift import Drift, plain_loss
 
@@ -48,11 +48,11 @@ class Searched(NamedTuple):
     explain: Callable[[], dict[str, Any]]
 
 
-class Bench:
+class Workbench:
     """A retriever as the explorer uses it: every figure is the Python API's for the same steering."""
 
     def __init__(
-        self, retriever: SteeredRetriever, *, address: StoreAddress | None = None, start: BenchState | None = None
+        self, retriever: SteeredRetriever, *, address: StoreAddress | None = None, start: WorkbenchState | None = None
     ) -> None:
         """Take a retriever.
 
@@ -64,11 +64,11 @@ class Bench:
         default = retriever.steering
         # The rows of the bench are all there is: a default beneath them would be one that nobody sees.
         self.retriever = retriever if default is None else retriever.with_steering(None)
-        self.start = start or BenchState()
+        self.start = start or WorkbenchState()
         if start is None and default is not None:
-            self.start = BenchState(edits=tuple(self.rows(default)), drift_cap=default.drift_cap)
+            self.start = WorkbenchState(edits=tuple(self.rows(default)), drift_cap=default.drift_cap)
         self.address = address_of(retriever.store) if address is None else address
-        self.turns = Turns()
+        self.turns = LatestRequest()
         self.embeddings = QueryEmbeddings(retriever.embedder)
         self.naming = threading.Lock()
         self._plain_hits: OrderedDict[Hashable, list[Hit]] = OrderedDict()
@@ -90,7 +90,7 @@ class Bench:
     def query_features(self, query: str) -> list[dict[str, Any]]:
         """The features that a query is said to be about, with how many units of each it has."""
         catalog = self.retriever.catalog
-        names = self.concept(query).codes.leading(self.retriever.sae.config.k_names)
+        names = self.concept(query).codes.truncate(self.retriever.sae.config.k_labels)
         own = zip(names.indices[0].tolist(), names.values[0].tolist(), strict=True)
         return [
             {**feature_data(catalog[latent]), "strength": value / float(catalog.calibration.unit[latent])}
@@ -100,7 +100,7 @@ class Bench:
 
     # -- searching ----------------------------------------------------------------------------------------------------
 
-    def search(self, state: BenchState, *, before: bool) -> Searched:
+    def search(self, state: WorkbenchState, *, before: bool) -> Searched:
         """What a bench shows.
 
         Args:
@@ -119,7 +119,9 @@ class Bench:
         options: dict[str, Any] = {"k": state.k, "space": state.space, "fetch_k": state.fetch_k}
         options["embedding"] = self.embeddings.of(state.query)
         conditional = any(edit.condition is not None for edit in steering.edits)
-        applied = retriever.applied(steering, state.query, embedding=options["embedding"]) if conditional else steering
+        applied = (
+            retriever.active_edits(steering, state.query, embedding=options["embedding"]) if conditional else steering
+        )
         after = retriever.search(state.query, steer=steering, **options)
         plain = self._plain(state, options, fresh=before) if applied.edits else after
         drift = Drift(1.0, 1.0)
@@ -141,7 +143,7 @@ class Bench:
 
         return Searched(results, explain)
 
-    def _plain(self, state: BenchState, options: dict[str, Any], *, fresh: bool) -> list[Hit]:
+    def _plain(self, state: WorkbenchState, options: dict[str, Any], *, fresh: bool) -> list[Hit]:
         """The hits without steering; while a knob is turned, those of its first turn."""
         key = (state.query, state.k, state.space, state.fetch_k)
         with self._remembering:
@@ -172,11 +174,11 @@ def feature_data(feature: Feature) -> dict[str, Any]:
     }
 
 
-def _explained(state: BenchState, hits: list[Hit], *, steered: bool) -> dict[str, Any]:
+def _explained(state: WorkbenchState, hits: list[Hit], *, steered: bool) -> dict[str, Any]:
     return {
         hit.id: explanation_data(Explanation(state.query, hit, rank=rank, space=state.space, steered=steered))
         for rank, hit in enumerate(hits, start=1)
     }
 
 
-__all__ = ["Bench", "Searched", "feature_data"]
+__all__ = ["Workbench", "Searched", "feature_data"]

@@ -110,7 +110,7 @@ class EditState(BaseModel):
         return Edit.from_dict({**row, "features": list(self.features or ()), "weights": list(self.weights or ())})
 
 
-class BenchState(BaseModel):
+class WorkbenchState(BaseModel):
     """All that a bench shows, in the words of `SteeredRetriever.search`.
 
     Attributes:
@@ -120,7 +120,7 @@ class BenchState(BaseModel):
         space: What is searched.
         side: For strengths that do not say; None as the space has it.
         fetch_k: Candidates before re-ranking; None for the default.
-        drift_cap: Smallest cosine between the query and the tilted query.
+        drift_cap: Smallest cosine between the query and the shifted query.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -190,7 +190,7 @@ class BenchState(BaseModel):
         return _PREFIX + base64.urlsafe_b64encode(body).decode().rstrip("=")
 
     @classmethod
-    def from_fragment(cls, fragment: str) -> BenchState:
+    def from_fragment(cls, fragment: str) -> WorkbenchState:
         """Read what `fragment` wrote.
 
         Raises:
@@ -260,4 +260,4 @@ def _written(name: str | int) -> str:
     return f"#{name}" if isinstance(name, int) else name
 
 
-__all__ = ["BenchState", "EditState", "edits_of", "rows_of"]
+__all__ = ["WorkbenchState", "EditState", "edits_of", "rows_of"]

@@ -27,7 +27,7 @@ _SAMPLE = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Per-feature statistics, over the naming reading (the `k_names` strongest latents) of a corpus.
+    """Per-feature statistics, over the label latents (the `k_labels` strongest latents) of a corpus.
 
     Attributes:
         rows: How many passages were read.
@@ -37,7 +37,7 @@ class Calibration:
         maximum: (n,) the largest activation seen.
         score_spread: A typical distance between the scores of a query's second and hundredth neighbour: steering by
             +0.5 adds that much to a passage that strongly has the feature.
-        match_unit: (n,) as `unit`, of matches `<d_f, x - b>`: what a passage's presence is measured by.
+        match_unit: (n,) as `unit`, of matches `<d_f, x - b>`: what a passage's feature match is measured by.
     """
 
     rows: int
@@ -74,7 +74,7 @@ def calibrate(
     """Statistics of each feature, streamed over batches of codes.
 
     Args:
-        codes: Batches of naming readings, (batch, k_names) each.
+        codes: Batches of label latents, (batch, k_labels) each.
         n: Number of latents.
         score_spread: See `Calibration`.
         matches: The same names with how well each matches its passage, in place of activations
@@ -184,7 +184,7 @@ def load_calibration(path: Path, n: int) -> tuple[Calibration, Array | None]:
         )
         if "match_unit" not in tensors:
             logger.warning(
-                "%s is of an earlier version and has no units of match: steering measures presence in units of "
+                "%s is of an earlier version and has no units of match: steering measures feature match in units of "
                 "activation; `sae-steer features label` with the SAE's own corpus adds them",
                 path,
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 from sae_steer_retriever.encoders.embedders import Embedder, as_embedder
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.bundled import require_shipped
+from sae_steer_retriever.sae.bundled import require_bundled
 from sae_steer_retriever.sae.config import DEFAULT_MODEL
 from sae_steer_retriever.sae.topk_sae import TopKSAE, resolve_folder
 
@@ -21,7 +21,7 @@ def load_sae(
     """An SAE, its catalog and its encoder.
 
     Args:
-        path: The SAE's folder, its hub id, or the name of one that ships; if None, the one that ships for the encoder.
+        path: The SAE's folder, its hub id, or the name of one that ships; if None, the bundled one for the encoder.
         embedding: Anything `as_embedder` takes; the SAE's own encoder if not given.
         k: Active latents per embedding, in place of those it was fitted for; see `TopKSAE.with_k`.
 
@@ -31,7 +31,7 @@ def load_sae(
         ValueError: `k` is out of range.
     """
     if path is None:
-        path = shipped_for(embedding)
+        path = bundled_for(embedding)
     folder = resolve_folder(path)
     sae = TopKSAE.from_pretrained(folder, k=k)
     catalog = FeatureCatalog.load(folder, sae.fingerprint)
@@ -40,8 +40,8 @@ def load_sae(
     return sae, catalog, embedder
 
 
-def shipped_for(embedding: Any = None) -> Path:  # noqa: ANN401 - see as_embedder
-    """The folder of the SAE that ships for an encoder; that of all-MiniLM-L6-v2 if None is given.
+def bundled_for(embedding: Any = None) -> Path:  # noqa: ANN401 - see as_embedder
+    """The folder of the bundled SAE for an encoder; that of all-MiniLM-L6-v2 if None is given.
 
     Args:
         embedding: Anything `as_embedder` takes.
@@ -50,9 +50,9 @@ def shipped_for(embedding: Any = None) -> Path:  # noqa: ANN401 - see as_embedde
         ArtifactError: None ships for it.
     """
     if embedding is None:
-        return require_shipped(DEFAULT_MODEL)
+        return require_bundled(DEFAULT_MODEL)
     # By its name where that is known, before what it names is loaded.
-    return require_shipped(str(embedding) if isinstance(embedding, str | Path) else as_embedder(embedding).spec.name)
+    return require_bundled(str(embedding) if isinstance(embedding, str | Path) else as_embedder(embedding).spec.name)
 
 
-__all__ = ["load_sae", "shipped_for"]
+__all__ = ["load_sae", "bundled_for"]

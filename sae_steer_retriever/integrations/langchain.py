@@ -66,10 +66,10 @@ class SAESteeredRetriever(BaseRetriever):
     fetch_k: int | None = Field(default=None, ge=1)
     """Candidates from each source before re-ranking; max(100, 4 k) if None."""
     side: Side | None = None
-    """For strengths that do not say: tilt the "query", reward the "document" that has the feature, or "both"; if None,
+    """For strengths that do not say: shift the "query", reward the "document" that has the feature, or "both"; if None,
     "both", but "query" in the reconstructed and latent spaces."""
     drift_cap: float = Field(default=DEFAULT_DRIFT_CAP, gt=0, le=1)
-    """Smallest cosine allowed between the query and the tilted query."""
+    """Smallest cosine allowed between the query and the shifted query."""
     attach_scores: bool = True
     """Whether to add `relevance_score` and `sae`. Off for `MultiQueryRetriever`, which drops equal documents only."""
 
@@ -93,7 +93,7 @@ class SAESteeredRetriever(BaseRetriever):
             documents: What to index; see `add_documents`.
             embedding: LangChain `Embeddings`, or anything `as_embedder` takes; the SAE's own encoder if None.
             sae: Folder or hub id of the SAE, the name of one that ships, or the loaded SAE and its catalog. If None,
-                the one that the collection was indexed with, else the one that ships for the encoder.
+                the one that the collection was indexed with, else the bundled one for the encoder.
             ids: See `add_documents`.
             persist_directory: Folder of the Chroma store. If None, the store is this retriever's alone and is gone
                 with it: unlike Chroma's in-memory client, it shares nothing with other stores of the process.
@@ -156,13 +156,13 @@ class SAESteeredRetriever(BaseRetriever):
         attach: bool = True,
         **options: Any,
     ) -> Self:
-        """Retrieve from a collection that exists. It is not modified: a companion is made beside it.
+        """Retrieve from a collection that exists. It is not modified: a sidecar is made beside it.
 
         Args:
             store_or_collection: A `langchain_chroma.Chroma` or a chromadb `Collection`, of any distance.
             embedding: What it was embedded with; if None, the Chroma's own embedding function, else the SAE's encoder.
             sae: See `from_documents`.
-            attach: Whether to bring the companion in step first, from the stored vectors: no text is embedded.
+            attach: Whether to bring the sidecar in step first, from the stored vectors: no text is embedded.
             options: Fields of this class: `k`, `steer`, ...
 
         Raises:

@@ -82,7 +82,7 @@ class SAESteeredRetriever(BaseRetriever):
             space: See `SteeredRetriever.search`, as for the next three.
             fetch_k: Candidates from each source before re-ranking.
             side: For strengths that do not say.
-            drift_cap: Smallest cosine between the query and the tilted query.
+            drift_cap: Smallest cosine between the query and the shifted query.
             explain: Whether to attribute the scores.
             attach_explanation: Whether to put the steering, the unsteered rank and the attribution into the nodes'
                 metadata. Turn it off inside `QueryFusionRetriever`, which tells nodes apart by a hash that covers
@@ -158,7 +158,7 @@ class SAESteeredRetriever(BaseRetriever):
             embed_model: A LlamaIndex `BaseEmbedding`, or anything `as_embedder` takes; the SAE's own encoder if None
                 (`Settings.embed_model` is not looked at).
             sae: Folder or hub id of the SAE, the name of one that ships, or the loaded SAE and its catalog. If None,
-                the one that the collection was indexed with, else the one that ships for the encoder.
+                the one that the collection was indexed with, else the bundled one for the encoder.
             persist_directory: Folder of the Chroma store. If None, the store is gone with this retriever.
             collection_name: Name of the documents collection; `ChromaVectorStore` can read it.
             options: Further arguments of the constructor.
@@ -183,13 +183,13 @@ class SAESteeredRetriever(BaseRetriever):
         attach: bool = True,
         **options: Any,
     ) -> Self:
-        """Retrieve from an index over a `ChromaVectorStore`. Its collection is not modified: a companion is made.
+        """Retrieve from an index over a `ChromaVectorStore`. Its collection is not modified: a sidecar is made.
 
         Args:
             index: The index.
             sae: See `from_nodes`.
             embed_model: What the collection was embedded with; the index' own embedding model if None.
-            attach: Whether to bring the companion in step first, from the stored vectors: no text is embedded. Call
+            attach: Whether to bring the sidecar in step first, from the stored vectors: no text is embedded. Call
                 `retriever.store.attach()` of the result's core again when nodes were inserted.
             options: Further arguments of the constructor.
 

@@ -41,7 +41,7 @@ class SAESteerPostprocessor(BaseNodePostprocessor):
     )
     side: Side | None = Field(default=None, description="For strengths that do not say: query, document or both.")
     drift_cap: float = Field(
-        default=DEFAULT_DRIFT_CAP, description="Smallest cosine between the query and the tilted query."
+        default=DEFAULT_DRIFT_CAP, description="Smallest cosine between the query and the shifted query."
     )
     reuse_embeddings: bool = Field(
         default=True,
@@ -71,7 +71,7 @@ class SAESteerPostprocessor(BaseNodePostprocessor):
 
         Args:
             sae: Folder or hub id of the SAE, the name of one that ships, or the loaded SAE and its catalog. If None,
-                the one that ships for the encoder.
+                the bundled one for the encoder.
             embed_model: A LlamaIndex `BaseEmbedding`, or anything `as_embedder` takes; the SAE's own encoder if None.
             steer: The default steering; names are resolved now.
             top_n: How many nodes to return.

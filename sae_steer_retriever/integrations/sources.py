@@ -12,7 +12,7 @@ from sae_steer_retriever.encoders.embedders import Embedder, as_embedder
 from sae_steer_retriever.encoders.embedding_cache import cache_root
 from sae_steer_retriever.errors import StoreError
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.features.loading import load_sae, shipped_for
+from sae_steer_retriever.features.loading import bundled_for, load_sae
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae.bundled import recordable
 from sae_steer_retriever.sae.topk_sae import TopKSAE
@@ -56,7 +56,7 @@ def load_parts(
 
     Args:
         sae: Folder of the SAE, its hub id, the name of one that ships, or the loaded SAE with its catalog; if None, the
-            one that the collection was indexed with, else the one that ships for the encoder.
+            one that the collection was indexed with, else the bundled one for the encoder.
         embedding: Anything `as_embedder` takes; the SAE's own encoder if None.
         client: The store, where there is one already: its collection says which SAE it is of, and at which K.
         collection: Name of the documents collection.
@@ -71,7 +71,7 @@ def load_parts(
             embedder = as_embedder(model.config.encoder.name if embedding is None else embedding)
             return Parts(model, catalog, embedder, None)
         case None:
-            path = str(shipped_for(embedding)) if client is None else default_sae(client, collection, embedding)
+            path = str(bundled_for(embedding)) if client is None else default_sae(client, collection, embedding)
         case str() | Path():
             path = str(sae)
         case _:
@@ -110,7 +110,7 @@ def open_store(
     client = connect(path=folder)
     store = ChromaStore.open(parts.sae, client=client, collection=collection, sae_location=parts.location)
     if persist_directory is None:
-        weakref.finalize(store, _discard, client, [Path(folder), cache_root() / "codes" / store.companion.id])
+        weakref.finalize(store, _discard, client, [Path(folder), cache_root() / "codes" / store.sidecar.id])
     return parts, store
 
 
@@ -119,7 +119,7 @@ def adopt_store(
     sae: SAESource | None,
     embedding: Any = None,  # noqa: ANN401 - see as_embedder
 ) -> tuple[Parts, ChromaStore]:
-    """Put a companion beside a collection that exists.
+    """Put a sidecar beside a collection that exists.
 
     Args:
         collection: See `ChromaStore.from_collection`.
@@ -128,7 +128,7 @@ def adopt_store(
 
     Raises:
         TypeError: It is no collection.
-        MismatchError: No SAE was given, and the one that ships cannot read its vectors; otherwise see `load_parts`.
+        MismatchError: No SAE was given, and the bundled one cannot read its vectors; otherwise see `load_parts`.
     """
     client, name = client_of(collection)
     parts = load_parts(sae, embedding, client=client, collection=name)

@@ -52,7 +52,7 @@ def label_adapted(
         texts: The passages.
         vectors: (N, d) their unit embeddings.
         embedder: Embeds labels that have no embedding yet.
-        names: (N, k_names) their naming reading.
+        names: (N, k_labels) their label latents.
         seed: Of the halves that new labels are made of and scored on, and of the negatives.
 
     Returns:

@@ -41,5 +41,5 @@ def kmeans_dictionary(sae: TopKSAE, vectors: Vectors, seed: int = 0) -> TopKSAE:
 
 
 def _plain(config: SAEConfig) -> SAEConfig:
-    """Without pursuit, which would make the names of an untrained dictionary worse than they can be."""
-    return dataclasses.replace(config, pursuit_steps=0)
+    """Without refinement, which would make the names of an untrained dictionary worse than they can be."""
+    return dataclasses.replace(config, refine_steps=0)

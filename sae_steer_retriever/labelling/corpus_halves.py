@@ -13,7 +13,7 @@ from sae_steer_retriever.labelling.gather_evidence import (
     frequent_features,
     gather_evidence,
     nearest_features,
-    read_names,
+    read_label_latents,
     strengths,
 )
 from sae_steer_retriever.labelling.keyword_labels import split_halves
@@ -43,7 +43,7 @@ class LabelHalves:
         """
         self._seed = seed
         rows = vectors if isinstance(vectors, VectorRows) else VectorRows(vectors)
-        names = strengths(sae, rows, read_names(sae, rows))
+        names = strengths(sae, rows, read_label_latents(sae, rows))
         halves = split_halves(len(texts), seed)
         neighbours = nearest_features(sae, frequent_features(names, sae.config.n))
         made_of, unseen = (

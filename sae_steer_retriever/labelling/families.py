@@ -40,13 +40,13 @@ def find_families(evidence: Evidence, directions: Array, keywords: Mapping[int, 
         directions: (n, d) the features' unit decoder rows.
         keywords: By feature id; those of the members name their family.
     """
-    frequency = np.diff(evidence.presence.indptr)
-    passages = evidence.presence.shape[1]
+    frequency = np.diff(evidence.feature_match.indptr)
+    passages = evidence.feature_match.shape[1]
     eligible = np.zeros(len(frequency), dtype=bool)
     eligible[list(keywords)] = True
     eligible &= (frequency >= _PASSAGES_FROM) & (frequency <= HUB_FROM * passages)
     chosen = np.flatnonzero(eligible)
-    similarity = _company(evidence.presence[chosen], directions[chosen])
+    similarity = _company(evidence.feature_match[chosen], directions[chosen])
     groups = [
         tuple(sorted(chosen[members].tolist(), key=lambda feature: (-frequency[feature], feature)))
         for members in average_linkage(similarity, _TOGETHER_FROM, _LARGEST)
@@ -56,9 +56,9 @@ def find_families(evidence: Evidence, directions: Array, keywords: Mapping[int, 
     return tuple(Family(number, name, group) for number, (name, group) in enumerate(zip(names, groups, strict=True)))
 
 
-def _company(presence: csr_matrix, directions: Array) -> csr_matrix:
+def _company(feature_match: csr_matrix, directions: Array) -> csr_matrix:
     """(features, features) normalised PMI of the pairs above chance, each pair once: row below column."""
-    has = presence.copy()
+    has = feature_match.copy()
     has.data = np.ones(len(has.data), dtype=np.float32)
     count, passages = np.diff(has.indptr), has.shape[1]
     shared = coo_matrix(has @ has.T)

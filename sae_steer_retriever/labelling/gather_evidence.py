@@ -30,72 +30,72 @@ class Evidence:
     """Who has which feature, over some passages.
 
     Attributes:
-        presence: (n, N) sparse activations, feature by passage, of the naming reading.
+        feature match: (n, N) sparse activations, feature by passage, of the label latents.
         neighbours: (n, 5) the features nearest by decoder direction, of those that count (`nearest_features`).
     """
 
-    presence: csr_matrix
+    feature_match: csr_matrix
     neighbours: NDArray[np.int64]
 
     def passages(self, feature: int) -> tuple[NDArray[np.int64], Array]:
         """Rows and activations of the passages that have a feature, strongest first."""
         own = self._places(feature)
-        rows, values = self.presence.indices[own], self.presence.data[own]
+        rows, values = self.feature_match.indices[own], self.feature_match.data[own]
         order = np.argsort(-values, kind="stable")
         return rows[order].astype(np.int64), values[order]
 
     def near_misses(self, feature: int) -> NDArray[np.int64]:
         """Rows of the passages that have a neighbouring feature but not this one, ascending: hard negatives."""
-        others = [self.presence.indices[self._places(int(neighbour))] for neighbour in self.neighbours[feature]]
+        others = [self.feature_match.indices[self._places(int(neighbour))] for neighbour in self.neighbours[feature]]
         if not others:
             return np.empty(0, dtype=np.int64)
-        found = np.setdiff1d(np.concatenate(others), self.presence.indices[self._places(feature)])
+        found = np.setdiff1d(np.concatenate(others), self.feature_match.indices[self._places(feature)])
         return found.astype(np.int64)
 
     def _places(self, feature: int) -> slice:
-        return slice(int(self.presence.indptr[feature]), int(self.presence.indptr[feature + 1]))
+        return slice(int(self.feature_match.indptr[feature]), int(self.feature_match.indptr[feature + 1]))
 
 
 def gather_evidence(names: Codes[NDArray[Any]], neighbours: NDArray[np.int64]) -> Evidence:
-    """Turn the naming readings of passages into evidence by feature.
+    """Turn the label latents of passages into evidence by feature.
 
     Args:
-        names: (N, k_names) codes of the passages.
+        names: (N, k_labels) codes of the passages.
         neighbours: (n, 5) of `nearest_features`.
     """
     row, place = np.nonzero(names.values > 0)
     latents, values = names.indices[row, place], names.values[row, place]
-    presence = csr_matrix((values, (latents, row)), shape=(len(neighbours), len(names.indices)), dtype=np.float32)
-    return Evidence(presence, neighbours)
+    feature_match = csr_matrix((values, (latents, row)), shape=(len(neighbours), len(names.indices)), dtype=np.float32)
+    return Evidence(feature_match, neighbours)
 
 
-def read_names(sae: TopKSAE, vectors: Vectors) -> Codes[NDArray[Any]]:
-    """The naming reading of passages, (N, k_names), in batches: neither all vectors nor all K latents are in memory.
+def read_label_latents(sae: TopKSAE, vectors: Vectors) -> Codes[NDArray[Any]]:
+    """The label latents of passages, (N, k_labels), in batches: neither all vectors nor all K latents are in memory.
 
     Args:
         sae: The dictionary.
         vectors: (N, d) unit embeddings.
     """
-    shape = (len(vectors), sae.config.k_names)
+    shape = (len(vectors), sae.config.k_labels)
     found: Codes[NDArray[Any]] = Codes(np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float32))
     for start in range(0, len(vectors), _TILE):
         own = slice(start, start + _TILE)
-        found.indices[own], found.values[own] = sae.encode(vectors[own]).leading(sae.config.k_names)
+        found.indices[own], found.values[own] = sae.encode(vectors[own]).truncate(sae.config.k_labels)
     return found
 
 
 def strengths(sae: TopKSAE, vectors: Vectors, names: Codes[NDArray[Any]]) -> Codes[NDArray[Any]]:
     """Names with how strongly a passage has each: of which passages a label is made, and which it must detect.
 
-    That is the activation or, after a pursuit, the match that also orders the names: a pursuit sets values so that
-    they add up, and a passage that needs much of a latent is not the one that is most about it.
+    That is the activation or, after a refinement, the match that also orders the names: a refinement sets values so
+    that they add up, and a passage that needs much of a latent is not the one that is most about it.
 
     Args:
         sae: The dictionary.
         vectors: (N, d) unit embeddings.
-        names: (N, k_names) their naming reading.
+        names: (N, k_labels) their label latents.
     """
-    return name_matches(sae, vectors, names) if sae.config.pursuit_steps else names
+    return name_matches(sae, vectors, names) if sae.config.refine_steps else names
 
 
 def name_matches(sae: TopKSAE, vectors: Vectors, names: Codes[NDArray[Any]]) -> Codes[NDArray[Any]]:
@@ -104,7 +104,7 @@ def name_matches(sae: TopKSAE, vectors: Vectors, names: Codes[NDArray[Any]]) -> 
     Args:
         sae: The dictionary.
         vectors: (N, d) unit embeddings.
-        names: (N, k_names) their naming reading.
+        names: (N, k_labels) their label latents.
     """
     matches = np.zeros(names.values.shape, dtype=np.float32)
     tile = max(1, _GATHERED // (names.values.shape[1] * sae.config.d))
@@ -154,7 +154,7 @@ def frequent_features(names: Codes[NDArray[Any]], n: int) -> NDArray[np.bool_]:
     """(n,) which features enough passages have for a label.
 
     Args:
-        names: (N, k_names) codes of the passages.
+        names: (N, k_labels) codes of the passages.
         n: Number of latents.
     """
     count = np.bincount(names.indices[names.values > 0], minlength=n)
@@ -178,7 +178,7 @@ def describe_features(
     misses = hardest_misses(sae, evidence, vectors)
     cosines = _neighbour_cosines(sae, evidence.neighbours)
     described = {}
-    for feature in np.flatnonzero(np.diff(evidence.presence.indptr)).tolist():
+    for feature in np.flatnonzero(np.diff(evidence.feature_match.indptr)).tolist():
         rows, values = evidence.passages(feature)
         found = [Example(ids[row], round(float(value), _DIGITS)) for row, value in zip(rows, values, strict=True)]
         described[feature] = FeatureEvidence(
@@ -208,7 +208,7 @@ def hardest_misses(
         count: How many for a feature at most.
     """
     n = sae.config.n
-    has = csr_matrix(evidence.presence.T, copy=True)
+    has = csr_matrix(evidence.feature_match.T, copy=True)
     has.data = np.ones(len(has.data), dtype=np.float32)
     owner = np.repeat(np.arange(n), evidence.neighbours.shape[1])
     near = csr_matrix((np.ones(len(owner), np.float32), (owner, evidence.neighbours.ravel())), shape=(n, n))

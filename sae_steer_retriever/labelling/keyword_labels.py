@@ -24,7 +24,7 @@ from sae_steer_retriever.labelling.gather_evidence import (
     frequent_features,
     gather_evidence,
     nearest_features,
-    read_names,
+    read_label_latents,
     strengths,
 )
 from sae_steer_retriever.labelling.keywords import Vocabulary, contrastive_keywords
@@ -111,10 +111,10 @@ def label_features(
         texts: The passages.
         vectors: (N, d) their unit embeddings; only those that a score or a batch needs are in memory.
         embedder: Embeds the labels.
-        names: (N, k_names) their naming reading; read here if not given.
+        names: (N, k_labels) their label latents; read here if not given.
         seed: Of the split into halves and of the negatives.
     """
-    names = strengths(sae, vectors, read_names(sae, vectors) if names is None else names)
+    names = strengths(sae, vectors, read_label_latents(sae, vectors) if names is None else names)
     neighbours = nearest_features(sae, frequent_features(names, sae.config.n))
     halves = split_halves(len(texts), seed)
     keywords = _keywords(sae, gather_evidence(_rows(names, halves.made_of), neighbours), texts, halves, embedder)
@@ -138,7 +138,7 @@ def _keywords(
 ) -> dict[int, tuple[str, ...]]:
     """By feature id, of the features that enough passages of the first half have."""
     vocabulary = Vocabulary([texts[row] for row in halves.made_of], embedder)
-    frequent = np.flatnonzero(np.diff(evidence.presence.indptr) >= LABELLED_FROM).tolist()
+    frequent = np.flatnonzero(np.diff(evidence.feature_match.indptr) >= LABELLED_FROM).tolist()
     found = {feature: contrastive_keywords(feature, evidence, vocabulary, sae.decoder[feature]) for feature in frequent}
     return {feature: words for feature, words in found.items() if words}
 

@@ -11,7 +11,7 @@ from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.encoders.vector_rows import Vectors
 from sae_steer_retriever.errors import MismatchError, UnknownFeatureError
 from sae_steer_retriever.features.trie import Trie, TrieScore, detection
-from sae_steer_retriever.labelling.gather_evidence import Evidence, gather_evidence, read_names, strengths
+from sae_steer_retriever.labelling.gather_evidence import Evidence, gather_evidence, read_label_latents, strengths
 from sae_steer_retriever.labelling.keyword_labels import split_halves
 from sae_steer_retriever.labelling.label_scores import sample_others
 from sae_steer_retriever.labelling.neuron2graph import PASSAGES, grow_tries
@@ -83,7 +83,7 @@ def measured_tries(
         raise UnknownFeatureError(f"unknown feature #{unknown[0]}: this SAE has features #0 to #{sae.config.n - 1}.")
     # Before the corpus is read: it says whether the encoder can be read so at all.
     reader = word_reader(embedder, sae, how)
-    names = strengths(sae, vectors, read_names(sae, vectors))
+    names = strengths(sae, vectors, read_label_latents(sae, vectors))
     halves = split_halves(len(texts), seed)
     # Near misses are not asked for: no feature has neighbours here.
     nobody = np.empty((sae.config.n, 0), dtype=np.int64)

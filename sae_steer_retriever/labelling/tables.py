@@ -8,7 +8,7 @@ import numpy as np
 
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import Feature
-from sae_steer_retriever.labelling.gather_evidence import read_names, strengths
+from sae_steer_retriever.labelling.gather_evidence import read_label_latents, strengths
 from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
 
 # Of the live features, ranked by frequency: the first tenth, what follows up to the half, and the second half.
@@ -100,12 +100,12 @@ def strongest_features(
         sae: The dictionary.
         catalog: Its features.
         vectors: (batch, d) unit embeddings of the texts.
-        limit: How many at most; no text has more than `k_names`.
+        limit: How many at most; no text has more than `k_labels`.
 
     Returns:
         Of each text, strongest first.
     """
-    codes = strengths(sae, vectors, read_names(sae, vectors))
+    codes = strengths(sae, vectors, read_label_latents(sae, vectors))
     found = []
     for latents, values in zip(codes.indices, codes.values, strict=True):
         order = [place for place in np.argsort(-values, kind="stable")[:limit].tolist() if values[place] > 0]

@@ -58,7 +58,7 @@ class FeatureDirections(NamedTuple):
     """How strongly an embedding x has a feature, before anything is cut off: `rows[f] . x + constants[f]`.
 
     Attributes:
-        rows: (n, d) the decoder's rows after a pursuit, whose names are ordered by `<d_f, x - b_dec>`; else the
+        rows: (n, d) the decoder's rows after a refinement, whose names are ordered by `<d_f, x - b_dec>`; else the
             encoder's, whose pre-activation is `<w_f, x - b_dec> + b_enc[f]`.
         constants: (n,) all terms without x.
     """
@@ -69,7 +69,7 @@ class FeatureDirections(NamedTuple):
     @classmethod
     def of(cls, sae: TopKSAE) -> FeatureDirections:
         """The directions by which an SAE names texts."""
-        if sae.config.pursuit_steps:
+        if sae.config.refine_steps:
             return cls(sae.decoder, -(sae.decoder @ sae.bias))
         rows: Array = sae.W_enc.cpu().numpy()
         return cls(rows, sae.b_enc.cpu().numpy() - rows @ sae.bias)

@@ -1,4 +1,4 @@
-"""The SAEs that ship with this package: which there are, for which encoder, and how a store records them."""
+"""The bundled SAEs with this package: which there are, for which encoder, and how a store records them."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from platformdirs import user_data_dir
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.sae.config import DEFAULT_MODEL, encoder_base_name
 
-SHIPPED_FOLDER = Path(__file__).resolve().parent / "pretrained"
+BUNDLED_FOLDER = Path(__file__).resolve().parent / "pretrained"
 """A folder for each SAE, named after its encoder without the owner."""
 NAMES_VARIABLE = "SAE_STEER_NAMES"
 _CONFIG_FILE = "config.json"
 
 
-def shipped_names() -> tuple[str, ...]:
+def bundled_names() -> tuple[str, ...]:
     """The encoders that an SAE ships for, without their owners: ("all-MiniLM-L6-v2",)."""
-    if not SHIPPED_FOLDER.is_dir():
+    if not BUNDLED_FOLDER.is_dir():
         return ()
-    return tuple(sorted(folder.name for folder in SHIPPED_FOLDER.iterdir() if (folder / _CONFIG_FILE).is_file()))
+    return tuple(sorted(folder.name for folder in BUNDLED_FOLDER.iterdir() if (folder / _CONFIG_FILE).is_file()))
 
 
-def shipped_sae(encoder: str) -> Path | None:
-    """The folder of the SAE that ships for an encoder, None if none does.
+def bundled_sae(encoder: str) -> Path | None:
+    """The folder of the bundled SAE for an encoder, None if none does.
 
     Args:
         encoder: Its name, with or without "sentence-transformers/".
     """
     wanted = encoder_base_name(encoder)
-    return next((SHIPPED_FOLDER / name for name in shipped_names() if name.lower() == wanted), None)
+    return next((BUNDLED_FOLDER / name for name in bundled_names() if name.lower() == wanted), None)
 
 
-def require_shipped(encoder: str = DEFAULT_MODEL) -> Path:
-    """The folder of the SAE that ships for an encoder.
+def require_bundled(encoder: str = DEFAULT_MODEL) -> Path:
+    """The folder of the bundled SAE for an encoder.
 
     Args:
         encoder: Its name.
@@ -42,9 +42,9 @@ def require_shipped(encoder: str = DEFAULT_MODEL) -> Path:
     Raises:
         ArtifactError: None does.
     """
-    folder = shipped_sae(encoder)
+    folder = bundled_sae(encoder)
     if folder is None:
-        names = ", ".join(shipped_names())
+        names = ", ".join(bundled_names())
         there = f"only for {names}" if names else "none with this copy of the package"
         raise ArtifactError(
             f"no SAE was given, and none ships for the encoder {encoder!r} ({there}): train one on your documents with "
@@ -53,10 +53,10 @@ def require_shipped(encoder: str = DEFAULT_MODEL) -> Path:
     return folder
 
 
-def shipped_name(folder: str | Path) -> str | None:
-    """The name of an SAE that ships, by its folder; None for any other folder, and for what is none."""
+def bundled_name(folder: str | Path) -> str | None:
+    """The name of a bundled SAE, by its folder; None for any other folder, and for what is none."""
     path = Path(folder)
-    if path.name in shipped_names() and path.is_dir() and path.resolve().parent == SHIPPED_FOLDER:
+    if path.name in bundled_names() and path.is_dir() and path.resolve().parent == BUNDLED_FOLDER:
         return path.name
     return None
 
@@ -66,12 +66,12 @@ def recordable(sae: str | Path) -> str:
 
     Not the folder of one that ships: that is another after a move of the environment.
     """
-    return shipped_name(sae) or (str(Path(sae).resolve()) if Path(sae).is_dir() else str(sae))
+    return bundled_name(sae) or (str(Path(sae).resolve()) if Path(sae).is_dir() else str(sae))
 
 
 def recorded(location: str) -> str:
     """What `recordable` recorded, to be opened; a folder here that has the name of one that ships is not meant."""
-    return str(shipped_sae(location) or location)
+    return str(bundled_sae(location) or location)
 
 
 def names_folder(folder: Path) -> Path:
@@ -83,7 +83,7 @@ def names_folder(folder: Path) -> Path:
     Args:
         folder: Of the SAE.
     """
-    name = shipped_name(folder)
+    name = bundled_name(folder)
     if name is None:
         return folder
     root = os.environ.get(NAMES_VARIABLE) or user_data_dir("sae_steer_retriever", appauthor=False)
@@ -92,12 +92,12 @@ def names_folder(folder: Path) -> Path:
 
 __all__ = [
     "NAMES_VARIABLE",
-    "SHIPPED_FOLDER",
+    "BUNDLED_FOLDER",
     "names_folder",
     "recordable",
     "recorded",
-    "require_shipped",
-    "shipped_name",
-    "shipped_names",
-    "shipped_sae",
+    "require_bundled",
+    "bundled_name",
+    "bundled_names",
+    "bundled_sae",
 ]

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sae_steer_retriever.errors import MismatchError
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+# Files keep the keys of the first release, which every release reads; settings are read under either name.
+_FORMER_KEYS = {
+    "k_labels": "k_names",
+    "refine_steps": "pursuit_steps",
+    "refine_candidates": "pursuit_candidates",
+    "labels_weight": "names_weight",
+}
+_CURRENT_KEYS = {former: current for current, former in _FORMER_KEYS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +94,11 @@ class SAEConfig:
         d: Embedding size.
         n: Number of latents.
         k: Active latents per embedding, the reading for reconstruction.
-        k_names: How many of a code's strongest latents are its *names*: labels, explanations, steering by name.
+        k_labels: How many of a code's strongest latents are its *names*: labels, explanations, steering by name.
         encoder: The encoder whose embeddings it reads.
-        pursuit_steps: Steps of pursuit after the encoder's TopK; 0 is the paper's one product.
-        pursuit_candidates: How many latents, those that the encoder ranks first, a pursuit chooses from; None for all,
-            as in files older than this field.
+        refine_steps: Steps of refinement after the encoder's TopK; 0 is the paper's one product.
+        refine_candidates: How many latents, those that the encoder ranks first, a refinement chooses from; None for
+            all, as in files older than this field.
         fitted_k: The `k` that it was fitted for, where `k` is another one, chosen later; None if they are one.
         adapted_from: Fingerprint of the SAE that it was adapted from, whose features keep their ids and their meaning
             (`train.adaptation`), so that policies made for that one hold for it; None for a fit of its own.
@@ -101,49 +110,64 @@ class SAEConfig:
     n: int
     k: int
     encoder: EncoderSpec
-    k_names: int = 8
-    pursuit_steps: int = 0
-    pursuit_candidates: int | None = None
+    k_labels: int = 8
+    refine_steps: int = 0
+    refine_candidates: int | None = None
     fitted_k: int | None = None
     adapted_from: str | None = None
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("d", "n", "k", "k_names"):
+        for name in ("d", "n", "k", "k_labels"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} = {value!r}: expected a whole number of at least 1.")
-        steps = self.pursuit_steps
+        steps = self.refine_steps
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"pursuit_steps = {steps!r}: expected a whole number, 0 for none.")
-        candidates = self.pursuit_candidates
+            raise ValueError(f"refine_steps = {steps!r}: expected a whole number, 0 for none.")
+        candidates = self.refine_candidates
         if candidates is not None and (isinstance(candidates, bool) or not isinstance(candidates, int)):
-            raise ValueError(f"pursuit_candidates = {candidates!r}: expected a whole number, or None for all latents.")
+            raise ValueError(f"refine_candidates = {candidates!r}: expected a whole number, or None for all latents.")
         if candidates is not None and candidates < self.k:
-            raise ValueError(f"pursuit_candidates = {candidates}: expected at least k = {self.k}, or None for all.")
+            raise ValueError(f"refine_candidates = {candidates}: expected at least k = {self.k}, or None for all.")
         if self.k > self.n:
             raise ValueError(f"k = {self.k}: expected 1 <= k <= n = {self.n}.")
-        if self.fitted_k is not None and not self.k_names <= self.k:
-            raise ValueError(f"k = {self.k}: expected at least k_names = {self.k_names}, which labels are made of.")
+        if self.fitted_k is not None and not self.k_labels <= self.k:
+            raise ValueError(f"k = {self.k}: expected at least k_labels = {self.k_labels}, which labels are made of.")
         if self.encoder.dimension != self.d:
             raise MismatchError(
                 f"the SAE reads {self.d} dimensions, but its encoder {self.encoder.name!r} gives "
                 f"{self.encoder.dimension}."
             )
-        object.__setattr__(self, "k_names", min(self.k_names, self.k))
+        object.__setattr__(self, "k_labels", min(self.k_labels, self.k))
         if self.fitted_k == self.k:
             object.__setattr__(self, "fitted_k", None)
         if candidates is not None and candidates >= self.n:
-            object.__setattr__(self, "pursuit_candidates", None)
+            object.__setattr__(self, "refine_candidates", None)
 
     def with_k(self, k: int) -> SAEConfig:
         """The same dictionary read at another K.
 
         Args:
-            k: At least `k_names`, at most `n` and `pursuit_candidates`.
+            k: At least `k_labels`, at most `n` and `refine_candidates`.
 
         Raises:
             ValueError: It is not.
         """
         return dataclasses.replace(self, k=k, fitted_k=self.fitted_k or self.k)
+
+
+def former_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as files hold them, under the keys of the first release."""
+    return {_FORMER_KEYS.get(key, key): value for key, value in settings.items()}
+
+
+def current_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a file under the names of today's fields, whichever release wrote them."""
+    return {_CURRENT_KEYS.get(key, key): value for key, value in settings.items()}
+
+
+def former_key(setting: str) -> str | None:
+    """The name that a setting had in the first release; None if it has not changed."""
+    return _FORMER_KEYS.get(setting)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.sae.atomic_files import write_files
-from sae_steer_retriever.sae.bundled import shipped_names, shipped_sae
-from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
+from sae_steer_retriever.sae.bundled import bundled_names, bundled_sae
+from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig, current_keys, former_keys
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -40,7 +40,7 @@ def write_sae(folder: Path, tensors: Mapping[str, Tensor], config: SAEConfig, fi
         "format_version": FORMAT_VERSION,
         "library": "sae_steer_retriever",
         "fingerprint": fingerprint,
-        **dataclasses.asdict(config),
+        **former_keys({**dataclasses.asdict(config), "training": former_keys(config.training)}),
     }
     weights = save_safetensors({name: tensors[name].cpu() for name in TENSORS}, metadata=identity)
     files = {
@@ -77,7 +77,8 @@ def read_config(path: Path) -> tuple[SAEConfig, str]:
                 "upgrade sae-steer-retriever, or train again."
             )
         fields = {field.name for field in dataclasses.fields(SAEConfig)}
-        settings = {name: value for name, value in body.items() if name in fields}
+        settings = {name: value for name, value in current_keys(body).items() if name in fields}
+        settings["training"] = current_keys(settings.get("training") or {})
         encoder = EncoderSpec(**settings.pop("encoder"))
         return SAEConfig(encoder=encoder, **settings), str(body["fingerprint"])
     except ArtifactError:
@@ -140,11 +141,11 @@ def resolve_folder(path: str | Path, *, revision: str | None = None, token: str 
         return folder
     if folder.exists():
         raise ArtifactError(f"{path} is a file; expected the folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}.")
-    shipped = shipped_sae(str(path))
-    if shipped is not None:
-        return shipped
+    bundled = bundled_sae(str(path))
+    if bundled is not None:
+        return bundled
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path).startswith("."):
-        ships = f", or the name of one that ships: {', '.join(shipped_names())}" if shipped_names() else ""
+        ships = f", or the name of one that ships: {', '.join(bundled_names())}" if bundled_names() else ""
         raise ArtifactError(
             f"no folder {path}: give the folder that `sae-steer train --output` wrote, a hub id{ships}."
         )

@@ -37,7 +37,8 @@ def pursue(
     IEEE J. Sel. Topics Signal Process. 4(2), 2010): mu is the best step along the gradient on the present latents. A
     row keeps a step only if its error falls, and otherwise tries half of it: coherent decoders need that.
 
-    The order is that of `<decoder_i, x>`: the latents that x itself points to come first. A pursuit uses some latents
+    The order is that of `<decoder_i, x>`: the latents that x itself points to come first. A refinement uses some
+    latents
     to take back what others have too much of. These may have large values and say nothing of what x is about; the
     first latents are what it is named by.
 
@@ -117,7 +118,7 @@ class _Rows(Protocol[A]):
 
 
 def _descend(rows: _Rows[A], places: A, values: A, steps: int) -> tuple[A, A]:
-    """The pursuit itself, of one row or of many."""
+    """The refinement itself, of one row or of many."""
     residual = rows.x - rows.decode(places, values)
     error = rows.norm(residual)
     share = error**0  # one for each row, of either kind of array

@@ -43,7 +43,7 @@ ArrayType = TypeVar("ArrayType")
 class Codes(NamedTuple, Generic[ArrayType]):
     """Sparse codes of a batch; in each row the latents that name it best come first.
 
-    That order is the order of values or, after a pursuit, of how well a latent's direction matches the embedding.
+    That order is the order of values or, after a refinement, of how well a latent's direction matches the embedding.
 
     Attributes:
         indices: (batch, K) int32, the latents' ids.
@@ -54,7 +54,7 @@ class Codes(NamedTuple, Generic[ArrayType]):
     indices: ArrayType
     values: ArrayType
 
-    def leading(self, k: int) -> Codes[ArrayType]:
+    def truncate(self, k: int) -> Codes[ArrayType]:
         """The reading at a smaller K: the first `k` latents of every row."""
         return Codes(self.indices[:, :k], self.values[:, :k])  # type: ignore[index]
 
@@ -66,12 +66,12 @@ class TopKSAE:
     (n, d), b_enc is (n,), b_dec is (d,), and every row of W_dec, a latent's direction, has unit norm. TopK keeps
     the K largest pre-activations of a row that are positive.
 
-    With `pursuit_steps` = T > 0 that h is h_0, and h = h_T of
+    With `refine_steps` = T > 0 that h is h_0, and h = h_T of
 
         h_t+1 = TopK(h_t + mu_t W_dec (x - b_dec - W_dec^T h_t)),
 
-    kept where the error falls (`pursuit`): the same decoder, asked for a code that reconstructs. With
-    `pursuit_candidates` = M the codes h_t may have only the M latents of the largest pre-activations.
+    kept where the error falls (`refinement`): the same decoder, asked for a code that reconstructs. With
+    `refine_candidates` = M the codes h_t may have only the M latents of the largest pre-activations.
 
     The tensors are read-only by agreement: training has its own parameters and ends in a new TopKSAE.
     """
@@ -102,7 +102,7 @@ class TopKSAE:
     def __repr__(self) -> str:
         """One line: sizes and the encoder."""
         c = self.config
-        return f"TopKSAE({c.d} -> {c.n}, k={c.k}, k_names={c.k_names}, encoder={c.encoder.name!r})"
+        return f"TopKSAE({c.d} -> {c.n}, k={c.k}, k_labels={c.k_labels}, encoder={c.encoder.name!r})"
 
     @overload
     def encode(self, x: Tensor, k: int | None = None) -> Codes[Tensor]: ...
@@ -114,8 +114,8 @@ class TopKSAE:
 
         Args:
             x: (batch, d) embeddings, a tensor or a NumPy array.
-            k: Active latents per row; the config's `k` if not given. With a pursuit, codes of two `k` are two codes:
-                the first latents of a longer one are `Codes.leading`.
+            k: Active latents per row; the config's `k` if not given. With a refinement, codes of two `k` are two codes:
+                the first latents of a longer one are `Codes.truncate`.
 
         Returns:
             Codes(indices, values), each (batch, k).
@@ -129,8 +129,8 @@ class TopKSAE:
         if k is not None and k < 1:
             raise ValueError(f"k is {k}: expected at least 1.")
         k = self.config.k if k is None else min(k, self.config.n)
-        steps = self.config.pursuit_steps
-        among = self.config.pursuit_candidates if steps else None
+        steps = self.config.refine_steps
+        among = self.config.refine_candidates if steps else None
         tile = max(1, _TILE_BYTES // (4 * self.config.n))
         indices = torch.empty((len(x), k), dtype=torch.int32, device=self.W_enc.device)
         values = torch.empty((len(x), k), dtype=torch.float32, device=self.W_enc.device)
@@ -230,11 +230,11 @@ class TopKSAE:
         encoder = self.config.encoder
         prefixes = (encoder.query_prefix, encoder.document_prefix)
         k = self.config.fitted_k or self.config.k
-        digest.update(repr((k, self.config.k_names, encoder.base_name, prefixes)).encode())
-        if self.config.pursuit_steps:  # absent from older SAEs, whose names stay as they were
-            digest.update(repr(self.config.pursuit_steps).encode())
-            if self.config.pursuit_candidates is not None:
-                digest.update(repr(("candidates", self.config.pursuit_candidates)).encode())
+        digest.update(repr((k, self.config.k_labels, encoder.base_name, prefixes)).encode())
+        if self.config.refine_steps:  # absent from older SAEs, whose names stay as they were
+            digest.update(repr(self.config.refine_steps).encode())
+            if self.config.refine_candidates is not None:
+                digest.update(repr(("candidates", self.config.refine_candidates)).encode())
         return digest.hexdigest()[:16]
 
     def with_k(self, k: int) -> TopKSAE:
@@ -243,7 +243,7 @@ class TopKSAE:
         Features keep their meaning, names and units, so catalogs, policies and `fingerprint` stay valid.
 
         Args:
-            k: Active latents per embedding, at least `k_names`, at most `n` and `pursuit_candidates`.
+            k: Active latents per embedding, at least `k_labels`, at most `n` and `refine_candidates`.
 
         Raises:
             ValueError: It is out of range.

@@ -13,7 +13,8 @@ from sae_steer_retriever.store.code_index import CodeIndex
 
 # How far the plain search may be widened, in times its first breadth.
 _WIDEST = 16
-# A tilt that depends on the query is projected on every passage at up to this many activations (passages times K).
+# A query shift that depends on the query is projected on every passage at up to this many activations (passages times
+# K).
 _SURVEYED = 4_000_000
 
 
@@ -22,8 +23,9 @@ class CandidateSearch:
 
     A passage that the plain search has not found scores at most as much as the last it has found, plus its gain.
     In the original space the gains of all passages follow from their codes, so the ranking of what was found and of
-    every other passage whose gain could suffice is the ranking of all. Tilts by what the query itself has over large
-    stores, and the reconstructed space, make do with the neighbours of the tilted query and the passages that have a
+    every other passage whose gain could suffice is the ranking of all. Query shifts by what the query itself has over
+    large
+    stores, and the reconstructed space, make do with the neighbours of the shifted query and the passages that have a
     rewarded feature.
     """
 
@@ -52,7 +54,7 @@ class CandidateSearch:
         index = self._store.index
         survey = None
         if not self._ranker.reconstructed:
-            known = all(tilt.direction is not None for tilt in self._ranker.plan.tilts)
+            known = all(shift.direction is not None for shift in self._ranker.plan.shifts)
             if known or len(index) * self._store.sae.config.k <= _SURVEYED:
                 survey = self._ranker.survey(index)
         widest = fetch_k * _WIDEST
@@ -126,11 +128,13 @@ class CandidateSearch:
         return ranking
 
     def _add_neighbours(self, found: dict[str, float], index: CodeIndex, limit: int) -> None:
-        """The neighbours of the tilted query, and the best of the passages that have a rewarded feature."""
-        shift = self._ranker.plan.shift(len(self._ranker.vector))
+        """The neighbours of the shifted query, and the best of the passages that have a rewarded feature."""
+        shift = self._ranker.plan.total_shift(len(self._ranker.vector))
         if shift.any():
             self._add(found, self._nearest(self._ranker.vector + shift, limit).ids)
-        rewarded = sorted({latent for gate in self._ranker.plan.gates if gate.amount > 0 for latent in gate.features})
+        rewarded = sorted(
+            {latent for boost in self._ranker.plan.boosts if boost.amount > 0 for latent in boost.features}
+        )
         if not rewarded:
             return
         rows = np.unique(np.concatenate([index.posting(latent) for latent in rewarded]))

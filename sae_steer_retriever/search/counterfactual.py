@@ -237,7 +237,7 @@ def own_edits(own: Codes[NDArray[Any]], catalog: FeatureCatalog, side: Side) -> 
     Features without a label tell nobody anything: they are left out if any has one.
 
     Args:
-        own: (1, k_names) the passage's naming reading.
+        own: (1, k_labels) the passage's label latents.
         catalog: Labels and units of the features.
         side: Which side the edits act on.
     """

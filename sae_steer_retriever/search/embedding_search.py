@@ -57,7 +57,7 @@ class EmbeddingSearch:
         if steering.edits and h_q is not None:
             self._plan = plan(steering, self._vector, h_q, store.sae, catalog.calibration)
 
-    def found(self, k: int, fetch_k: int, *, vectors: bool) -> tuple[Ranking, dict[str, Record]]:
+    def search(self, k: int, fetch_k: int, *, vectors: bool) -> tuple[Ranking, dict[str, Record]]:
         """The best `k`, and what is stored of them.
 
         Args:
@@ -113,7 +113,7 @@ class EmbeddingSearch:
         if not self._reconstructed:
             return lambda row, record: explainer.explain(record.vector, ranking.terms[row], offset=record.offset)
         x_hat = sae.decode(self._store.codes(ranking.ids))
-        shift = self._plan.shift(len(vector)) if self._plan is not None else np.zeros_like(vector)
+        shift = self._plan.total_shift(len(vector)) if self._plan is not None else np.zeros_like(vector)
         length = float(np.linalg.norm(vector + shift))
 
         def reconstructed(row: int, record: Record) -> Attribution:

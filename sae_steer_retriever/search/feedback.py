@@ -58,7 +58,7 @@ def feedback(
 
     Args:
         catalog: Names and units of the features.
-        liked: (passages, k_names) naming readings.
+        liked: (passages, k_labels) label latents.
         disliked: The same of those that were shown and not liked; None if there are none.
         strength: What the strengths sum to over what the liked passages have on average.
         limit: At most so many features on each side.
@@ -119,9 +119,9 @@ def without_shared(
     Those are features of the query that a liked passage has, and a disliked one too, if there are any.
 
     Args:
-        liked: (passages, k_names) naming readings.
+        liked: (passages, k_labels) label latents.
         disliked: The same of those that were shown and not liked; None if there are none.
-        query: (1, k_names) the query's naming reading; None leaves all as it is.
+        query: (1, k_labels) the query's label latents; None leaves all as it is.
     """
     if query is None:
         return liked, disliked

@@ -22,8 +22,8 @@ class Hit:
         id: The passage's id.
         text: The passage.
         metadata: The user's metadata.
-        score: What it was ranked by: cosine similarity for unit embeddings, of damped codes in the latent space, plus
-            what the steering adds. Larger is better.
+        score: What it was ranked by: cosine similarity for unit embeddings, of power-normalised codes in the latent
+            space, plus what the steering adds. Larger is better.
         base_score: Its score without steering.
         base_rank: Its rank without steering, from 1; None if it was not among the candidates of the plain search.
         attribution: Why it has this score; None if `explain=False`.

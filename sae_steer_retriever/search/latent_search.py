@@ -1,4 +1,4 @@
-"""One query in the latent space, that of damped codes: passages by their cosine with the query's, which is edited."""
+"""One query in the latent space: passages by the cosine of their power-normalised codes with the edited query's."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from sae_steer_retriever.steering.policy import Steering
 from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata
 from sae_steer_retriever.store.code_index import CodeIndex
 from sae_steer_retriever.store.documents import Record
-from sae_steer_retriever.store.latent_index import LatentEngine, LatentIndex, best, damped, lengths
+from sae_steer_retriever.store.latent_index import LatentEngine, LatentIndex, best, lengths, power_normalised
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentRanker(Ranker):
-    """A `Ranker` whose space is the code itself, damped: `cos(damp(z_q) + v, damp(z_d)) + gates`.
+    """A `Ranker` whose space is the code itself, power-normalised: `cos(damp(z_q) + v, damp(z_d)) + document boosts`.
 
-    It takes codes as the SAE gives them. Gates read them as they are; all else is in the latent space, where codes are
-    `damped`: `vector` and the plan's tilts are, too.
+    It takes codes as the SAE gives them. Document boosts read them as they are; all else is in the latent space, where
+    codes are `power-normalised`: `vector` and the plan's query shifts are, too.
 
     Attributes:
-        latents: (m,) which latents the coordinates of `vector` and of the plan's tilts are.
+        latents: (m,) which latents the coordinates of `vector` and of the plan's query shifts are.
     """
 
     latents: NDArray[np.int32]
 
     def cosines(self, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]:
-        """(N,) cosines of passages' damped codes with the query's, before its edits."""
+        """(N,) cosines of passages' power-normalised codes with the query's, before its edits."""
         norms = np.maximum(self._lengths(codes) * np.linalg.norm(self.vector), np.finfo(np.float32).tiny)
         return self._projections(codes, self.vector) / norms
 
     def _projections(self, codes: Codes[NDArray[Any]], vector: Array) -> Array:
         along = np.zeros(self.sae.config.n, dtype=np.float32)
         along[self.latents] = vector
-        return np.asarray((damped(codes).values * along[codes.indices]).sum(axis=1), dtype=np.float32)
+        return np.asarray((power_normalised(codes).values * along[codes.indices]).sum(axis=1), dtype=np.float32)
 
     def _lengths(self, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]:
-        return lengths(damped(codes)).astype(np.float64)
+        return lengths(power_normalised(codes)).astype(np.float64)
 
 
 class LatentSearch:
-    """Ranks by `z_q . z_d / (|z_q| |z_d|)` of `damped` codes, over all K latents, plus what gates add; no decoding.
+    """Ranks by `z_q . z_d / (|z_q| |z_d|)` of power-normalised codes, plus the document boosts.
 
     Only passages that share a latent with the query, or gain one from a steering, are found, and only those whose
-    codes are in the companion. With the exact engine the ranking is that of all passages; another engine proposes
+    codes are in the sidecar. With the exact engine the ranking is that of all passages; another engine proposes
     candidates, whose scores are exact.
     """
 
@@ -82,9 +82,9 @@ class LatentSearch:
         self._engine = engine
         latents, vector, plan_ = plan_code(steering, h_q, catalog.calibration)
         self._ranker = LatentRanker(store.sae, catalog.calibration.match_unit, plan_, vector, True, latents)
-        self._edited = vector + plan_.shift(len(vector))
+        self._edited = vector + plan_.total_shift(len(vector))
 
-    def found(self, k: int, fetch_k: int, *, vectors: bool) -> tuple[Ranking, dict[str, Record]]:
+    def search(self, k: int, fetch_k: int, *, vectors: bool) -> tuple[Ranking, dict[str, Record]]:
         """The best `k`, and what is stored of them.
 
         Args:
@@ -126,9 +126,9 @@ class LatentSearch:
 
     def explain(self, ranking: Ranking) -> Explain:
         """What decomposes the scores of a ranking."""
-        codes = damped(self._store.codes(ranking.ids))
+        codes = power_normalised(self._store.codes(ranking.ids))
         scales = 1.0 / np.maximum(lengths(codes).astype(np.float64) * _length(self._edited), np.finfo(np.float32).tiny)
-        explainer = CodeExplainer(damped(self._h_q), self._catalog.name)
+        explainer = CodeExplainer(power_normalised(self._h_q), self._catalog.name)
 
         def shared(row: int, record: Record) -> Attribution:
             code: Codes[NDArray[Any]] = Codes(codes.indices[row : row + 1], codes.values[row : row + 1])
@@ -153,7 +153,7 @@ class LatentSearch:
         base = best(plain, limit).rows
         if not steered:
             return base, base
-        scores = engine.scores(latents, _unit(self._edited)) + self._ranker.gate_gains(index)
+        scores = engine.scores(latents, _unit(self._edited)) + self._ranker.boost_gains(index)
         # A passage that a steering pushes below zero is still one that answers the query.
         eligible = ((plain > 0) | (scores > 0)) & self._ranker.kept(index)
         if allowed is not None:
@@ -165,9 +165,9 @@ class LatentSearch:
     ) -> NDArray[np.int64]:
         """Candidates of another engine: neighbours of both codes, and the passages that have a rewarded feature."""
         engine = index.latent_engine(self._engine, self._store.sae.config.n)
-        rewarded = [gate for gate in self._ranker.plan.gates if gate.amount > 0]
+        rewarded = [boost for boost in self._ranker.plan.boosts if boost.amount > 0]
         parts = [base, engine.nearest(self._ranker.latents, _unit(self._edited), limit, allowed=allowed).rows]
-        parts += [index.posting(latent).astype(np.int64) for gate in rewarded for latent in gate.features]
+        parts += [index.posting(latent).astype(np.int64) for boost in rewarded for latent in boost.features]
         rows = np.unique(np.concatenate(parts))
         rows = rows[self._ranker.kept(index)[rows]]
         if allowed is not None:

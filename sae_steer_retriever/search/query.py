@@ -28,7 +28,7 @@ class Query(NamedTuple):
     Attributes:
         embedding: (d,) unit vector.
         code: (1, K) its code; None if nothing needs it.
-        names: (1, k_names) its naming reading; None with `code`.
+        names: (1, k_labels) its label latents; None with `code`.
     """
 
     embedding: Array
@@ -61,7 +61,9 @@ class QuerySearch:
         self._catalog = catalog
         self._engine = engine
 
-    def read(self, query: str, embedding: Sequence[float] | Array | None = None, *, encode: bool = True) -> Query:
+    def encode_query(
+        self, query: str, embedding: Sequence[float] | Array | None = None, *, encode: bool = True
+    ) -> Query:
         """A question, read.
 
         Args:
@@ -77,15 +79,15 @@ class QuerySearch:
         if not encode:
             return Query(q, None, None)
         code = sae.encode(q[None])
-        return Query(q, code, code.leading(sae.config.k_names))
+        return Query(q, code, code.truncate(sae.config.k_labels))
 
-    def applied(self, steering: Steering, query: Query) -> Steering:
+    def active_edits(self, steering: Steering, query: Query) -> Steering:
         """What a steering asks of this query: without edits whose condition it fails."""
         if query.names is None or not steering.edits:
             return steering
         return steering.for_query(query.names, self._catalog.calibration.unit)
 
-    def under(
+    def prepare(
         self, steering: Steering, query: Query, space: Space, where: Metadata | None
     ) -> EmbeddingSearch | LatentSearch:
         """The search of a query under a steering, ready to rank.
@@ -96,7 +98,7 @@ class QuerySearch:
             space: What is searched.
             where: Chroma's metadata filter.
         """
-        steering = self.applied(steering, query)
+        steering = self.active_edits(steering, query)
         if space == "latent" and query.code is not None:
             return LatentSearch(self._store, self._catalog, steering, query.code, where, self._engine)
         reconstructed = space == "reconstructed"

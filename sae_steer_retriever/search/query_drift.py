@@ -21,8 +21,9 @@ class Drift(NamedTuple):
     """How far a steering turns a query.
 
     Attributes:
-        cosine: Between the query and the tilted query, 1.0 where nothing tilts it; of damped codes in the latent space.
-        applied: Share of the tilt asked for that the drift cap lets through, in (0, 1].
+        cosine: Between the query and the shifted query, 1.0 where nothing query shifts it; of power-normalised codes
+            in the latent space.
+        applied: Share of the query shift asked for that the drift cap lets through, in (0, 1].
     """
 
     cosine: float
@@ -56,9 +57,9 @@ def query_drift(
     else:
         vector = sae.decode(code)[0] if space == "reconstructed" else embedding
         made = plan(steering, vector, code, sae, calibration)
-    tilted = vector + made.shift(len(vector))
-    lengths = float(np.linalg.norm(vector)) * float(np.linalg.norm(tilted))
-    return Drift(min(float(vector @ tilted) / lengths, 1.0) if lengths else 1.0, float(made.capped))
+    shifted = vector + made.total_shift(len(vector))
+    lengths = float(np.linalg.norm(vector)) * float(np.linalg.norm(shifted))
+    return Drift(min(float(vector @ shifted) / lengths, 1.0) if lengths else 1.0, float(made.capped))
 
 
 def plain_loss(before: Sequence[Hit], after: Sequence[Hit]) -> float:

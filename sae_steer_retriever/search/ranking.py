@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.explain.attribution import SteeringTerm
 from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
-from sae_steer_retriever.steering.document_boost import FeaturePresence
-from sae_steer_retriever.steering.plan import SUPPRESSED_FROM, Gate, Plan, Tilt
+from sae_steer_retriever.steering.document_boost import FeatureMatch
+from sae_steer_retriever.steering.plan import SUPPRESSED_FROM, DocumentBoost, Plan, QueryShift
 from sae_steer_retriever.store.code_index import CodeIndex
 
 # A length that can be divided by where there is none.
@@ -74,13 +74,13 @@ class Survey(NamedTuple):
 class Ranker:
     """Scores and orders candidates of one query under one plan.
 
-    Original space: `base + v . x_hat + gates`. Reconstructed: `cos(q_hat + v, x_hat) + gates`.
+    Original space: `base + v . x_hat + document boosts`. Reconstructed: `cos(q_hat + v, x_hat) + document boosts`.
 
     Attributes:
         sae: The dictionary.
         unit: (n,) the features' units of match.
         plan: What the steering does to the query.
-        vector: (d,) the query in the space that is searched, before the tilt.
+        vector: (d,) the query in the space that is searched, before the query shift.
         reconstructed: Whether that is the reconstructed space.
     """
 
@@ -109,8 +109,8 @@ class Ranker:
         """
         scaled, columns = self._columns(codes, base_scores)
         kept = np.ones(len(ids), dtype=bool)
-        for gate in self.plan.excluded:
-            kept &= self._presence(gate, codes) < SUPPRESSED_FROM
+        for boost in self.plan.excluded:
+            kept &= self._feature_match(boost, codes) < SUPPRESSED_FROM
         return _ordered(ids, base_scores, scaled, columns, kept, base_order, k)
 
     def rank_surveyed(
@@ -138,21 +138,23 @@ class Ranker:
     def survey(self, index: CodeIndex) -> Survey:
         """What the plan does to every passage of `index`."""
         columns = [
-            Column(tilt.name, "query", self._tilt_gains(index, tilt)) for tilt in self.plan.tilts if tilt.vector.any()
+            Column(shift.name, "query", self._shift_gains(index, shift))
+            for shift in self.plan.shifts
+            if shift.vector.any()
         ]
         columns += [
-            Column(gate.name, "document", gate.amount * self._presence_everywhere(gate, index))
-            for gate in self.plan.gates
+            Column(boost.name, "document", boost.amount * self._match_everywhere(boost, index))
+            for boost in self.plan.boosts
         ]
         gains = np.zeros(len(index), dtype=np.float32)
         for column in columns:
             gains += column.values
         return Survey(tuple(columns), gains, self.kept(index))
 
-    def _tilt_gains(self, index: CodeIndex, tilt: Tilt) -> Array:
-        if tilt.direction is None:
-            return self._projected(index, tilt.vector)
-        return np.asarray(tilt.amount * self._remembered(index, tilt.direction), dtype=np.float32)
+    def _shift_gains(self, index: CodeIndex, shift: QueryShift) -> Array:
+        if shift.direction is None:
+            return self._projected(index, shift.vector)
+        return np.asarray(shift.amount * self._remembered(index, shift.direction), dtype=np.float32)
 
     def _remembered(self, index: CodeIndex, direction: Array) -> Array:
         key = (self.sae.fingerprint, direction.tobytes())
@@ -163,29 +165,29 @@ class Ranker:
         along = index.project(self.sae.decoder @ vector[:, None])[:, 0]
         return np.asarray(along + self.sae.bias @ vector, dtype=np.float32)
 
-    def gate_gains(self, index: CodeIndex) -> Array:
-        """(N,) what the gates add to the score of every passage of `index`."""
+    def boost_gains(self, index: CodeIndex) -> Array:
+        """(N,) what the document boosts add to the score of every passage of `index`."""
         gains = np.zeros(len(index), dtype=np.float32)
-        for gate in self.plan.gates:
-            gains += gate.amount * self._presence_everywhere(gate, index)
+        for boost in self.plan.boosts:
+            gains += boost.amount * self._match_everywhere(boost, index)
         return gains
 
     def kept(self, index: CodeIndex) -> NDArray[np.bool_]:
         """(N,) which passages of `index` the plan does not leave out."""
         kept = np.ones(len(index), dtype=bool)
-        for gate in self.plan.excluded:
-            kept &= self._presence_everywhere(gate, index) < SUPPRESSED_FROM
+        for boost in self.plan.excluded:
+            kept &= self._match_everywhere(boost, index) < SUPPRESSED_FROM
         return kept
 
     def estimate(self, codes: Codes[NDArray[Any]]) -> Array:
         """(N,) steered scores from codes alone, without the part of a passage that the SAE does not reconstruct."""
-        tilted = self.vector + self.plan.shift(len(self.vector))
-        scores = self._projections(codes, tilted)
+        shifted = self.vector + self.plan.total_shift(len(self.vector))
+        scores = self._projections(codes, shifted)
         if self.reconstructed:
-            lengths = np.maximum(self._lengths(codes) * float(np.linalg.norm(tilted)), _SMALLEST)
+            lengths = np.maximum(self._lengths(codes) * float(np.linalg.norm(shifted)), _SMALLEST)
             scores = np.asarray(scores / lengths, dtype=np.float32)
-        for gate in self.plan.gates:
-            scores = scores + gate.amount * self._presence(gate, codes)
+        for boost in self.plan.boosts:
+            scores = scores + boost.amount * self._feature_match(boost, codes)
         return scores
 
     def may_miss(self, ranking: Ranking, base_scores: NDArray[np.float64], k: int) -> bool:
@@ -199,7 +201,7 @@ class Ranker:
             base_scores: Of the plain search's hits, best first.
             k: How many hits are wanted.
         """
-        takes_away = bool(self.plan.excluded) or any(gate.amount < 0 for gate in self.plan.gates)
+        takes_away = bool(self.plan.excluded) or any(boost.amount < 0 for boost in self.plan.boosts)
         if not takes_away or not len(base_scores):
             return False
         return len(ranking.ids) < k or bool(ranking.scores[k - 1] < base_scores[-1])
@@ -207,21 +209,21 @@ class Ranker:
     def _columns(
         self, codes: Codes[NDArray[Any]], base_scores: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], list[Column]]:
-        """Plain scores on the scale of the tilted query, and what is added to them."""
+        """Plain scores on the scale of the shifted query, and what is added to them."""
         scale: NDArray[np.float64] = np.ones(len(base_scores))
         if self.reconstructed:
             before = np.linalg.norm(self.vector)
-            after = max(float(np.linalg.norm(self.vector + self.plan.shift(len(self.vector)))), _SMALLEST)
+            after = max(float(np.linalg.norm(self.vector + self.plan.total_shift(len(self.vector)))), _SMALLEST)
             scale = 1.0 / (self._lengths(codes) * after)
             base_scores = base_scores * float(before / after)
         columns = [
-            Column(tilt.name, "query", self._projections(codes, tilt.vector) * scale)
-            for tilt in self.plan.tilts
-            if tilt.vector.any()
+            Column(shift.name, "query", self._projections(codes, shift.vector) * scale)
+            for shift in self.plan.shifts
+            if shift.vector.any()
         ]
         columns += [
-            Column(gate.name, "document", gate.amount * self._presence(gate, codes).astype(np.float64))
-            for gate in self.plan.gates
+            Column(boost.name, "document", boost.amount * self._feature_match(boost, codes).astype(np.float64))
+            for boost in self.plan.boosts
         ]
         return base_scores, columns
 
@@ -229,11 +231,11 @@ class Ranker:
         """(N,) norms of what is searched."""
         return np.asarray(np.linalg.norm(self.sae.decode(codes), axis=1), dtype=np.float64)
 
-    def _presence(self, gate: Gate, codes: Codes[NDArray[Any]]) -> Array:
-        return FeaturePresence(self.sae, self.unit, gate.features, gate.weights).of(codes)
+    def _feature_match(self, boost: DocumentBoost, codes: Codes[NDArray[Any]]) -> Array:
+        return FeatureMatch(self.sae, self.unit, boost.features, boost.weights).of(codes)
 
-    def _presence_everywhere(self, gate: Gate, index: CodeIndex) -> Array:
-        return FeaturePresence(self.sae, self.unit, gate.features, gate.weights).everywhere(index)
+    def _match_everywhere(self, boost: DocumentBoost, index: CodeIndex) -> Array:
+        return FeatureMatch(self.sae, self.unit, boost.features, boost.weights).everywhere(index)
 
     def _projections(self, codes: Codes[NDArray[Any]], vector: Array) -> Array:
         """(N,) `x_hat . vector` from codes, without decoding: one dot product per latent, then K per passage."""

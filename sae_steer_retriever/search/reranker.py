@@ -34,7 +34,7 @@ class Reranked(NamedTuple):
 
 
 class Reranker:
-    """Orders texts by `q . x + v . x_hat + gates`: the score `SteeredRetriever` gives them in its original space."""
+    """Orders texts by `q . x + v . x_hat + document boosts`, as `SteeredRetriever` does in its original space."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Reranker:
             texts: The texts, as they are to be embedded.
             steer: Feature -> strength or operation, or a resolved `Steering`.
             side: For strengths that do not say; see `SteeredRetriever.search`.
-            drift_cap: Smallest cosine between the query and the tilted query.
+            drift_cap: Smallest cosine between the query and the shifted query.
             explain: Whether to attribute the scores.
             embedding: (d,) the query's embedding, if it was made already.
             vectors: For each text its embedding (d,) if it was made already, else None.
@@ -120,7 +120,7 @@ class Reranker:
         else:
             q = unit_rows([embedding], self.sae.config.d)[0]
         h_q = self.sae.encode(q[None])
-        steering = steering.for_query(h_q.leading(self.sae.config.k_names), self.catalog.calibration.unit)
+        steering = steering.for_query(h_q.truncate(self.sae.config.k_labels), self.catalog.calibration.unit)
         plan_ = plan(steering, q, h_q, self.sae, self.catalog.calibration)
         if plan_.is_empty:
             return None

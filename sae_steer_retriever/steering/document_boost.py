@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 _NOTHING, _ALL = 0.25, 0.6
 
 
-class FeaturePresence:
+class FeatureMatch:
     """How much passages have of a weighted group of features.
 
         match_f  = clip(<d_f, x_hat - b> / u_f, 0, 1)
         mean     = sum_f w_f match_f / sum_f w_f
-        presence = clip((mean - .25) / (.6 - .25), 0, 1)
+        feature match = clip((mean - .25) / (.6 - .25), 0, 1)
 
     A passage matches a feature by its reconstruction's projection on the direction, whether the feature is among its
     latents or not: TopK gives one of several near directions all there is, and which one is chance. u_f is the match
@@ -51,17 +51,17 @@ class FeaturePresence:
             codes: (batch, K) their codes, all K latents.
         """
         along = self._sae.overlaps(self._features)[codes.indices]
-        return self._presence(np.einsum("bk,bkm->bm", codes.values, along))
+        return self._feature_match(np.einsum("bk,bkm->bm", codes.values, along))
 
     def everywhere(self, index: CodeIndex) -> Array:
         """(N,) of all passages of an index, which remembers the answer; not to be written to."""
         key = (self._features, self._weights.tobytes(), self._unit.tobytes())
-        return index.remembered(key, lambda: self._presence(index.project(self._sae.overlaps(self._features))))
+        return index.remembered(key, lambda: self._feature_match(index.project(self._sae.overlaps(self._features))))
 
-    def _presence(self, projections: Array) -> Array:
+    def _feature_match(self, projections: Array) -> Array:
         """(N,) from (N, m) projections."""
         mean = np.clip(projections / self._unit, 0.0, 1.0) @ self._weights
         return np.asarray(np.clip((mean - _NOTHING) / (_ALL - _NOTHING), 0.0, 1.0), dtype=np.float32)
 
 
-__all__ = ["FeaturePresence"]
+__all__ = ["FeatureMatch"]

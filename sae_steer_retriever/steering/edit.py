@@ -41,10 +41,10 @@ class Condition:
     above: float
 
     def holds(self, names: Codes[NDArray[Any]], unit: Array) -> bool:
-        """Whether a query has it: `min(1, sum_f weight_f min(1, h_f / u_f)) > above`, as a gate reads passages.
+        """Whether a query has it: `min(1, sum_f weight_f min(1, h_f / u_f)) > above`.
 
         Args:
-            names: (1, k_names) the query's naming reading.
+            names: (1, k_labels) the query's label latents.
             unit: (n,) the features' units.
         """
         own = dict(zip(names.indices[0].tolist(), names.values[0].tolist(), strict=True))

@@ -45,7 +45,7 @@ class Reason(NamedTuple):
         positives: How many of the positive examples have it.
         negatives: How many of the negative ones.
         frequency: Share of the corpus' passages that have it.
-        presence: How much of it the examples of its side have on average: 1.0 is one unit in each of them.
+        feature match: How much of it the examples of its side have on average: 1.0 is one unit in each of them.
         log_odds: How much likelier its side's examples are to have it than the other side's, in nats, smoothed by the
             corpus.
         strength: What it is steered by.
@@ -56,7 +56,7 @@ class Reason(NamedTuple):
     positives: int
     negatives: int
     frequency: float
-    presence: float
+    feature_match: float
     log_odds: float
     strength: float
 
@@ -167,12 +167,12 @@ def contrast(
 
     Args:
         catalog: Names, units and frequencies of the features.
-        positive: (P, k_names) naming readings of the positive examples.
-        negative: (N, k_names) of the negative ones.
+        positive: (P, k_labels) label latents of the positive examples.
+        negative: (N, k_labels) of the negative ones.
         strength: What the strengths sum to over what the positives have on average, in the units of `steer=`.
         limit: At most so many features for the positives, and as many against the negatives.
         side: Which side the steering acts on; "both" if not given.
-        drift_cap: Smallest cosine between the query and the tilted query.
+        drift_cap: Smallest cosine between the query and the shifted query.
 
     Raises:
         ValueError: There is no positive example, or `strength` or `limit` is out of range.
@@ -187,8 +187,8 @@ def contrast(
             f"{LARGEST_STRENGTH:g}, and a limit that is a whole number of at least 1."
         )
     side, drift_cap = check_side(side) or DEFAULT_SIDE, check_drift_cap(drift_cap)
-    having = _Presence(positive, catalog)
-    lacking = _Presence(negative, catalog) if negative is not None and len(negative.indices) else None
+    having = _Occurrence(positive, catalog)
+    lacking = _Occurrence(negative, catalog) if negative is not None and len(negative.indices) else None
     reasons = _told_apart(catalog, having, lacking, strength, limit, against=False)
     if lacking is not None:
         reasons += _told_apart(catalog, lacking, having, strength, limit, against=True)
@@ -208,7 +208,7 @@ def contrast(
     )
 
 
-class _Presence:
+class _Occurrence:
     """How much of each feature some examples have."""
 
     def __init__(self, codes: Codes[NDArray[Any]], catalog: FeatureCatalog) -> None:
@@ -224,8 +224,8 @@ class _Presence:
 
 def _told_apart(
     catalog: FeatureCatalog,
-    having: _Presence,
-    lacking: _Presence | None,
+    having: _Occurrence,
+    lacking: _Occurrence | None,
     strength: float,
     limit: int,
     *,
@@ -254,7 +254,7 @@ def _told_apart(
             positives=int((others if against else counts)[latent]),
             negatives=int((counts if against else others)[latent]),
             frequency=float(calibration.frequency[latent]),
-            presence=float(having.mean[latent]),
+            feature_match=float(having.mean[latent]),
             log_odds=float(log_odds[latent]),
             strength=float(value),
         )
@@ -263,7 +263,7 @@ def _told_apart(
     ]
 
 
-def _rate(examples: _Presence, corpus: NDArray[np.float64]) -> NDArray[np.float64]:
+def _rate(examples: _Occurrence, corpus: NDArray[np.float64]) -> NDArray[np.float64]:
     """Share of examples with each feature, as if `_PRIOR` passages of the corpus were among them."""
     return np.asarray((examples.count + _PRIOR * corpus) / (examples.rows + _PRIOR))
 
@@ -273,12 +273,12 @@ def _logit(share: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def names_of_texts(sae: TopKSAE, embedder: Embedder, texts: Sequence[str]) -> Codes[NDArray[Any]]:
-    """(len(texts), k_names) the naming reading of texts, embedded as passages."""
-    return sae.encode(embedder.embed_documents(texts)).leading(sae.config.k_names)
+    """(len(texts), k_labels) the label latents of texts, embedded as passages."""
+    return sae.encode(embedder.embed_documents(texts)).truncate(sae.config.k_labels)
 
 
 def names_of_passages(store: ChromaStore, ids: Sequence[str]) -> Codes[NDArray[Any]]:
-    """(passages, k_names) the naming reading of stored passages, each once.
+    """(passages, k_labels) the label latents of stored passages, each once.
 
     Raises:
         StoreError: One is not in the collection.
@@ -292,7 +292,7 @@ def names_of_passages(store: ChromaStore, ids: Sequence[str]) -> Codes[NDArray[A
         raise StoreError(
             f"{shown} {verb} not in collection {store.documents.name!r}: give ids of passages as hits have them."
         )
-    return store.codes(ids).leading(store.sae.config.k_names)
+    return store.codes(ids).truncate(store.sae.config.k_labels)
 
 
 def joined_names(parts: Sequence[Codes[NDArray[Any]]]) -> Codes[NDArray[Any]] | None:

@@ -37,7 +37,8 @@ class AddRaw(_Conditional):
     """Add `amount` to the query's activation of a feature in embedding units, as arXiv 2411.00786 does.
 
     The same number moves rankings by different amounts on different features and SAEs: `Add` has calibrated units. Of a
-    family, the weighted sum of directions is added at this length; in the latent space, to the damped activation.
+    family, the weighted sum of directions is added at this length; in the latent space, to the power-normalised
+    activation.
     """
 
     amount: float
@@ -74,7 +75,7 @@ class When:
     Attributes:
         feature: The feature the query must have: named as in `steer=`.
         above: How much of it, in units, more than this: 0 is "at all", and a query cannot have more than 1.0. What
-            counts are the query's `k_names` strongest features, those that explanations name: units and labels were
+            counts are the query's `k_labels` strongest features, those that explanations name: units and labels were
             measured on such readings of passages, and the weaker rest of a code is there to reconstruct.
         then: A strength or an operation.
     """

@@ -31,7 +31,7 @@ from sae_steer_retriever.steering.operations import (
     name_of,
     operation_of,
 )
-from sae_steer_retriever.steering.plan import SUPPRESSED_FROM, Gate, Plan, Tilt, cap_drift, plan
+from sae_steer_retriever.steering.plan import SUPPRESSED_FROM, DocumentBoost, Plan, QueryShift, cap_drift, plan
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Steering:
     Attributes:
         edits: The edits; their order does not matter.
         fingerprint: Of the SAE whose features the edits name.
-        drift_cap: Smallest cosine allowed between the query and the tilted query.
+        drift_cap: Smallest cosine allowed between the query and the shifted query.
     """
 
     edits: tuple[Edit, ...]
@@ -85,7 +85,7 @@ class Steering:
         """What is left of it for one query: without edits whose condition fails, and without those of no strength.
 
         Args:
-            names: (1, k_names) the query's naming reading.
+            names: (1, k_labels) the query's label latents.
             unit: (n,) the features' units.
         """
         edits = tuple(
@@ -156,7 +156,7 @@ class Steering:
         except (SteeringError, UnicodeDecodeError) as error:
             raise SteeringError(f"{str(path)!r}: {error}") from error
 
-    def of_sae(self, config: SAEConfig, fingerprint: str) -> Steering:
+    def rebind(self, config: SAEConfig, fingerprint: str) -> Steering:
         """This steering, for an SAE: as it is, or as one made for the SAE that it was adapted from.
 
         Adapting keeps the ids and the meaning of all features, so a policy of the general SAE is one of the adapted.
@@ -231,7 +231,7 @@ def resolve(
         resolver: From a name to features; raises on unknown and ambiguous names.
         fingerprint: Of the SAE.
         side: For operations that do not say; `DEFAULT_SIDE` if not given.
-        drift_cap: Smallest cosine allowed between the query and the tilted query.
+        drift_cap: Smallest cosine allowed between the query and the shifted query.
     """
     edits = []
     for name, operation in requests:
@@ -298,7 +298,7 @@ __all__ = [
     "Clamp",
     "Condition",
     "Edit",
-    "Gate",
+    "DocumentBoost",
     "Operation",
     "Plan",
     "Request",
@@ -308,7 +308,7 @@ __all__ = [
     "SteerLike",
     "Steering",
     "Suppress",
-    "Tilt",
+    "QueryShift",
     "When",
     "cap_drift",
     "check_drift_cap",

@@ -76,7 +76,7 @@ class SteeringResolver:
             steer: A mapping is laid over the default as `compose` does, `{}` asks for no steering at all; a resolved
                 `Steering` is taken as it is, also of the SAE that this one was adapted from; None means the default.
             side: For strengths that do not say.
-            drift_cap: Smallest cosine between the query and the tilted query.
+            drift_cap: Smallest cosine between the query and the shifted query.
 
         Raises:
             MismatchError: `steer` is another SAE's.
@@ -86,7 +86,7 @@ class SteeringResolver:
         """
         side, drift_cap = check_side(side), check_drift_cap(drift_cap)
         if isinstance(steer, Steering):
-            return steer.of_sae(self._sae.config, self._sae.fingerprint)
+            return steer.rebind(self._sae.config, self._sae.fingerprint)
         if steer is None and self.default is not None:
             return self.default
         over = self.default if steer else None

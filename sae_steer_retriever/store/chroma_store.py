@@ -1,4 +1,4 @@
-"""Two Chroma collections with the same ids: the user's documents, and their companion of reconstructions."""
+"""Two Chroma collections with the same ids: the user's documents, and their sidecar of reconstructions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sae_steer_retriever.store.connection import connect, translated
 from sae_steer_retriever.store.documents import AddReport, DocumentCollection, Neighbours, Record
 from sae_steer_retriever.store.live_index import LiveIndex
 from sae_steer_retriever.store.recorded_sae import ENCODER_KEY, recorded_sae
-from sae_steer_retriever.store.sidecar import Companion, CompanionWriter, companion_of, rebuild
+from sae_steer_retriever.store.sidecar import Sidecar, SidecarWriter, rebuild, sidecar_of
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -44,24 +44,24 @@ _BATCH = 1000
 
 
 class ChromaStore:
-    """A documents collection and its companion.
+    """A documents collection and its sidecar.
 
     `documents` is a plain Chroma collection that any other tool can read. It may exist already; only `add` and
-    `delete` write to it. The companion can be made from its stored vectors (`attach`) and removed (`detach`).
+    `delete` write to it. The sidecar can be made from its stored vectors (`attach`) and removed (`detach`).
     """
 
     def __init__(
         self, client: ClientAPI, documents: Collection, sae: TopKSAE, *, sae_location: str | None = None
     ) -> None:
-        """Put a companion beside a collection. Use `open` or `from_collection`.
+        """Put a sidecar beside a collection. Use `open` or `from_collection`.
 
         Raises:
-            MismatchError: The collection holds vectors of another encoder, or the companion is another SAE's.
-            StoreError: The collection is itself a companion, or Chroma does not answer.
+            MismatchError: The collection holds vectors of another encoder, or the sidecar is another SAE's.
+            StoreError: The collection is itself a sidecar, or Chroma does not answer.
         """
-        source = companion_of(documents.metadata)
+        source = sidecar_of(documents.metadata)
         if source is not None:
-            raise StoreError(f"collection {documents.name!r} is the companion of {source!r}: open {source!r}.")
+            raise StoreError(f"collection {documents.name!r} is the sidecar of {source!r}: open {source!r}.")
         self._client = client
         self.documents = documents
         self.sae = sae
@@ -73,8 +73,8 @@ class ChromaStore:
             )
         with translated("reading the collection"):
             self._passages = DocumentCollection(documents, sae.config.d)
-            self.companion = Companion(client, documents.name, sae, sae_location=sae_location)
-        self._live_index = LiveIndex(self.companion, self._passages, sae.config)
+            self.sidecar = Sidecar(client, documents.name, sae, sae_location=sae_location)
+        self._live_index = LiveIndex(self.sidecar, self._passages, sae.config)
 
     @classmethod
     def open(
@@ -89,7 +89,7 @@ class ChromaStore:
         create: bool = True,
         sae_location: str | None = None,
     ) -> ChromaStore:
-        """Open, or make, a collection and its companion.
+        """Open, or make, a collection and its sidecar.
 
         Args:
             sae: The SAE.
@@ -126,7 +126,7 @@ class ChromaStore:
         *,
         sae_location: str | None = None,
     ) -> ChromaStore:
-        """Put a companion beside a collection that exists, e.g. one that another tool made.
+        """Put a sidecar beside a collection that exists, e.g. one that another tool made.
 
         Args:
             collection: A chromadb `Collection`, or an object that wraps one (`langchain_chroma.Chroma`,
@@ -152,7 +152,7 @@ class ChromaStore:
 
     def __repr__(self) -> str:
         """One line: names, space and the SAE."""
-        return f"ChromaStore({self.documents.name!r} + {self.companion.name!r}, space={self.space!r}, {self.sae!r})"
+        return f"ChromaStore({self.documents.name!r} + {self.sidecar.name!r}, space={self.space!r}, {self.sae!r})"
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -196,7 +196,7 @@ class ChromaStore:
         ):
             for batch in parts:
                 report, vectors = self._passages.write(batch, embedder.embed_documents)
-                self._write_companion(batch.ids, vectors, writer)
+                self._write_sidecar(batch.ids, vectors, writer)
                 added, updated, unchanged = added + report.added, updated + report.updated, unchanged + report.unchanged
                 bar.update(len(batch.ids))
         return AddReport(added, updated, unchanged)
@@ -219,7 +219,7 @@ class ChromaStore:
                 writer.delete(part)
 
     def attach(self, *, progress: bool = False) -> int:
-        """Bring the companion in step with the documents' stored vectors, embedding nothing.
+        """Bring the sidecar in step with the documents' stored vectors, embedding nothing.
 
         Returns:
             How many passages were encoded; those whose codes were in step cost only a look.
@@ -238,18 +238,18 @@ class ChromaStore:
             known: set[str] = set()
             for ids, vectors in self._passages.pages(size):
                 known.update(ids)
-                encoded += self._write_companion(ids, vectors, writer)
+                encoded += self._write_sidecar(ids, vectors, writer)
                 bar.update(len(ids))
-            orphans = [name for names in self.companion.ids() for name in names if name not in known]
+            orphans = [name for names in self.sidecar.ids() for name in names if name not in known]
             for start in range(0, len(orphans), size):
                 writer.delete(orphans[start : start + size])
         return encoded
 
     def detach(self) -> None:
-        """Remove the companion and its local copy; the documents collection is as it was before."""
+        """Remove the sidecar and its local copy; the documents collection is as it was before."""
         with translated("detaching"):
             self._live_index.remove()
-            self._client.delete_collection(self.companion.name)
+            self._client.delete_collection(self.sidecar.name)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -272,13 +272,13 @@ class ChromaStore:
             return self._passages.scores(vector, ids, where)
 
     def nearest_reconstructed(self, vector: Array, k: int, where: Metadata | None = None) -> Neighbours:
-        """The search of the companion: cosine between `vector` and the reconstructed embeddings."""
+        """The search of the sidecar: cosine between `vector` and the reconstructed embeddings."""
         with translated("searching"):
             allowed = self._passages.existing(where=where) if where else None
             wanted = k
             while True:
-                ids, scores = self.companion.nearest(vector, wanted, allowed)
-                # Other tools may have deleted documents and left their companions.
+                ids, scores = self.sidecar.nearest(vector, wanted, allowed)
+                # Other tools may have deleted documents and left their sidecars.
                 there = set(ids if allowed is not None else self._passages.existing(ids))
                 kept = [row for row, name in enumerate(ids) if name in there][:k]
                 if len(kept) == k or len(ids) < wanted:
@@ -289,7 +289,7 @@ class ChromaStore:
         """Cosines between `vector` and the reconstructions of some passages, without those `where` leaves out."""
         with translated("searching"):
             there = set(self._passages.existing(ids, where))
-            found, scores = self.companion.nearest(vector, max(len(ids), 1), [name for name in ids if name in there])
+            found, scores = self.sidecar.nearest(vector, max(len(ids), 1), [name for name in ids if name in there])
         return Neighbours(found, scores.astype(np.float64))
 
     def existing(self, ids: Sequence[str] | None = None, where: Metadata | None = None) -> list[str]:
@@ -329,7 +329,7 @@ class ChromaStore:
             return self._passages.find(ids, vectors=vectors)
 
     def codes(self, ids: Sequence[str]) -> Codes[NDArray[Any]]:
-        """(len(ids), K) codes; passages that the companion does not know yet are encoded from their vectors.
+        """(len(ids), K) codes; passages that the sidecar does not know yet are encoded from their vectors.
 
         A passage that is in neither collection any more has empty codes.
         """
@@ -349,7 +349,7 @@ class ChromaStore:
 
     @property
     def index(self) -> CodeIndex:
-        """The local copy of the codes, made or refreshed when the companion's stamp says so."""
+        """The local copy of the codes, made or refreshed when the sidecar's stamp says so."""
         return self._live_index.current(self.__len__)
 
     @property
@@ -363,17 +363,17 @@ class ChromaStore:
         return min(_BATCH, self._client.get_max_batch_size())
 
     @contextmanager
-    def _writing(self) -> Iterator[CompanionWriter]:
+    def _writing(self) -> Iterator[SidecarWriter]:
         try:
-            with self.companion.writing() as writer:
+            with self.sidecar.writing() as writer:
                 yield writer
         finally:
             self._live_index.forget()
 
-    def _write_companion(self, ids: Sequence[str], vectors: Array, writer: CompanionWriter) -> int:
+    def _write_sidecar(self, ids: Sequence[str], vectors: Array, writer: SidecarWriter) -> int:
         if not len(ids):
             return 0
-        outdated = np.nonzero(self.companion.outdated(ids, vectors))[0].tolist()
+        outdated = np.nonzero(self.sidecar.outdated(ids, vectors))[0].tolist()
         if outdated:
             writer.write([ids[position] for position in outdated], vectors[outdated])
         return len(outdated)

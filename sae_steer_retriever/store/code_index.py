@@ -1,4 +1,4 @@
-"""Codes at query time: a memory-mapped copy of the companion's codes, with inverted lists of named features."""
+"""Codes at query time: a memory-mapped copy of the sidecar's codes, with inverted lists of named features."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StoredVectors(NamedTuple):
 class CodeIndex:
     """Every passage's codes and vector, by row, and for each feature the rows that have it among their names.
 
-    A derived copy: it is made from the companion collection, bears its stamp, and is made again when that differs.
+    A derived copy: it is made from the sidecar collection, bears its stamp, and is made again when that differs.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class CodeIndex:
         codes: Codes[NDArray[Any]],
         offsets: NDArray[np.int64],
         rows: NDArray[np.int32],
-        k_names: int,
+        k_labels: int,
         stored: StoredVectors,
     ) -> None:
         """Take the arrays; `build` and `load` make them.
@@ -62,14 +62,14 @@ class CodeIndex:
             codes: (N, K), may be memory-mapped.
             offsets: (n + 1,) where each feature's list begins in `rows`.
             rows: The rows of all lists, feature after feature.
-            k_names: How many of a code's strongest latents the lists cover.
+            k_labels: How many of a code's strongest latents the lists cover.
             stored: The passages' vectors.
         """
         self.ids = ids
         self.codes = codes
         self._offsets = offsets
         self._rows = rows
-        self._k_names = k_names
+        self._k_labels = k_labels
         self._stored = stored
         self._row_of = {name: row for row, name in enumerate(ids)}
         self._sparse: Any = None
@@ -91,8 +91,8 @@ class CodeIndex:
         return Codes(np.asarray(self.codes.indices[rows]), np.asarray(self.codes.values[rows]))
 
     def names(self, rows: NDArray[np.integer[Any]]) -> Codes[NDArray[Any]]:
-        """(len(rows), k_names) naming reading of some rows."""
-        return self.take(rows).leading(self._k_names)
+        """(len(rows), k_labels) label latents of some rows."""
+        return self.take(rows).truncate(self._k_labels)
 
     def posting(self, feature: int) -> NDArray[np.int32]:
         """Rows of the passages that have a feature among their names."""
@@ -194,7 +194,7 @@ class CodeIndex:
         pages: Iterable[tuple[list[str], Codes[NDArray[Any]]]],
         n: int,
         k: int,
-        k_names: int,
+        k_labels: int,
         stored: Iterable[tuple[list[str], NDArray[np.float32], NDArray[np.float32]]] = (),
     ) -> CodeIndex:
         """Make an index in memory.
@@ -205,7 +205,7 @@ class CodeIndex:
                 scored.
             n: Number of latents.
             k: Latents per code.
-            k_names: How many of them are names.
+            k_labels: How many of them are names.
         """
         ids: list[str] = []
         indices, values = [np.empty((0, k), dtype=np.int32)], [np.empty((0, k), dtype=np.float32)]
@@ -214,20 +214,20 @@ class CodeIndex:
             indices.append(codes.indices.astype(np.int32))
             values.append(codes.values.astype(np.float32))
         whole: Codes[NDArray[Any]] = Codes(np.concatenate(indices), np.concatenate(values))
-        names = whole.leading(k_names)
+        names = whole.truncate(k_labels)
         row, place = np.nonzero(names.values > 0)
         latents = names.indices[row, place]
         order = np.argsort(latents, kind="stable")
         offsets = np.zeros(n + 1, dtype=np.int64)
         np.cumsum(np.bincount(latents, minlength=n), out=offsets[1:])
-        return cls(ids, whole, offsets, row[order].astype(np.int32), k_names, _placed(ids, stored))
+        return cls(ids, whole, offsets, row[order].astype(np.int32), k_labels, _placed(ids, stored))
 
-    def save(self, folder: Path, stamp: str) -> None:
+    def save(self, folder: Path, generation: str) -> None:
         """Write the index as `folder/stamp` and drop older stamps. A reader never sees half of one."""
         folder.mkdir(parents=True, exist_ok=True)
-        target = folder / stamp
+        target = folder / generation
         if target.exists():
-            if CodeIndex.load(folder, stamp) is not None:
+            if CodeIndex.load(folder, generation) is not None:
                 return
             shutil.rmtree(target, ignore_errors=True)  # damaged
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
@@ -241,7 +241,7 @@ class CodeIndex:
         }
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array)
-        meta = {"format_version": _FORMAT_VERSION, "k_names": self._k_names, "ids": self.ids}
+        meta = {"format_version": _FORMAT_VERSION, "k_names": self._k_labels, "ids": self.ids}
         (temporary / _META_FILE).write_text(json.dumps(meta), encoding="utf-8")
         with contextlib.suppress(OSError):  # another process was first: its copy is the same
             os.replace(temporary, target)
@@ -250,9 +250,9 @@ class CodeIndex:
                 shutil.rmtree(other, ignore_errors=True)
 
     @classmethod
-    def load(cls, folder: Path, stamp: str) -> CodeIndex | None:
+    def load(cls, folder: Path, generation: str) -> CodeIndex | None:
         """Open the index of this stamp, memory-mapped, or None where there is none that can be read."""
-        path = folder / stamp
+        path = folder / generation
         try:
             meta = json.loads((path / _META_FILE).read_text(encoding="utf-8"))
             if meta["format_version"] != _FORMAT_VERSION:
@@ -262,12 +262,12 @@ class CodeIndex:
             stored = StoredVectors(
                 *(np.load(path / f"{name}.npy", mmap_mode="r") for name in ("vectors", "vector_offsets"))
             )
-            ids, k_names = list(meta["ids"]), int(meta["k_names"])
+            ids, k_labels = list(meta["ids"]), int(meta["k_names"])
             if len({len(ids), len(indices), len(values), *map(len, stored)}) != 1 or int(offsets[-1]) != len(rows):
                 return None
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return None
-        return cls(ids, Codes(indices, values), offsets, rows, k_names, stored)
+        return cls(ids, Codes(indices, values), offsets, rows, k_labels, stored)
 
 
 def _placed(

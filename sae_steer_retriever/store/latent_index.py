@@ -16,12 +16,13 @@ LatentEngine = Literal["exact", "seismic"]
 LATENT_ENGINES: tuple[LatentEngine, ...] = ("exact", "seismic")
 Similarity = Literal["dot", "cosine", "damped"]
 SIMILARITIES: tuple[Similarity, ...] = ("dot", "cosine", "damped")
-"""What codes are compared by: dot product, as in arXiv 2411.00786; cosine; cosine of damped codes."""
+"""What codes are compared by: dot product, as in arXiv 2411.00786; cosine; cosine of power-normalised codes."""
 
-DAMPING = 0.7
+POWER = 0.7
 """The power that activations are raised to before codes are compared in the latent space.
 
-A pursuit leaves a few large corrections in a code, which dominate a bare cosine. On SciFact's training queries .7 keeps
+A refinement leaves a few large corrections in a code, which dominate a bare cosine. On SciFact's training queries .7
+keeps
 most nDCG@10 at K = 32 and 64, and on average over these and 128, where .9 keeps more. 1 is the bare cosine, and 0 would
 count the latents that two codes share.
 """
@@ -181,14 +182,14 @@ class LatentIndex:
         return best(scores, k)
 
 
-def damp(values: Array) -> Array:
-    """Activations raised to the power `DAMPING`; negative ones keep their sign."""
-    return np.asarray(np.copysign(np.abs(values) ** np.float32(DAMPING), values), dtype=np.float32)
+def power_normalise(values: Array) -> Array:
+    """Activations raised to the power `POWER`; negative ones keep their sign."""
+    return np.asarray(np.copysign(np.abs(values) ** np.float32(POWER), values), dtype=np.float32)
 
 
-def damped(codes: Codes[NDArray[Any]]) -> Codes[NDArray[Any]]:
-    """(batch, K) the same latents with damped activations: the codes that the latent space is made of."""
-    return Codes(codes.indices, damp(codes.values))
+def power_normalised(codes: Codes[NDArray[Any]]) -> Codes[NDArray[Any]]:
+    """(batch, K) the same latents with power-normalised activations: the codes that the latent space is made of."""
+    return Codes(codes.indices, power_normalise(codes.values))
 
 
 def compared(codes: Codes[NDArray[Any]], similarity: Similarity) -> Codes[NDArray[Any]]:
@@ -200,7 +201,7 @@ def compared(codes: Codes[NDArray[Any]], similarity: Similarity) -> Codes[NDArra
     """
     if similarity == "dot":
         return codes
-    read = damped(codes) if similarity == "damped" else codes
+    read = power_normalised(codes) if similarity == "damped" else codes
     return Codes(read.indices, np.asarray(read.values / lengths(read)[:, None], dtype=np.float32))
 
 

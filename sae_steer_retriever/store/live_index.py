@@ -1,4 +1,4 @@
-"""The local copy of a companion's codes that follows the companion."""
+"""The local copy of a sidecar's codes that follows the sidecar."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sae_steer_retriever.sae.topk_sae import SAEConfig
 from sae_steer_retriever.store.code_index import CodeIndex
 from sae_steer_retriever.store.connection import translated
 from sae_steer_retriever.store.documents import DocumentCollection
-from sae_steer_retriever.store.sidecar import Companion
+from sae_steer_retriever.store.sidecar import Sidecar
 
 logger = logging.getLogger(__name__)
 
-# How often the companion may be asked whether another process has written, in seconds.
+# How often the sidecar may be asked whether another process has written, in seconds.
 _INTERVAL = 1.0
 # Reading all codes again takes at most this share of the time while others keep writing.
 _LARGEST_SHARE = 0.1
@@ -28,33 +28,33 @@ _PAGE = 5000
 
 
 class LiveIndex:
-    """A `CodeIndex` that is made again when the companion's stamp says so; safe to share between threads.
+    """A `CodeIndex` that is made again when the sidecar's stamp says so; safe to share between threads.
 
     This process' own writes are seen at once (`forget`), those of others within a second: later only while
     they go on writing and reading all codes takes long.
     """
 
-    def __init__(self, companion: Companion, documents: DocumentCollection, config: SAEConfig) -> None:
-        """Follow `companion`.
+    def __init__(self, sidecar: Sidecar, documents: DocumentCollection, config: SAEConfig) -> None:
+        """Follow `sidecar`.
 
         Args:
-            companion: Where the codes come from.
+            sidecar: Where the codes come from.
             documents: Where the vectors come from.
             config: The sizes of its SAE.
         """
-        self._companion = companion
+        self._sidecar = sidecar
         self._documents = documents
         self._config = config
         self._lock = threading.Lock()
         self._index: CodeIndex | None = None
-        self._stamp: str | None = None
+        self._write_generation: str | None = None
         self._next_look = float("-inf")
         self.complete = False
 
     @property
     def folder(self) -> Path:
         """Where copies are kept; they can be made again."""
-        return cache_root() / "codes" / self._companion.id
+        return cache_root() / "codes" / self._sidecar.id
 
     def forget(self) -> None:
         """Look at the stamp before the next use."""
@@ -80,10 +80,10 @@ class LiveIndex:
             # Before looking, so that a write in the meantime is not overlooked.
             self._next_look = time.monotonic() + _INTERVAL
             with translated("reading codes"):
-                stamp = self._companion.stamp()
-                if self._index is None or stamp is None or stamp != self._stamp:
+                generation = self._sidecar.generation()
+                if self._index is None or generation is None or generation != self._write_generation:
                     began = time.monotonic()
-                    self._index, self._stamp = self._load(stamp), stamp
+                    self._index, self._write_generation = self._load(generation), generation
                     took = time.monotonic() - began
                     self._next_look = max(self._next_look, time.monotonic() + took / _LARGEST_SHARE)
                     self._compare(self._index, passages())
@@ -96,18 +96,18 @@ class LiveIndex:
                 "%d of %d passages of %r have codes: run `sae-steer index --attach` or ChromaStore.attach()",
                 len(index),
                 passages,
-                self._companion.source,
+                self._sidecar.source,
             )
 
-    def _load(self, stamp: str | None) -> CodeIndex:
-        found = CodeIndex.load(self.folder, stamp) if stamp is not None else None
+    def _load(self, generation: str | None) -> CodeIndex:
+        found = CodeIndex.load(self.folder, generation) if generation is not None else None
         if found is not None:
             return found
         config = self._config
         stored = self._documents.score_pages(_PAGE)
-        made = CodeIndex.build(self._companion.pages(), config.n, config.k, config.k_names, stored)
-        if stamp is not None and stamp == self._companion.stamp():
+        made = CodeIndex.build(self._sidecar.pages(), config.n, config.k, config.k_labels, stored)
+        if generation is not None and generation == self._sidecar.generation():
             with contextlib.suppress(OSError):  # a full or read-only cache costs time, not results
-                made.save(self.folder, stamp)
-                return CodeIndex.load(self.folder, stamp) or made  # memory-mapped from now on
+                made.save(self.folder, generation)
+                return CodeIndex.load(self.folder, generation) or made  # memory-mapped from now on
         return made

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_steer_retriever.encoders.embedders import unit_rows
 from sae_steer_retriever.errors import MismatchError
-from sae_steer_retriever.features.loading import shipped_for
+from sae_steer_retriever.features.loading import bundled_for
 from sae_steer_retriever.sae.bundled import recorded
 from sae_steer_retriever.store.connection import translated
 from sae_steer_retriever.store.sidecar import SUFFIX, k_of
@@ -24,13 +24,13 @@ _POINTS_SOMEWHERE = 0.27
 
 
 def recorded_sae(client: ClientAPI, collection: str) -> str | None:
-    """Where the SAE of a collection's companion was loaded from when it was indexed, if that is known."""
+    """Where the SAE of a collection's sidecar was loaded from when it was indexed, if that is known."""
     location = _metadata(client, collection + SUFFIX).get("sae_location")
     return None if location is None else recorded(str(location))
 
 
 def default_sae(client: ClientAPI, collection: str, embedding: Any = None) -> str:  # noqa: ANN401 - see as_embedder
-    """The SAE of a collection that nobody named one for: the one that it was indexed with, else the one that ships.
+    """The SAE of a collection that nobody named one for: the one that it was indexed with, else the bundled one.
 
     Args:
         client: The store.
@@ -46,11 +46,11 @@ def default_sae(client: ClientAPI, collection: str, embedding: Any = None) -> st
     found = recorded_sae(client, collection)
     if found is not None:
         return found
-    return str(shipped_for(_metadata(client, collection).get(ENCODER_KEY) if embedding is None else embedding))
+    return str(bundled_for(_metadata(client, collection).get(ENCODER_KEY) if embedding is None else embedding))
 
 
 def at_recorded_k(sae: TopKSAE, client: ClientAPI, collection: str) -> TopKSAE:
-    """An SAE at the K that a collection was indexed at, where its companion is this SAE's; else as it is."""
+    """An SAE at the K that a collection was indexed at, where its sidecar is this SAE's; else as it is."""
     metadata = _metadata(client, collection + SUFFIX)
     return sae.with_k(k_of(metadata, sae)) if metadata.get("sae_fingerprint") == sae.fingerprint else sae
 
@@ -60,7 +60,7 @@ def require_readable(sae: TopKSAE, client: ClientAPI, collection: str) -> None:
 
     Vectors of its own encoder point to some feature, those of another one of the same size to none: in d dimensions the
     largest of n chance cosines is about sqrt(2 ln(n) / d), 0.2 for all-MiniLM-L6-v2. A collection that says what
-    embedded it, one that has a companion, and an empty one need no look.
+    embedded it, one that has a sidecar, and an empty one need no look.
 
     Raises:
         MismatchError: So it is.
@@ -80,7 +80,7 @@ def require_readable(sae: TopKSAE, client: ClientAPI, collection: str) -> None:
     if typical < _POINTS_SOMEWHERE:
         raise MismatchError(
             f"collection {collection!r} does not say which encoder made its vectors, and they point to no feature "
-            f"of the SAE that ships for {sae.config.encoder.name!r} (typical cosine with the nearest: {typical:.2f}): "
+            f"of the bundled SAE for {sae.config.encoder.name!r} (typical cosine with the nearest: {typical:.2f}): "
             "they are another encoder's. Train an SAE for that one (`sae-steer train --model NAME`) and name it."
         )
 
@@ -89,7 +89,7 @@ def _metadata(client: ClientAPI, name: str) -> Mapping[str, Any]:
     """That of a collection; empty if there is none."""
     from chromadb.errors import NotFoundError
 
-    with translated("reading the companion"):
+    with translated("reading the sidecar"):
         try:
             return client.get_collection(name, embedding_function=None).metadata or {}
         except (NotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""The companion collection `NAME.sae`: reconstructed embeddings and codes, beside a collection we never modify."""
+"""The sidecar collection `NAME.sae`: reconstructed embeddings and codes, beside a collection we never modify."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _FORMAT_VERSION = 1
 _PAGE = 2000
 
 
-class Companion:
-    """Reads and writes one companion collection.
+class Sidecar:
+    """Reads and writes one sidecar collection.
 
     Each item has the id of the passage it belongs to, `x_hat` as its vector, and as metadata: `codes` (packed),
     `names` (the naming features, a list Chroma can filter on) and `source` (a digest of the embedding it was made
@@ -37,7 +37,7 @@ class Companion:
     """
 
     def __init__(self, client: ClientAPI, name: str, sae: TopKSAE, *, sae_location: str | None = None) -> None:
-        """Open the companion of collection `name`, or make it.
+        """Open the sidecar of collection `name`, or make it.
 
         Args:
             client: A Chroma client.
@@ -46,7 +46,7 @@ class Companion:
             sae_location: Where the SAE was loaded from, for the command line to find it again.
 
         Raises:
-            MismatchError: The companion was made by another SAE.
+            MismatchError: The sidecar was made by another SAE.
             StoreError: A collection of that name exists that is none of ours.
         """
         self._sae = sae
@@ -79,7 +79,7 @@ class Companion:
         """The collection's unique id."""
         return str(self._collection.id)
 
-    def stamp(self) -> str | None:
+    def generation(self) -> str | None:
         """The version of what is stored now, read from the store; None while a write is unfinished."""
         metadata = self._client.get_collection(self.name, embedding_function=None).metadata or {}
         return str(metadata["stamp"]) if metadata.get("complete") else None
@@ -89,16 +89,16 @@ class Companion:
         return self._collection.count()
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[CompanionWriter]:
-        """Writes to the companion; its stamp changes before the first and again after the last.
+    def writing(self) -> Iterator[SidecarWriter]:
+        """Writes to the sidecar; its stamp changes before the first and again after the last.
 
         A kill in between leaves it incomplete, so no local copy is trusted until a later run has finished. A block
         that writes nothing changes nothing.
         """
-        writer = CompanionWriter(self._collection, self._sae)
+        writer = SidecarWriter(self._collection, self._sae)
         try:
             yield writer
-        finally:  # after a failure, too, the companion is what its stamp says
+        finally:  # after a failure, too, the sidecar is what its stamp says
             writer.finish()
 
     def outdated(self, ids: Sequence[str], vectors: Array) -> NDArray[np.bool_]:
@@ -148,8 +148,8 @@ class Companion:
         return found["ids"][0], (1.0 - distances).astype(np.float32)
 
 
-class CompanionWriter:
-    """Writes codes and reconstructions; made by `Companion.writing`."""
+class SidecarWriter:
+    """Writes codes and reconstructions; made by `Sidecar.writing`."""
 
     def __init__(self, collection: Collection, sae: TopKSAE) -> None:
         self._collection = collection
@@ -164,7 +164,7 @@ class CompanionWriter:
             vectors: (batch, d) unit embeddings of the passages.
         """
         codes = self._sae.encode(vectors)
-        names = codes.leading(self._sae.config.k_names)
+        names = codes.truncate(self._sae.config.k_labels)
         metadatas: list[dict[str, Any]] = []
         for row, vector in enumerate(vectors):
             # An update merges: what is absent now must be said to be absent. Chroma refuses empty lists.
@@ -190,14 +190,14 @@ class CompanionWriter:
     def finish(self) -> None:
         """Declare what is stored now complete, after these writes or after those that a kill cut short."""
         if self._began or not (self._collection.metadata or {}).get("complete"):
-            self._stamp(complete=True)
+            self._write_generation(complete=True)
 
     def _begin(self) -> None:
         if not self._began:
-            self._stamp(complete=False)
+            self._write_generation(complete=False)
             self._began = True
 
-    def _stamp(self, *, complete: bool) -> None:
+    def _write_generation(self, *, complete: bool) -> None:
         metadata = {**(self._collection.metadata or {}), "stamp": uuid.uuid4().hex, "complete": complete}
         self._collection.modify(metadata=metadata)
 
@@ -227,20 +227,20 @@ def query_known(
 
 
 def rebuild(client: ClientAPI, collection: str) -> None:
-    """Drop a companion, so that another SAE can make a new one; the documents are not touched.
+    """Drop a sidecar, so that another SAE can make a new one; the documents are not touched.
 
     Raises:
         StoreError: A collection of that name exists that is none of ours.
     """
     from chromadb.errors import NotFoundError
 
-    with translated("dropping the companion"), contextlib.suppress(NotFoundError):
+    with translated("dropping the sidecar"), contextlib.suppress(NotFoundError):
         _require_library(client.get_collection(collection + SUFFIX, embedding_function=None))
         client.delete_collection(collection + SUFFIX)
 
 
 def require_ours(collection: Collection, sae: TopKSAE) -> None:
-    """Refuse a companion of another SAE, or a collection that is no companion.
+    """Refuse a sidecar of another SAE, or a collection that is no sidecar.
 
     Raises:
         MismatchError: It was made by another SAE, or at another K.
@@ -250,31 +250,31 @@ def require_ours(collection: Collection, sae: TopKSAE) -> None:
     metadata = collection.metadata or {}
     if metadata.get("sae_fingerprint") != sae.fingerprint:
         raise MismatchError(
-            f"companion {collection.name!r} was made by SAE {metadata.get('sae_fingerprint')} (encoder "
+            f"sidecar {collection.name!r} was made by SAE {metadata.get('sae_fingerprint')} (encoder "
             f"{metadata.get('encoder')!r}), but SAE {sae.fingerprint} (encoder {sae.config.encoder.name!r}) was given: "
-            "give that SAE, or rebuild the companion (`sae-steer index --rebuild`, `store.rebuild`)."
+            "give that SAE, or rebuild the sidecar (`sae-steer index --rebuild`, `store.rebuild`)."
         )
     k = k_of(metadata, sae)
     if k != sae.config.k:
         raise MismatchError(
-            f"companion {collection.name!r} holds codes of k = {k}, but the SAE was given at k = {sae.config.k}: load "
-            f"it with k={k}, or rebuild the companion (`sae-steer index --rebuild`, `store.rebuild`)."
+            f"sidecar {collection.name!r} holds codes of k = {k}, but the SAE was given at k = {sae.config.k}: load "
+            f"it with k={k}, or rebuild the sidecar (`sae-steer index --rebuild`, `store.rebuild`)."
         )
 
 
 def k_of(metadata: Mapping[str, Any], sae: TopKSAE) -> int:
-    """The K of a companion's codes, by its metadata; earlier versions have none: it is the K of the fit."""
+    """The K of a sidecar's codes, by its metadata; earlier versions have none: it is the K of the fit."""
     return int(metadata.get("k") or sae.config.fitted_k or sae.config.k)
 
 
-def companion_of(metadata: Mapping[str, Any] | None) -> str | None:
-    """The documents collection that a collection with this metadata is the companion of, None if it is none."""
+def sidecar_of(metadata: Mapping[str, Any] | None) -> str | None:
+    """The documents collection that a collection with this metadata is the sidecar of, None if it is none."""
     metadata = metadata or {}
     return str(metadata.get("source")) if metadata.get("library") == _LIBRARY else None
 
 
 def _require_library(collection: Collection) -> None:
-    if companion_of(collection.metadata) is None:
+    if sidecar_of(collection.metadata) is None:
         raise StoreError(
             f"collection {collection.name!r} exists but is none of this library's: rename one of the two collections."
         )

@@ -67,7 +67,7 @@ class Start(NamedTuple):
         W_enc, W_dec = torch.cat([old.W_enc, room]), torch.cat([old.W_dec, room])
         b_enc = torch.full((n,), _ASLEEP)
         W_enc[self.ids], W_dec[self.ids], b_enc[self.ids] = live.W_enc, live.W_dec, live.b_enc
-        config = dataclasses.replace(live.config, n=n, pursuit_candidates=_candidates(old, len(self.ids)))
+        config = dataclasses.replace(live.config, n=n, refine_candidates=_candidates(old, len(self.ids)))
         return TopKSAE(W_enc, b_enc, W_dec, live.b_dec, config)
 
 
@@ -78,7 +78,7 @@ def adapted_config(parent: SAEConfig, settings: Mapping[str, Any] | None = None)
         parent: Of the SAE that is adapted, whose readings are kept.
         settings: Fields of `TrainConfig`. `latents` is how many features are to be live.
     """
-    readings = ("k", "k_names", "pursuit_steps")
+    readings = ("k", "k_labels", "refine_steps")
     settled = {"lr": _LR, "steps": _STEPS, **{name: getattr(parent, name) for name in readings}}
     given = {name: value for name, value in (settings or {}).items() if name != "init"}
     if "epochs" in given:
@@ -124,7 +124,7 @@ def adapted_start(parent: TopKSAE, rows: Rows, live: int, config: TrainConfig) -
     centred = TopKSAE(parent.W_enc, parent.b_enc, parent.W_dec, sample.mean(dim=0), sae_config)
     added = round(_ADDED_SHARE * live)
     ids = _most_used(centred, sample.numpy(), live - added)
-    some = dataclasses.replace(sae_config, n=len(ids), pursuit_candidates=_candidates(parent, len(ids)))
+    some = dataclasses.replace(sae_config, n=len(ids), refine_candidates=_candidates(parent, len(ids)))
     sae = TopKSAE(centred.W_enc[ids], centred.b_enc[ids], centred.W_dec[ids], centred.b_dec, some)
     if not added:
         return Start(sae, ids, parent)
@@ -140,10 +140,10 @@ def _most_used(sae: TopKSAE, rows: NDArray[Any], most: int) -> Tensor:
 
 
 def _candidates(parent: TopKSAE, live: int) -> int | None:
-    """How many latents a pursuit chooses from: never one that sleeps."""
-    if not parent.config.pursuit_steps:
+    """How many latents a refinement chooses from: never one that sleeps."""
+    if not parent.config.refine_steps:
         return None
-    return min(parent.config.pursuit_candidates or live, live)
+    return min(parent.config.refine_candidates or live, live)
 
 
 def _extended(sae: TopKSAE, directions: Tensor, parent: TopKSAE) -> TopKSAE:
@@ -154,7 +154,7 @@ def _extended(sae: TopKSAE, directions: Tensor, parent: TopKSAE) -> TopKSAE:
         torch.cat([sae.b_enc, torch.full((len(directions),), bias)]),
         torch.cat([sae.W_dec, directions]),
         sae.b_dec,
-        dataclasses.replace(sae.config, n=n, pursuit_candidates=_candidates(parent, n)),
+        dataclasses.replace(sae.config, n=n, refine_candidates=_candidates(parent, n)),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_steer_retriever.errors import CorpusError
-from sae_steer_retriever.sae.config import DEFAULT_MODEL
+from sae_steer_retriever.sae.config import DEFAULT_MODEL, current_keys
 
 LossName = Literal["rkl", "mse", "mse-queries", "eq2", "released", "paper"]
 InitName = Literal["random", "data", "kmeans", "pretrained"]
@@ -31,11 +31,11 @@ class TrainConfig:
     model: str = _option(DEFAULT_MODEL, "encoder: a sentence-transformers name or folder")
     latents: int | None = _option(None, "number of latents n; chosen by the size of the corpus if not given")
     k: int = _option(64, "active latents per embedding, for reconstruction")
-    k_names: int = _option(8, "how many of a code's first latents are names: labels, explanations, steering")
-    pursuit_steps: int = _option(
+    k_labels: int = _option(8, "how many of a code's first latents are names: labels, explanations, steering")
+    refine_steps: int = _option(
         8, "steps that refine a code after the encoder's TopK, half as many again among candidates; 0: one product"
     )
-    pursuit_candidates: int = _option(
+    refine_candidates: int = _option(
         512, "latents that the steps choose from where there are over four times as many, the encoder's first; 0: all"
     )
     epochs: float | None = _option(None, "passes over the rows; chosen by the size of the corpus if not given")
@@ -52,7 +52,7 @@ class TrainConfig:
     )
     rkl_weight: float = _option(0.2, "weight of the relative KL")
     temperature: float | None = _option(None, "of the relative KL; chosen by the corpus' lists if not given")
-    names_weight: float = _option(0.0, "weight of the FVU of the naming reading; .3 without pursuit")
+    labels_weight: float = _option(0.0, "weight of the FVU of the label latents; .3 without refinement")
     patience: int = _option(3, "measurements without an improvement after which a fit ends early; 0: never")
     init: InitName = _option("kmeans", "how the decoder starts: kmeans (centres), data (points), random")
     start_weight: float = _option(0.3, "pull of the decoder's rows towards those centres or points, for meaning")
@@ -63,7 +63,7 @@ class TrainConfig:
     device: str = _option("auto", "torch device: auto, cpu, cuda, mps")
 
     def __post_init__(self) -> None:
-        positive = ("k", "k_names", "batch_size", "list_queries", "list_size", "lr", "passage_characters")
+        positive = ("k", "k_labels", "batch_size", "list_queries", "list_size", "lr", "passage_characters")
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected a positive number.")
@@ -73,10 +73,10 @@ class TrainConfig:
             raise ValueError(f"temperature = {self.temperature}: expected a positive number.")
         if self.start_weight < 0:
             raise ValueError(f"start_weight = {self.start_weight}: expected 0 (no pull) or a positive number.")
-        if self.pursuit_steps < 0:
-            raise ValueError(f"pursuit_steps = {self.pursuit_steps}: expected a whole number, 0 for none.")
-        if self.pursuit_candidates < 0:
-            raise ValueError(f"pursuit_candidates = {self.pursuit_candidates}: expected a whole number, 0 for all.")
+        if self.refine_steps < 0:
+            raise ValueError(f"refine_steps = {self.refine_steps}: expected a whole number, 0 for none.")
+        if self.refine_candidates < 0:
+            raise ValueError(f"refine_candidates = {self.refine_candidates}: expected a whole number, 0 for all.")
         if self.latents is not None and self.latents < self.k:
             raise ValueError(f"latents = {self.latents}, k = {self.k}: expected at least k latents.")
         if self.epochs is not None and self.epochs <= 0:
@@ -101,7 +101,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CorpusError(f"cannot read the recipe {path}: {error}") from error
     known = {field.name for field in dataclasses.fields(TrainConfig)}
-    settings = {key.replace("-", "_"): value for key, value in body.items()}
+    settings = current_keys({key.replace("-", "_"): value for key, value in body.items()})
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

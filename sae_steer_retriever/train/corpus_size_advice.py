@@ -10,20 +10,20 @@ _ENOUGH_PASSAGES = 500
 _ENOUGH_FIRINGS = 8
 
 
-def advise(passages: int, rows: int, sizes: Sizes, k_names: int, *, latents_given: bool) -> tuple[str, ...]:
+def advise(passages: int, rows: int, sizes: Sizes, k_labels: int, *, latents_given: bool) -> tuple[str, ...]:
     """Sentences on what will suffer, each with what to do about it; none if nothing will.
 
     Args:
         passages: Number of passages.
         rows: Number of rows fitted: passages, their query-like texts, queries.
         sizes: Of the SAE.
-        k_names: Naming latents per passage.
+        k_labels: Naming latents per passage.
         latents_given: Whether someone asked for that many latents; the library's own choice is not held against the
             number of rows.
     """
     latents, k = sizes.latents, sizes.k
     # With the k that is advised, where less is: following one sentence must not bring up another.
-    firings = _firings(passages, latents, min(k, _quarter(latents)), k_names)
+    firings = _firings(passages, latents, min(k, _quarter(latents)), k_labels)
     advice = []
     if passages < _ENOUGH_PASSAGES:
         advice.append(
@@ -32,7 +32,7 @@ def advise(passages: int, rows: int, sizes: Sizes, k_names: int, *, latents_give
         )
     rare = firings < _ENOUGH_FIRINGS
     crowded = latents_given and latents > rows / 2
-    bearable = _bearable_latents(passages, rows, sizes, k_names) if rare or crowded else latents
+    bearable = _bearable_latents(passages, rows, sizes, k_labels) if rare or crowded else latents
     if rare:
         advice.append(
             f"{latents:,} latents: each would name {firings:.1f} of {passages:,} passages on average, fewer than "
@@ -57,16 +57,16 @@ def _quarter(latents: int) -> int:
     return max(1, latents // 4)
 
 
-def _firings(passages: int, latents: int, k: int, k_names: int) -> float:
+def _firings(passages: int, latents: int, k: int, k_labels: int) -> float:
     """How many passages a latent names, on average."""
-    return passages * min(k_names, k) / latents
+    return passages * min(k_labels, k) / latents
 
 
-def _bearable_latents(passages: int, rows: int, sizes: Sizes, k_names: int) -> int | None:
+def _bearable_latents(passages: int, rows: int, sizes: Sizes, k_labels: int) -> int | None:
     """The largest power of two below the number of latents about which nothing would have to be said."""
     largest, latents = None, 4
     while latents < sizes.latents and latents <= rows / 2:
-        if _firings(passages, latents, min(sizes.k, _quarter(latents)), k_names) >= _ENOUGH_FIRINGS:
+        if _firings(passages, latents, min(sizes.k, _quarter(latents)), k_labels) >= _ENOUGH_FIRINGS:
             largest = latents
         latents *= 2
     return largest

@@ -37,14 +37,14 @@ class HeldOut(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Held-out quality of an SAE, of its codes as its config has them: with a pursuit or without.
+    """Held-out quality of an SAE, of its codes as its config has them: with a refinement or without.
 
     Attributes:
         fvu: Fraction of the variance unexplained, of rows that were not fitted.
         overlap: overlap@10: share of a query's ten nearest passages that are still among its ten nearest when query
             and passages are replaced by their reconstructions.
         coherence: Median over features of the mean pairwise centred cosine of their five strongest searched passages,
-            in the naming reading, of the features that have five: `interpret.coherence`. About 0 means that they have
+            in the label latents, of the features that have five: `interpret.coherence`. About 0 means that they have
             nothing in common. None if no feature has five.
         dead: Share of latents that no passage activates.
         l0: Mean number of active latents per passage.
@@ -109,7 +109,7 @@ def measure(sae: TopKSAE, held_out: HeldOut, variance: float) -> Measurement:
     return Measurement(
         fvu=fvu,
         overlap=float(np.mean(shared)) / held_out.nearest.shape[1],
-        coherence=_coherence(codes.leading(sae.config.k_names), sae.config.n, held_out.documents),
+        coherence=_coherence(codes.truncate(sae.config.k_labels), sae.config.n, held_out.documents),
         dead=1.0 - len(used) / sae.config.n,
         l0=float(active.sum(axis=1).mean()),
     )

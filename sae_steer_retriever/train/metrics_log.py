@@ -9,14 +9,14 @@ from pathlib import Path
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.sae.atomic_files import write_files
 
-JOURNAL_FILE = "training.jsonl"
+METRICS_LOG_FILE = "training.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One measurement of a fit under way, without the pursuit: FVU and retention are those of the encoder's TopK.
+    """One measurement of a fit under way, without the refinement: FVU and retention are those of the encoder's TopK.
 
-    The finished SAE, measured with the pursuit it is used with, is better by what that gains.
+    The finished SAE, measured with the refinement it is used with, is better by what that gains.
 
     Attributes:
         step: Steps done.
@@ -41,7 +41,7 @@ class Measured:
     lr: float
 
 
-class Journal:
+class MetricsLog:
     """A file of measurements that grows with the fit and goes on with a resumed one."""
 
     def __init__(self, folder: Path) -> None:
@@ -50,7 +50,7 @@ class Journal:
         Args:
             folder: Where the file is kept while the fit runs.
         """
-        self._path = folder / JOURNAL_FILE
+        self._path = folder / METRICS_LOG_FILE
         self._records: list[Measured] = []
         self._seconds_before = 0.0
 

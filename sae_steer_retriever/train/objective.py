@@ -25,7 +25,7 @@ class Constants(NamedTuple):
 def ranking_objective(
     model: FittingSAE, sampler: Sampler, step: int, config: TrainConfig, sizes: SAEConfig, constants: Constants
 ) -> Tensor:
-    """`FVU(k) + names_weight FVU(k_names) + what config.loss adds + start_weight (1 - mean_i <d_i, d_i at the start>)`.
+    """`FVU(k) + labels_weight FVU(k_labels) + what config.loss adds + start_weight (1 - mean_i <d_i, d_i at start>)`.
 
     The first three are over rows, list queries and their documents.
 
@@ -39,11 +39,11 @@ def ranking_objective(
     parts.append(sampler.documents[unique])
     batch = torch.cat(parts).to(model.mu.device)
     values, indices = model.encode(batch, sizes.k)
-    lengths = (sizes.k_names, sizes.k) if config.names_weight and sizes.k_names < sizes.k else (sizes.k,)
+    lengths = (sizes.k_labels, sizes.k) if config.labels_weight and sizes.k_labels < sizes.k else (sizes.k,)
     *named, x_hat = model.decode_prefixes(values, indices, lengths)
     loss = fraction_unexplained(batch, x_hat, constants.variance)
     for part in named:
-        loss = loss + config.names_weight * fraction_unexplained(batch, part, constants.variance)
+        loss = loss + config.labels_weight * fraction_unexplained(batch, part, constants.variance)
     counts = [len(part) for part in parts]
     (_, q, documents), (_, q_hat, documents_hat) = torch.split(batch, counts), torch.split(x_hat, counts)
     loss = loss + _added(config, _Lists(q, documents, q_hat, documents_hat, place.to(batch.device)), constants)

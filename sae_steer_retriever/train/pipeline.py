@@ -23,10 +23,11 @@ from sae_steer_retriever.features.calibration import calibrate
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.labelling.adapted_labels import label_adapted
 from sae_steer_retriever.labelling.baselines import random_dictionary
-from sae_steer_retriever.labelling.gather_evidence import name_matches, read_names
+from sae_steer_retriever.labelling.gather_evidence import name_matches, read_label_latents
 from sae_steer_retriever.labelling.keyword_labels import LabelReport, label_features
 from sae_steer_retriever.sae.atomic_files import write_files
-from sae_steer_retriever.sae.bundled import shipped_sae
+from sae_steer_retriever.sae.bundled import bundled_sae
+from sae_steer_retriever.sae.config import former_keys
 from sae_steer_retriever.sae.topk_sae import EncoderSpec, SAEConfig, TopKSAE
 from sae_steer_retriever.train.adaptation import Start, adapted_sizes, adapted_start
 from sae_steer_retriever.train.checkpoint import CHECKPOINT_FOLDER, Checkpoint
@@ -34,11 +35,11 @@ from sae_steer_retriever.train.config import PRETRAINED, TrainConfig
 from sae_steer_retriever.train.corpus_size_advice import advise
 from sae_steer_retriever.train.embedded_corpus import EmbeddedCorpus, embed_corpus, require_enough, short_texts
 from sae_steer_retriever.train.measure import measure
-from sae_steer_retriever.train.metrics_log import JOURNAL_FILE, Journal
+from sae_steer_retriever.train.metrics_log import METRICS_LOG_FILE, MetricsLog
 from sae_steer_retriever.train.report import Adapted, TrainReport, model_card
 from sae_steer_retriever.train.sizing import choose_sizes
 from sae_steer_retriever.train.starting_point import Parent, load_parent
-from sae_steer_retriever.train.tensorboard import ScalarBoard
+from sae_steer_retriever.train.tensorboard import ScalarWriter
 from sae_steer_retriever.train.trainer import Fit, Trainer
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def train(
     require_enough(read)
     if output.exists() and not output.is_dir():
         raise ArtifactError(f"{output} is a file; --output names a folder.")
-    boards = [] if tensorboard is None else [ScalarBoard(tensorboard)]
+    boards = [] if tensorboard is None else [ScalarWriter(tensorboard)]
     timer = _Timer()
     embed = CachedEmbedder(embedder or as_embedder(config.model), progress=progress)
     general = None if parent is None else load_parent(parent, embed.spec)
@@ -117,8 +118,8 @@ def train(
         sizes = adapted_sizes(config, len(read.passages), len(embedded.data.everything.rows), general.sae.config)
         start = adapted_start(general.sae, embedded.data.fitted, sizes.latents, config)
         trainer, checkpoint = prepare_adaptation(start, embedded, config, sizes.epochs, output, resume=resume)
-    journal = Journal(output / CHECKPOINT_FOLDER)
-    fit = trainer.fit(checkpoint=checkpoint, progress=progress, on_step=on_step, watchers=[journal, *boards])
+    metrics_log = MetricsLog(output / CHECKPOINT_FOLDER)
+    fit = trainer.fit(checkpoint=checkpoint, progress=progress, on_step=on_step, watchers=[metrics_log, *boards])
     if start is not None:
         fit = fit._replace(sae=start.whole(fit.sae))
     seconds_fitting = timer.seconds
@@ -137,7 +138,7 @@ def train(
         rows=len(embedded.data.everything.rows),
         latents=fit.sae.config.n,
         k=fit.sae.config.k,
-        k_names=fit.sae.config.k_names,
+        k_labels=fit.sae.config.k_labels,
         fvu=fit.train_fvu,
         fvu_held_out=fit.measurement.fvu,
         overlap=fit.measurement.overlap,
@@ -153,12 +154,12 @@ def train(
         seconds_labelling=timer.seconds,
         skipped=tuple(read.skipped),
         advice=advice,
-        measured=journal.records,
+        measured=metrics_log.records,
         adapted=None if general is None or start is None else _adapted(general, start, embedded, trainer, labels),
     )
-    _save(output, fit, labels.catalog, report, journal)
+    _save(output, fit, labels.catalog, report, metrics_log)
     checkpoint.remove()
-    journal.remove()
+    metrics_log.remove()
     return report
 
 
@@ -181,21 +182,21 @@ def prepare(
         logger.warning("k = %d instead of %d: %d passages bear only %d latents", k, config.k, passages, n)
     settings: dict[str, object] = {**dataclasses.asdict(config), "latents": n, "k": k}
     settings["epochs"] = round(epochs, 2) if config.steps is None else None
-    steps, candidates = _pursuit(config, n, k)
+    steps, candidates = _refinement(config, n, k)
     sae_config = SAEConfig(
         d=spec.dimension,
         n=n,
         k=k,
-        k_names=min(config.k_names, k),
+        k_labels=min(config.k_labels, k),
         # Eq. 1 of the paper is one product, and its decoder's rows have any length.
-        pursuit_steps=0 if config.loss == "paper" else steps,
-        pursuit_candidates=candidates,
+        refine_steps=0 if config.loss == "paper" else steps,
+        refine_candidates=candidates,
         encoder=spec,
         training=settings,
     )
     digest = _digest(rows)
     checkpoint = Checkpoint(
-        output / CHECKPOINT_FOLDER, {**settings, "encoder": spec.name, "rows": digest}, resume=resume
+        output / CHECKPOINT_FOLDER, {**former_keys(settings), "encoder": spec.name, "rows": digest}, resume=resume
     )
     return Trainer(embedded.data, config, sae_config, epochs), checkpoint
 
@@ -216,20 +217,20 @@ def prepare_adaptation(
     rows, sae = embedded.data.everything.rows, start.live
     settings: dict[str, object] = {**dataclasses.asdict(config), "latents": sae.config.n, "k": sae.config.k}
     identity = {"encoder": sae.config.encoder.name, "rows": _digest(rows), "parent": sae.config.adapted_from}
-    checkpoint = Checkpoint(output / CHECKPOINT_FOLDER, {**settings, **identity}, resume=resume)
+    checkpoint = Checkpoint(output / CHECKPOINT_FOLDER, {**former_keys(settings), **identity}, resume=resume)
     sae_config = dataclasses.replace(sae.config, training=settings)
     trainer = Trainer(embedded.data, config, sae_config, epochs, start=sae, kept=start.kept)
     return trainer, checkpoint
 
 
-def _pursuit(config: TrainConfig, n: int, k: int) -> tuple[int, int | None]:
+def _refinement(config: TrainConfig, n: int, k: int) -> tuple[int, int | None]:
     """Steps, and among how many latents they choose; None for all: those of a small dictionary cost no more than some.
 
     Among candidates a step costs next to nothing, and half as many again make good what the restriction loses.
     """
-    if not config.pursuit_candidates or n <= _SMALL * config.pursuit_candidates:
-        return config.pursuit_steps, None
-    return config.pursuit_steps + config.pursuit_steps // 2, max(config.pursuit_candidates, k)
+    if not config.refine_candidates or n <= _SMALL * config.refine_candidates:
+        return config.refine_steps, None
+    return config.refine_steps + config.refine_steps // 2, max(config.refine_candidates, k)
 
 
 def fitted_sae(fit: Fit, metrics: dict[str, float] | None = None) -> TopKSAE:
@@ -260,7 +261,7 @@ def _advised_and_embedded(
         return (), embed_corpus(corpus, config, embedder, short)
     passages, rows = len(corpus.passages), len(corpus.passages) + len(short) + len(corpus.queries)
     sizes = choose_sizes(config, passages, rows, embedder.spec.dimension)
-    advice = advise(passages, rows, sizes, config.k_names, latents_given=config.latents is not None)
+    advice = advise(passages, rows, sizes, config.k_labels, latents_given=config.latents is not None)
     # Before the embedding, which takes longest: whoever reads it may want to stop.
     for sentence in advice:
         logger.warning("%s", sentence)
@@ -278,7 +279,7 @@ class _LabelledPassages(NamedTuple):
 def _label(
     sae: TopKSAE, passages: _LabelledPassages, embedder: Embedder, seed: int, parent: Parent | None = None
 ) -> LabelReport:
-    names = read_names(sae, passages.vectors)
+    names = read_label_latents(sae, passages.vectors)
     matches = [name_matches(sae, passages.vectors, names)]
     prior = None if parent is None else parent.catalog.calibration
     calibration = calibrate([names], sae.config.n, passages.score_spread, matches, prior)
@@ -304,16 +305,16 @@ def _adapted(general: Parent, start: Start, embedded: EmbeddedCorpus, trainer: T
     )
 
 
-def _save(output: Path, fit: Fit, catalog: FeatureCatalog, report: TrainReport, journal: Journal) -> None:
+def _save(output: Path, fit: Fit, catalog: FeatureCatalog, report: TrainReport, metrics_log: MetricsLog) -> None:
     sae = fitted_sae(fit, report.metrics())
     # Frequent features first: their labels say what the corpus is about.
     order = np.argsort(-catalog.calibration.frequency, kind="stable")
     examples = [catalog[int(latent)].name for latent in order if catalog[int(latent)].label][:_CARD_EXAMPLES]
     sizes = f"--latents {sae.config.n} -k {sae.config.k}"
     if report.adapted is not None:
-        sizes = f"--init {PRETRAINED if shipped_sae(report.adapted.parent) else report.adapted.parent}"
+        sizes = f"--init {PRETRAINED if bundled_sae(report.adapted.parent) else report.adapted.parent}"
     command = f"sae-steer train {sizes} --seed {sae.config.training['seed']}"
     card = model_card(report, sae, examples, sae_steer_retriever.__version__, command)
     sae.save_pretrained(output)
     catalog.save(output)
-    write_files(output, {"README.md": card.encode(), JOURNAL_FILE: journal.to_bytes()})
+    write_files(output, {"README.md": card.encode(), METRICS_LOG_FILE: metrics_log.to_bytes()})

@@ -16,7 +16,7 @@ _HELD_OUT, _ABSORBING = "held-out", "absorbing"
 
 
 class FitProgress:
-    """Shows steps, time left, and FVU, retention and coherence as they were last measured: without the pursuit.
+    """Shows steps, time left, and FVU, retention and coherence as they were last measured: without the refinement.
 
     A fit has two parts: in the first, held-out rows stay out and are measured on; in the second they are absorbed, so
     the figures stay those of the first. Without a terminal every measurement is one line that tells the dead share too,

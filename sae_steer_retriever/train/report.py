@@ -53,7 +53,7 @@ class TrainReport:
         rows: Number of rows fitted.
         latents: n.
         k: Active latents.
-        k_names: Naming latents.
+        k_labels: Naming latents.
         fvu: Fraction of variance unexplained on fitted rows.
         fvu_held_out: The same on held-out rows.
         overlap: overlap@10 of held-out queries, reconstructions on both sides: the retention.
@@ -79,7 +79,7 @@ class TrainReport:
     rows: int
     latents: int
     k: int
-    k_names: int
+    k_labels: int
     fvu: float
     fvu_held_out: float
     overlap: float
@@ -115,7 +115,7 @@ class TrainReport:
         total = self.seconds_embedding + self.seconds_fitting + self.seconds_labelling
         lines = [
             f"{self.passages:,} passages, {self.rows:,} rows fitted; "
-            f"{self.latents:,} latents, k = {self.k}, {self.k_names} names a passage",
+            f"{self.latents:,} latents, k = {self.k}, {self.k_labels} names a passage",
             f"labels   {self.labelled:,} of {self.latents:,} features; AUROC on unseen passages "
             f"{_figure(self.auroc_random)} random / {_figure(self.auroc_hard)} hard{self._control()}",
             f"time     embedding {self.seconds_embedding:.0f} s, fitting {self.seconds_fitting:.0f} s, "
@@ -189,7 +189,7 @@ base_model: {encoder.name}
 # A TopK sparse autoencoder for {encoder.name}
 
 {sae.config.d} dimensions -> {sae.config.n} latents, {sae.config.k} of them active in an embedding; the first
-{sae.config.k_names} of a code, those that fit the text best, are its names.
+{sae.config.k_labels} of a code, those that fit the text best, are its names.
 
 ```python
 from sae_steer_retriever import SteeredRetriever
@@ -203,7 +203,7 @@ hits = retriever.search("a question", steer={{"{examples[0].split(",")[0] if exa
 | | |
 |---|---|
 | passages / rows fitted | {report.passages:,} / {report.rows:,} |
-| steps of pursuit after the encoder's guess | {sae.config.pursuit_steps} |
+| steps of refinement after the encoder's guess | {sae.config.refine_steps} |
 | FVU, fitted / held out | {report.fvu:.3f} / {report.fvu_held_out:.3f} |
 | overlap@10 of held-out queries, reconstructed on both sides | {report.overlap:.3f} |
 | dead latents | {100 * report.dead:.1f} % |

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sae_steer_retriever.errors import ArtifactError, nearest_names
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.bundled import shipped_names, shipped_sae
+from sae_steer_retriever.sae.bundled import bundled_names, bundled_sae
 from sae_steer_retriever.sae.config import DEFAULT_MODEL, EncoderSpec
 from sae_steer_retriever.sae.topk_sae import TopKSAE, resolve_folder
 from sae_steer_retriever.train.config import INITS, PRETRAINED
@@ -17,7 +17,7 @@ SMALL_CORPUS = 5000
 """Below this many passages a general SAE is adapted; measured to be better at 1,000, the bound itself is a guess."""
 
 # Settings that an SAE which is adapted has already.
-_OF_THE_PARENT = ("k_names", "pursuit_steps", "pursuit_candidates")
+_OF_THE_PARENT = ("k_labels", "refine_steps", "refine_candidates")
 # Who sets one of these has a fit from scratch in mind.
 _OF_A_FIT = (*_OF_THE_PARENT, "latents", "loss", "names_weight", "start_weight")
 
@@ -28,7 +28,7 @@ class Parent(NamedTuple):
     Attributes:
         sae: Its weights.
         catalog: Its features' names.
-        name: What it was asked for by, or the name of the one that ships.
+        name: What it was asked for by, or the name of the bundled one.
     """
 
     sae: TopKSAE
@@ -36,7 +36,7 @@ class Parent(NamedTuple):
     name: str
 
 
-class Beginning(NamedTuple):
+class StartingPoint(NamedTuple):
     """What a fit begins with.
 
     Attributes:
@@ -48,7 +48,7 @@ class Beginning(NamedTuple):
     why: str
 
 
-def choose_beginning(settings: Mapping[str, object], passages: int) -> Beginning:
+def choose_starting_point(settings: Mapping[str, object], passages: int) -> StartingPoint:
     """From scratch or not, by what was asked for and by the size of the corpus.
 
     Args:
@@ -61,7 +61,7 @@ def choose_beginning(settings: Mapping[str, object], passages: int) -> Beginning
     """
     init, model = settings.get("init"), str(settings.get("model", DEFAULT_MODEL))
     if init is not None and init in INITS:
-        return Beginning(None, f"from scratch: init = {init}")
+        return StartingPoint(None, f"from scratch: init = {init}")
     if init is None:
         return _by_size(settings, model, passages)
     given = [name for name in _OF_THE_PARENT if name in settings]
@@ -70,37 +70,37 @@ def choose_beginning(settings: Mapping[str, object], passages: int) -> Beginning
     if settings.get("loss") == "paper":
         raise ValueError(f"loss = paper with init = {init}: the paper's fit has no rows of unit norm to start from.")
     if init != PRETRAINED:
-        return Beginning(_existing(str(init)), f"from {init}, adapted: init = {init}")
-    folder = shipped_sae(model)
+        return StartingPoint(_existing(str(init)), f"from {init}, adapted: init = {init}")
+    folder = bundled_sae(model)
     if folder is None:
         raise ArtifactError(
             f"init = {PRETRAINED}: no SAE ships for the encoder {model!r} ({_there()}): leave it out to fit one from "
             "scratch, or give the folder of an SAE of that encoder."
         )
-    return Beginning(folder, f"from the SAE that ships for {folder.name}, adapted: init = {PRETRAINED}")
+    return StartingPoint(folder, f"from the bundled SAE for {folder.name}, adapted: init = {PRETRAINED}")
 
 
-def _by_size(settings: Mapping[str, object], model: str, passages: int) -> Beginning:
+def _by_size(settings: Mapping[str, object], model: str, passages: int) -> StartingPoint:
     given = [name for name in _OF_A_FIT if name in settings]
     if given:
-        return Beginning(None, f"from scratch: {given[0]} = {settings[given[0]]} is given")
+        return StartingPoint(None, f"from scratch: {given[0]} = {settings[given[0]]} is given")
     if passages >= SMALL_CORPUS:
-        return Beginning(None, f"from scratch: {passages:,} passages, {SMALL_CORPUS:,} or more")
-    folder = shipped_sae(model)
+        return StartingPoint(None, f"from scratch: {passages:,} passages, {SMALL_CORPUS:,} or more")
+    folder = bundled_sae(model)
     if folder is None:
-        return Beginning(None, f"from scratch: no SAE ships for {model} ({_there()})")
+        return StartingPoint(None, f"from scratch: no SAE ships for {model} ({_there()})")
     why = f"{passages:,} passages, fewer than {SMALL_CORPUS:,} (--init kmeans fits from scratch)"
-    return Beginning(folder, f"from the SAE that ships for {folder.name}, adapted: {why}")
+    return StartingPoint(folder, f"from the bundled SAE for {folder.name}, adapted: {why}")
 
 
 def _there() -> str:
-    names = ", ".join(shipped_names())
+    names = ", ".join(bundled_names())
     return f"only for {names}" if names else "none with this copy of the package"
 
 
 def _existing(init: str) -> Path:
     """The folder of an SAE, given by itself or by a hub id."""
-    if "/" in init or "\\" in init or Path(init).is_dir() or shipped_sae(init):
+    if "/" in init or "\\" in init or Path(init).is_dir() or bundled_sae(init):
         return resolve_folder(init)
     near = nearest_names(init, (*INITS, PRETRAINED), 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
@@ -122,9 +122,9 @@ def load_parent(location: str | Path, spec: EncoderSpec) -> Parent:
     folder = resolve_folder(location)
     sae = TopKSAE.from_pretrained(folder)
     sae.config.encoder.require_same(spec, f"the SAE in {location}", "the corpus' encoder")
-    shipped = shipped_sae(spec.name)
-    name = shipped.name if shipped is not None and shipped == folder else str(location)
+    bundled = bundled_sae(spec.name)
+    name = bundled.name if bundled is not None and bundled == folder else str(location)
     return Parent(sae, FeatureCatalog.load(folder, sae.fingerprint), name)
 
 
-__all__ = ["SMALL_CORPUS", "Beginning", "Parent", "choose_beginning", "load_parent"]
+__all__ = ["SMALL_CORPUS", "StartingPoint", "Parent", "choose_starting_point", "load_parent"]

@@ -9,7 +9,7 @@ from sae_steer_retriever.errors import ArtifactError, MissingExtraError
 from sae_steer_retriever.train.metrics_log import Measured
 
 
-class ScalarBoard:
+class ScalarWriter:
     """Writes the loss of every step, and every measurement, as scalars."""
 
     def __init__(self, folder: Path) -> None:
@@ -42,7 +42,7 @@ class ScalarBoard:
         self._writer.add_scalar("fit/loss", loss, done)
 
     def measured(self, record: Measured) -> None:
-        """Write what was measured: without the pursuit, as the journal has it."""
+        """Write what was measured: without the refinement, as the journal has it."""
         for name, value in (
             ("held out/FVU", record.fvu),
             ("held out/overlap@10", record.overlap),

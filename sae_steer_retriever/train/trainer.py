@@ -51,7 +51,7 @@ class Fit(NamedTuple):
     Attributes:
         sae: The SAE.
         measurement: Held-out quality of the best state before the held-out rows joined, by the codes that the SAE is
-            used with: those of the pursuit, if its config has one. The figures on the way leave the pursuit out.
+            used with: those of the refinement, if its config has one. The figures on the way leave the refinement out.
         train_fvu: FVU on fitted rows, at the end.
         variance: E|x - mu|^2 over the rows.
         temperature: Of the relative KL.
@@ -74,7 +74,7 @@ class Trainer:
     searched holds the held-out passages too. See `objective` for the loss. `loss="paper"` has neither warm-up, nor
     clipping, nor second part.
 
-    What is measured on the way, and chooses the best state, leaves the pursuit out, which would cost a product more
+    What is measured on the way, and chooses the best state, leaves the refinement out, which would cost a product more
     for each of its steps. The first part ends early once `config.patience` regular measurements in a row have
     improved neither overlap, nor FVU, nor coherence; the second is then shortened in proportion. A fit with
     `loss="paper"` never ends early.
@@ -104,7 +104,7 @@ class Trainer:
         keep_large_buffers()
         self._config = config
         self._sae_config = sae_config
-        self._measured_config = dataclasses.replace(sae_config, pursuit_steps=0)
+        self._measured_config = dataclasses.replace(sae_config, refine_steps=0)
         self._held_out = data.held_out
         self._fitted, self._everything = Sampler(data.fitted, config.seed), Sampler(data.everything, config.seed)
         device = _device(config.device)
@@ -265,7 +265,7 @@ class Trainer:
         return _ABSORBING * _warm_cosine(step - self._measured_steps, self.steps - self._measured_steps)
 
     def _measure(self, *, candidate: bool = True, patient: bool = False) -> Measurement:
-        """Measure the present state without the pursuit; a candidate is kept if it is the best so far.
+        """Measure the present state without the refinement; a candidate is kept if it is the best so far.
 
         Only candidates, the regular measurements, count for early stopping, and none while the rate is high
         (`patient`): figures may stand still there and move again once it falls.

@@ -23,7 +23,7 @@ from sae_steer_retriever.cli.runner import main_of
 from sae_steer_retriever.evaluate.feature_tables import document_table, query_table, region_tables
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import LabelScore
-from sae_steer_retriever.labelling.gather_evidence import read_names, strengths
+from sae_steer_retriever.labelling.gather_evidence import read_label_latents, strengths
 from sae_steer_retriever.labelling.tables import frequency_regions, sample_region, strongest_features
 from sae_steer_retriever.store.chroma_store import connect
 
@@ -132,12 +132,12 @@ def test_labels_are_data_for_a_terminal_and_for_markdown() -> None:
 
 
 def test_the_strongest_features_are_ordered_by_strength(world: World) -> None:
-    # A pursuit gives activations an order of their own: the match decides, as it does for labels.
-    config = dataclasses.replace(world.sae.config, pursuit_steps=4)
+    # A refinement gives activations an order of their own: the match decides, as it does for labels.
+    config = dataclasses.replace(world.sae.config, refine_steps=4)
     sae = type(world.sae)(world.sae.W_enc, world.sae.b_enc, world.sae.W_dec, world.sae.b_dec, config)
     vectors = world.vectors[:20]
     found = strongest_features(sae, world.catalog, vectors, limit=3)
-    names = read_names(sae, vectors)
+    names = read_label_latents(sae, vectors)
     matches = strengths(sae, vectors, names)
     for row, features in enumerate(found):
         expected = sorted(matches.values[row], reverse=True)[:3]

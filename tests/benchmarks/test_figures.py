@@ -63,7 +63,7 @@ def test_figure_2_has_a_row_for_every_set_search_k_and_loss(compared: Figure) ->
     assert [(row["domain"], row["search"], row["K"], row["loss"]) for row in rows] == [
         (domain, search, k, loss)
         for domain in ("in domain", "out of domain")
-        for search in ("Recon", "Latent", "Latent, cosine", "Latent, damped")
+        for search in ("Recon", "Latent", "Latent, cosine", "Latent, power-normalised")
         for k in (8, 4)
         for loss in ("rkl", "mse")
     ]
@@ -163,7 +163,7 @@ def test_stop_words_and_words_of_one_letter_are_words() -> None:
 
 
 def test_figure_3_says_whether_features_are_less_head_heavy(tmp_path: Path) -> None:
-    sae = random_sae(n=64, k=6, k_names=3)
+    sae = random_sae(n=64, k=6, k_labels=3)
     texts = zipf_texts(100, 300)
     texts = [text or "empty" for text in texts]
     # Every feature in as many passages as any other: no head at all.

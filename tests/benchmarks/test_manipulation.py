@@ -42,7 +42,7 @@ D = 6
 
 def planted_sae() -> TopKSAE:
     """Latent i is coordinate i: what is not negative is reconstructed exactly."""
-    config = SAEConfig(d=D, n=D, k=4, k_names=2, encoder=EncoderSpec(name="toy/axes", dimension=D))
+    config = SAEConfig(d=D, n=D, k=4, k_labels=2, encoder=EncoderSpec(name="toy/axes", dimension=D))
     return TopKSAE(torch.eye(D), torch.zeros(D), torch.eye(D), torch.zeros(D), config)
 
 

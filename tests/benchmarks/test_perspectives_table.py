@@ -40,7 +40,7 @@ class AxesEmbedder:
 
 def planted(names: int = 2) -> PerspectiveSearch:
     """Twelve passages about axis 0: six of them more and more about axis 1 as well, six about axis 2."""
-    config = SAEConfig(d=D, n=D, k=4, k_names=names, encoder=AxesEmbedder.spec)
+    config = SAEConfig(d=D, n=D, k=4, k_labels=names, encoder=AxesEmbedder.spec)
     sae = TopKSAE(torch.eye(D), torch.zeros(D), torch.eye(D), torch.zeros(D), config)
     rows = np.zeros((12, D), dtype=np.float32)
     # The further down, the farther from the question.

@@ -448,7 +448,7 @@ def test_attach_leaves_the_collection_as_it_was(sae_steer: Run, world: World, sa
     assert len(found["hits"]) == 3
 
 
-def test_another_sae_is_refused_until_the_companion_is_rebuilt(
+def test_another_sae_is_refused_until_the_sidecar_is_rebuilt(
     sae_steer: Run, corpus: Path, sae: Path, world: World, tmp_path: Path
 ) -> None:
     store, other = tmp_path / "chroma", tmp_path / "other"

@@ -22,7 +22,7 @@ from sae_steer_retriever.features.calibration import Calibration
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.evidence import EVIDENCE_FILE, read_evidence
 from sae_steer_retriever.features.trie import Trie, detection
-from sae_steer_retriever.labelling.gather_evidence import read_names
+from sae_steer_retriever.labelling.gather_evidence import read_label_latents
 from sae_steer_retriever.labelling.keyword_labels import split_halves
 from sae_steer_retriever.labelling.measured_tries import MeasuredTrie, measured_tries
 from sae_steer_retriever.labelling.neuron2graph import _MOST_PASSAGES, PASSAGES
@@ -173,7 +173,7 @@ def test_an_empty_text_is_a_usage_error(action: str, asked: str, sae_steer: Run,
 def test_the_features_of_another_sae_are_not_shown_for_a_store(
     action: list[str], sae_steer: Run, store: Path, world: World, tmp_path: Path
 ) -> None:
-    config = dataclasses.replace(world.sae.config, k_names=3)
+    config = dataclasses.replace(world.sae.config, k_labels=3)
     other = TopKSAE(world.sae.W_enc, world.sae.b_enc, world.sae.W_dec, world.sae.b_dec, config)
     other.save_pretrained(tmp_path / "other")
     FeatureCatalog(world.catalog.features, world.catalog.calibration, other.fingerprint).save(tmp_path / "other")
@@ -302,7 +302,7 @@ def test_tries_are_made_of_one_half_and_measured_on_the_other(
     measured: dict[int, MeasuredTrie], world: World, cached_embedder: CachedEmbedder
 ) -> None:
     made_of, unseen = split_halves(len(world.texts))
-    names = read_names(world.sae, world.vectors)
+    names = read_label_latents(world.sae, world.vectors)
     for feature, one in measured.items():
         has = ((names.indices == feature) & (names.values > 0)).any(axis=1)
         assert one.made_of == min(6, has[made_of].sum())

@@ -70,7 +70,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def renamed(sae: Path, world: World, module: str, words: str, folder: Path) -> tuple[Path, int]:
     """A copy of the SAE in which the feature that tells a module's passages from others is named so, and its id."""
     shutil.copytree(sae, folder)
-    names = world.sae.encode(world.vectors, k=world.sae.config.k_names)
+    names = world.sae.encode(world.vectors, k=world.sae.config.k_labels)
     held = np.zeros((len(world.ids), world.sae.config.n))
     np.put_along_axis(held, np.asarray(names.indices), np.asarray(names.values) > 0, axis=1)
     own = np.array([metadata["module"] == module for metadata in world.metadatas])
@@ -106,7 +106,7 @@ def test_a_judged_set_gives_one_object(sae_steer: Run, judged: Path, sae: Path) 
     assert latent["ndcg@10"] < mixed["ndcg@10"] <= original["ndcg@10"] + 0.05
 
 
-def test_the_damped_row_is_what_the_latent_space_ranks_by(
+def test_the_normalised_row_is_what_the_latent_space_ranks_by(
     sae_steer: Run, judged: Path, sae: Path, retriever: SteeredRetriever
 ) -> None:
     rows = evaluate(sae_steer, "--dataset", judged, "--sae", sae, "--json").data["rows"]

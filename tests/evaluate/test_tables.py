@@ -116,7 +116,7 @@ def test_printed_mrr_is_kept_as_the_paper_has_it(printed: PaperSet, percent: lis
 def test_table_1_has_a_row_for_every_set_search_and_k_and_the_papers_below_its_own(table: Table) -> None:
     names = {"one": "in domain", "two": "out of domain", "three": "out of domain", "two + three": "out of domain"}
     ours = [row for row in table.records() if row["by"] == "ours"]
-    searches = ("Latent", "Latent, cosine", "Latent, damped", "Recon")
+    searches = ("Latent", "Latent, cosine", "Latent, power-normalised", "Recon")
     expected = [("Original", None), *((search, k) for search in searches for k in (32, 4))]
     assert [(row["domain"], row["set"], row["search"], row["K"]) for row in ours] == [
         (domain, name, *row) for name, domain in names.items() for row in expected

@@ -42,7 +42,7 @@ def test_reconstructions_are_judged_by_the_ndcg_they_keep(kept: float, kind: str
 def test_codes_are_judged_by_what_the_latent_space_ranks_by(kept: float, kind: str) -> None:
     found = about(judge(fidelity_of(0.9, kept)), "codes alone")
     assert found.kind == kind
-    assert f"damped codes keep {kept:.1%}" in found.because
+    assert f"power-normalised codes keep {kept:.1%}" in found.because
 
 
 def test_an_interval_that_holds_a_threshold_is_said() -> None:

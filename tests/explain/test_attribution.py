@@ -20,7 +20,7 @@ def steerings(retriever: SteeredRetriever) -> dict[str, dict[Any, Any] | None]:
     own, other = int(q.indices[0, 0]), int(np.argmax(retriever.catalog.calibration.count))
     return {
         "none": None,
-        "tilt and gate": {other: Add(1.4, side="both")},
+        "query shift and document boost": {other: Add(1.4, side="both")},
         "negative": {own: Add(-0.7, side="both")},
         "operations": {own: Scale(2.0), other: Clamp(1.0)},
         "suppress": {own: Suppress()},
@@ -29,7 +29,9 @@ def steerings(retriever: SteeredRetriever) -> dict[str, dict[Any, Any] | None]:
 
 
 @pytest.mark.parametrize("space", ["original", "reconstructed", "latent"])
-@pytest.mark.parametrize("name", ["none", "tilt and gate", "negative", "operations", "suppress", "past the cap"])
+@pytest.mark.parametrize(
+    "name", ["none", "query shift and document boost", "negative", "operations", "suppress", "past the cap"]
+)
 def test_the_parts_sum_to_the_score(retriever: SteeredRetriever, space: Any, name: str) -> None:
     hits = retriever.search(QUERY, k=30, space=space, steer=steerings(retriever)[name])
     assert len(hits) >= 20
@@ -47,9 +49,9 @@ def test_in_the_original_space_every_part_is_what_it_is_called(retriever: Steere
     q = world.embedder.embed_queries([QUERY])
     h_q = world.sae.encode(q)
     q_hat = world.sae.decode(h_q)
-    gate = int(np.argmax(world.catalog.calibration.count))
+    boost = int(np.argmax(world.catalog.calibration.count))
     rows = {name: row for row, name in enumerate(world.ids)}
-    for hit in retriever.search(QUERY, k=5, steer={gate: 0.5}, side="document"):
+    for hit in retriever.search(QUERY, k=5, steer={boost: 0.5}, side="document"):
         x = world.vectors[rows[hit.id]]
         assert hit.attribution is not None
         assert hit.attribution.residual == pytest.approx(float((q - q_hat)[0] @ x), abs=1e-5)

@@ -27,10 +27,10 @@ from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import SAESteerError, SteeringError
 from sae_steer_retriever.explorer.access import COOKIE, LARGEST_BODY, is_loopback
 from sae_steer_retriever.explorer.feature_map import FeatureMap
-from sae_steer_retriever.explorer.latest_request import Turns
+from sae_steer_retriever.explorer.latest_request import LatestRequest
 from sae_steer_retriever.explorer.running import Explorer
 from sae_steer_retriever.explorer.server import create_app
-from sae_steer_retriever.explorer.workbench_state import BenchState, EditState
+from sae_steer_retriever.explorer.workbench_state import EditState, WorkbenchState
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.labelling.neuron2graph import PASSAGES
 from sae_steer_retriever.retriever import SteeredRetriever
@@ -117,7 +117,7 @@ def test_chips_are_the_names_that_the_question_is_read_by(
     client: TestClient, retriever: SteeredRetriever, world: World
 ) -> None:
     chips = client.post("/api/query", json={"query": QUESTION}).json()["features"]
-    names = world.sae.encode(world.embedder.embed_queries([QUESTION])).leading(world.sae.config.k_names)
+    names = world.sae.encode(world.embedder.embed_queries([QUESTION])).truncate(world.sae.config.k_labels)
     assert [chip["id"] for chip in chips] == names.indices[0].tolist()
     assert chips[0]["strength"] == pytest.approx(
         names.values[0, 0] / world.catalog.calibration.unit[chips[0]["id"]], rel=1e-4
@@ -175,7 +175,7 @@ def test_of_one_page_only_the_newest_turn_is_worked_on(client: TestClient, frequ
     assert "results" in searched(client, state, page="a", turn=5)
     assert set(searched(client, state, page="a", turn=4)) == {"superseded"}
     assert "results" in searched(client, state, page="b", turn=1)
-    turns = Turns()
+    turns = LatestRequest()
     turns.take("a", 2)
     turns.take("a", 1)
     assert [turns.is_newest("a", turn) for turn in (1, 2)] == [False, True]
@@ -186,7 +186,7 @@ def test_of_one_page_only_the_newest_turn_is_worked_on(client: TestClient, frequ
 
 
 def test_a_link_holds_the_whole_state() -> None:
-    state = BenchState(
+    state = WorkbenchState(
         query="straße & 東京? 🦆",
         edits=(
             EditState(name="#12", strength=-0.35, side="query"),
@@ -198,12 +198,12 @@ def test_a_link_holds_the_whole_state() -> None:
         fetch_k=400,
         drift_cap=0.6,
     )
-    assert BenchState.from_fragment(state.fragment()) == state
-    assert BenchState.from_fragment("#" + BenchState().fragment()) == BenchState()
+    assert WorkbenchState.from_fragment(state.fragment()) == state
+    assert WorkbenchState.from_fragment("#" + WorkbenchState().fragment()) == WorkbenchState()
     assert re.fullmatch(r"b1\.[A-Za-z0-9_-]+", state.fragment())
     for damaged in ("", "b1.", "b1.%%%", "b9.e30", "b1.eyJrIjogMH0", state.fragment()[:-9]):
         with pytest.raises(SteeringError, match="holds no state"):
-            BenchState.from_fragment(damaged)
+            WorkbenchState.from_fragment(damaged)
 
 
 def test_rows_are_the_steering_that_python_would_resolve(retriever: SteeredRetriever, frequent: list[int]) -> None:
@@ -215,13 +215,13 @@ def test_rows_are_the_steering_that_python_would_resolve(retriever: SteeredRetri
     }
     from sae_steer_retriever.explorer.workbench_state import edits_of, rows_of
 
-    state = BenchState(edits=tuple(edits_of(steer)))
+    state = WorkbenchState(edits=tuple(edits_of(steer)))
     steering = state.steering(retriever)
     assert steering == retriever.resolve(steer)
-    assert BenchState(edits=tuple(rows_of(steering, retriever.resolve_name))).steering(retriever) == steering
+    assert WorkbenchState(edits=tuple(rows_of(steering, retriever.resolve_name))).steering(retriever) == steering
     # A policy whose names mean other features by now still means the features that it was saved with.
     moved = Steering.from_json(steering.to_json().replace(f'"name": "#{third}"', '"name": "gone by now"'))
-    kept = BenchState(edits=tuple(rows_of(moved, retriever.resolve_name))).steering(retriever)
+    kept = WorkbenchState(edits=tuple(rows_of(moved, retriever.resolve_name))).steering(retriever)
     assert set(kept.edits) == set(moved.edits)
     lost = Steering.from_json(steering.to_json().replace(f'"name": "#{second}"', '"name": "gone by now"'))
     with pytest.raises(SteeringError, match="depends on a condition"):
@@ -257,7 +257,7 @@ def test_a_policy_is_saved_and_read_as_the_command_line_does(
     saved = Steering.load(tmp_path / "policy.json")
     assert saved == retriever.resolve({f"#{frequent[0]}": 0.3}, drift_cap=0.7)
     read = client.post("/api/policy/read", json={"policy": policy}).json()
-    assert BenchState.model_validate(read).steering(retriever) == saved
+    assert WorkbenchState.model_validate(read).steering(retriever) == saved
     foreign = policy.replace(saved.fingerprint, "0" * len(saved.fingerprint))
     assert "made for SAE" in refused(client.post("/api/policy/read", json={"policy": foreign}), 422)
     assert "not a steering policy" in refused(client.post("/api/policy/read", json={"policy": "[]"}), 422)
@@ -368,7 +368,7 @@ def test_this_not_that_is_the_contrast(client: TestClient, retriever: SteeredRet
     found = client.post("/api/contrast", json={"positive": positive, "negative": negative}).json()
     expected = retriever.contrast(positive, negative)
     assert found["steer"] == expected.steer
-    assert BenchState(edits=found["edits"]).steering(retriever) == expected.steering
+    assert WorkbenchState(edits=found["edits"]).steering(retriever) == expected.steering
 
 
 def test_judged_hits_are_the_feedback(client: TestClient, retriever: SteeredRetriever) -> None:
@@ -490,7 +490,7 @@ def test_a_notebook_gets_a_running_page_and_can_close_it(retriever: SteeredRetri
         with urllib.request.urlopen(explorer.url, timeout=30) as answer:
             assert b"Steering bench" in answer.read()
         link = explorer.link(QUESTION, {f"#{frequent[0]}": 0.5})
-        state = BenchState.from_fragment(link.partition("#")[2])
+        state = WorkbenchState.from_fragment(link.partition("#")[2])
         assert (state.query, state.edits[0].name) == (QUESTION, f"#{frequent[0]}")
         assert explorer.url in explorer._repr_html_()
         with pytest.raises(SAESteerError, match="cannot listen on"):
@@ -509,7 +509,7 @@ def test_an_adapter_opens_the_page_with_its_own_settings(
     options = {count: 7, "steer": {f"#{frequent[0]}": 0.6}, "space": "latent", "fetch_k": 90}
     adapter = module.SAESteeredRetriever(retriever=retriever, **options)
     with adapter.explore("a thread") as explorer, urllib.request.urlopen(f"{explorer.url}api/about") as answer:
-        start = BenchState.model_validate(json.loads(answer.read())["start"])
+        start = WorkbenchState.model_validate(json.loads(answer.read())["start"])
     assert (start.query, start.k, start.space, start.fetch_k) == ("a thread", 7, "latent", 90)
     assert start.steering(retriever) == retriever.resolve({f"#{frequent[0]}": 0.6}, space="latent")
 

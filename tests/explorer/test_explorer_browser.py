@@ -410,7 +410,7 @@ def test_hostile_texts_are_inert(
     ids = ["plain", "<b>bold</b>", "huge"]
     texts = ["a thread", HOSTILE, "thread" * 70_000]
     store.add(ids, texts, [{"<i>key</i>": HOSTILE}] * 3, embedder=world_embedder)
-    names = world.sae.encode(world_embedder.embed_documents([HOSTILE])).leading(world.sae.config.k_names)
+    names = world.sae.encode(world_embedder.embed_documents([HOSTILE])).truncate(world.sae.config.k_labels)
     feature = int(names.indices[0, 0])
     catalog.annotate(feature, HOSTILE[:80], HOSTILE)
     with SteeredRetriever(store, world.embedder, catalog).explore() as running:

@@ -786,7 +786,7 @@ def test_from_chroma_without_attaching_writes_no_codes_and_still_steers(
     collection = chromadb.PersistentClient(tmp_path).create_collection("plain", embedding_function=None)
     collection.add(world.ids, world.vectors, documents=world.texts)
     retriever = SAESteeredRetriever.from_chroma(collection, sae=pair, embedding=embedder, attach=False)
-    assert retriever.retriever.store.companion.count() == 0
+    assert retriever.retriever.store.sidecar.count() == 0
     assert applied(retriever.invoke(QUERY, steer=STEER)) == ["thread"]
 
 
@@ -826,7 +826,7 @@ def test_the_saes_own_encoder_is_the_default(filled_folder: Path, documents: lis
 def test_where_none_ships_the_error_says_how_to_train_one(
     documents: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sae_steer_retriever.sae.bundled.SHIPPED_FOLDER", tmp_path)
+    monkeypatch.setattr("sae_steer_retriever.sae.bundled.BUNDLED_FOLDER", tmp_path)
     with pytest.raises(ArtifactError, match=r"sae-steer train --corpus \./docs --model .* --output \./sae"):
         SAESteeredRetriever.from_documents(documents)
     with pytest.raises(TypeError, match="expected a folder, a hub id, or a"):

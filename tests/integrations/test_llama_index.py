@@ -641,7 +641,7 @@ def test_opening_what_is_not_there_makes_nothing(tmp_path: Path, world: World) -
 def test_where_none_ships_the_error_says_how_to_get_one(
     index: VectorStoreIndex, nodes: list[TextNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sae_steer_retriever.sae.bundled.SHIPPED_FOLDER", tmp_path)
+    monkeypatch.setattr("sae_steer_retriever.sae.bundled.BUNDLED_FOLDER", tmp_path)
     makers: list[Callable[[], object]] = [
         lambda: SAESteeredRetriever.from_nodes(nodes),
         lambda: SAESteeredRetriever.from_vector_store_index(index),

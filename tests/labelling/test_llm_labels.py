@@ -110,9 +110,11 @@ def test_no_passage_that_is_scored_on_is_shown(world: World, halves: LabelHalves
     assert len(hidden) == len(world.texts) // 2
     everything = "\n".join(asked)
     shown = "\n".join(" ".join(text.split()) for text in halves.texts.values())
-    beginnings = {beginning for text in hidden if (beginning := " ".join(text.split())[:60]) not in shown}
-    assert len(beginnings) > 100
-    assert [beginning for beginning in beginnings if beginning in everything] == []
+    starting_points = {
+        starting_point for text in hidden if (starting_point := " ".join(text.split())[:60]) not in shown
+    }
+    assert len(starting_points) > 100
+    assert [starting_point for starting_point in starting_points if starting_point in everything] == []
 
 
 def test_what_a_model_does_wrong_costs_only_that_label(world: World, label: Labeller) -> None:

@@ -132,7 +132,7 @@ def test_a_vocabulary_is_the_words_that_stand_in_most_texts() -> None:
 
 def test_tries_detect_their_features_in_unseen_passages(world: World, cached_embedder: CachedEmbedder) -> None:
     """Made of one half of the docstrings, tested on the other, with the real encoder."""
-    names = world.sae.encode(world.vectors).leading(world.sae.config.k_names)
+    names = world.sae.encode(world.vectors).truncate(world.sae.config.k_labels)
     half = np.arange(0, len(world.texts), 2)
     passages, unseen = {}, {}
     for feature in range(world.sae.config.n):

@@ -98,9 +98,9 @@ def test_a_batch_gives_what_single_texts_give(reader: TokenReader, world: World)
         np.testing.assert_allclose(alone.values, read.values, atol=1e-5)
 
 
-def test_after_a_pursuit_the_decoder_says_what_a_match_is() -> None:
+def test_after_a_refinement_the_decoder_says_what_a_match_is() -> None:
     plain = random_sae()
-    config = plain.config.__class__(**{**vars(plain.config), "pursuit_steps": 4})
+    config = plain.config.__class__(**{**vars(plain.config), "refine_steps": 4})
     pursued = TopKSAE(plain.W_enc, plain.b_enc, plain.W_dec, plain.b_dec, config)
     x = np.random.default_rng(0).normal(size=(5, D)).astype(np.float32)
     matches = FeatureDirections.of(pursued).match(x, range(32))

@@ -105,8 +105,8 @@ def test_a_batch_of_several_tiles_gives_what_its_rows_give_alone() -> None:
 def test_a_smaller_reading_is_the_head_of_the_larger_one() -> None:
     sae, x = random_sae(k=8), unit_rows(4, 50)
     whole, names = sae.encode(x), sae.encode(x, k=3)
-    np.testing.assert_array_equal(whole.leading(3).indices, names.indices)
-    np.testing.assert_array_equal(whole.leading(3).values, names.values)
+    np.testing.assert_array_equal(whole.truncate(3).indices, names.indices)
+    np.testing.assert_array_equal(whole.truncate(3).values, names.values)
     assert sae.encode(x, k=1000).indices.shape == (50, 32), "no more latents than there are"
     with pytest.raises(ValueError, match="k is 0"):
         sae.encode(x, k=0)
@@ -162,7 +162,7 @@ def test_codes_of_a_larger_dictionary_are_refused(latent: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"k": 0}, {"k": 33}, {"k_names": 0}, {"k": 6.0}, {"n": True}, {"d": 17}], ids=lambda c: str(c)
+    "change", [{"k": 0}, {"k": 33}, {"k_labels": 0}, {"k": 6.0}, {"n": True}, {"d": 17}], ids=lambda c: str(c)
 )
 def test_a_config_that_contradicts_itself_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change)) if "d" not in change else "17 dimensions"):
@@ -215,7 +215,7 @@ def test_fingerprint_tells_apart_whatever_makes_codes_incomparable() -> None:
         sae.fingerprint,
         other_bias.fingerprint,
         configured(k=7),
-        configured(k_names=2),
+        configured(k_labels=2),
         configured(encoder=dataclasses.replace(encoder, name="toy/other")),
         configured(encoder=dataclasses.replace(encoder, query_prefix="query: ")),
     }
@@ -543,5 +543,5 @@ def test_another_encoder_is_refused_and_both_are_named(other: EncoderSpec, named
 
 
 def test_k_names_never_exceeds_k() -> None:
-    config = SAEConfig(d=16, n=32, k=4, k_names=8, encoder=EncoderSpec("toy/words", 16))
-    assert config.k_names == 4
+    config = SAEConfig(d=16, n=32, k=4, k_labels=8, encoder=EncoderSpec("toy/words", 16))
+    assert config.k_labels == 4

@@ -50,7 +50,7 @@ def test_the_steering_told_lifts_the_passage_and_a_hundredth_less_does_not(
     assert len(found.features) == len(found.steering.edits) == 1
     (edit,) = found.steering.edits
     assert edit.strength == found.strength > 0
-    own = retriever.store.codes([name]).leading(retriever.sae.config.k_names)
+    own = retriever.store.codes([name]).truncate(retriever.sae.config.k_labels)
     assert edit.features[0] in own.indices[0]
     if found.strength > 0.01:
         less = {edit.name: round(found.strength - 0.01, 2)}

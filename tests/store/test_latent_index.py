@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import MismatchError, MissingExtraError
 from sae_steer_retriever.sae.topk_sae import Codes
-from sae_steer_retriever.store.latent_index import SIMILARITIES, LatentIndex, Similarity, damp, damped
+from sae_steer_retriever.store.latent_index import (
+    SIMILARITIES,
+    LatentIndex,
+    Similarity,
+    power_normalise,
+    power_normalised,
+)
 from sae_steer_retriever.store.seismic_index import SeismicIndex
 
 N_LATENTS = 9
@@ -88,12 +94,12 @@ def test_more_passages_than_are_sorted_at_a_time_are_all_there() -> None:
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32, allow_subnormal=False), max_size=8))
 def test_damping_is_the_power_of_the_size_and_keeps_the_sign(values: list[float]) -> None:
-    found = damp(np.array(values, np.float32))
+    found = power_normalise(np.array(values, np.float32))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, [np.sign(value) * abs(value) ** 0.7 for value in values], rtol=1e-5)
 
 
-def test_one_large_value_decides_less_when_it_is_damped() -> None:
+def test_one_large_value_decides_less_when_it_is_normalised() -> None:
     # The query shares its outlier with the first passage, and everything else with the second.
     query: Codes[NDArray[Any]] = Codes(np.array([[0, 1, 2, 3, 4]]), np.array([[9, 4, 4, 4, 4]], np.float32))
     passages: Codes[NDArray[Any]] = Codes(
@@ -104,13 +110,13 @@ def test_one_large_value_decides_less_when_it_is_damped() -> None:
         for similarity in SIMILARITIES
     }
     assert first == {"dot": [0], "cosine": [0], "damped": [1]}
-    assert damped(passages).indices is passages.indices
+    assert power_normalised(passages).indices is passages.indices
 
 
 def test_a_similarity_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match="similarity is 'cosin', expected one of dot, cosine, damped"):
+    with pytest.raises(ValueError, match="similarity is 'cosin', expected one of dot, cosine, power-normalised"):
         LatentIndex.build(random_codes(3, N_LATENTS, 2), N_LATENTS, similarity="cosin")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="similarity is 'cosin', expected one of dot, cosine, damped"):
+    with pytest.raises(ValueError, match="similarity is 'cosin', expected one of dot, cosine, power-normalised"):
         SeismicIndex.build(random_codes(3, N_LATENTS, 2), N_LATENTS, similarity="cosin")  # type: ignore[arg-type]
 
 

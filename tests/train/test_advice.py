@@ -13,9 +13,9 @@ from sae_steer_retriever.train.corpus_size_advice import advise
 from sae_steer_retriever.train.sizing import Sizes, choose_sizes
 
 
-def about(passages: int, latents: int, k: int, *, rows: int | None = None, k_names: int = 8) -> tuple[str, ...]:
+def about(passages: int, latents: int, k: int, *, rows: int | None = None, k_labels: int = 8) -> tuple[str, ...]:
     """Advice when the latents were asked for; five rows a passage unless said otherwise."""
-    return advise(passages, rows or 5 * passages, Sizes(latents, k, 1.0), k_names, latents_given=True)
+    return advise(passages, rows or 5 * passages, Sizes(latents, k, 1.0), k_labels, latents_given=True)
 
 
 def test_enough_is_enough() -> None:
@@ -69,15 +69,15 @@ def test_k_above_a_quarter_of_the_latents() -> None:
     texts=st.integers(0, 5),
     latents=st.integers(1, 40_000),
     k=st.integers(1, 512),
-    k_names=st.integers(1, 64),
+    k_labels=st.integers(1, 64),
 )
 def test_who_follows_the_advice_hears_no_more_of_it(
-    passages: int, texts: int, latents: int, k: int, k_names: int
+    passages: int, texts: int, latents: int, k: int, k_labels: int
 ) -> None:
     """Latents and k that are advised bring no other advice than more text."""
     latents = max(latents, k)
     rows = passages * (1 + texts)
-    found = about(passages, latents, k, rows=rows, k_names=k_names)
+    found = about(passages, latents, k, rows=rows, k_labels=k_labels)
     numbers = {name: int(number) for name, number in re.findall(r"(--latents|-k) to (\d+)", " ".join(found))}
     for name, number in re.findall(r"(--latents|-k) to (\d+)", " ".join(found)):
         assert numbers[name] == int(number), "two sentences contradict each other"
@@ -85,7 +85,7 @@ def test_who_follows_the_advice_hears_no_more_of_it(
         return
     latents, k = numbers.get("--latents", latents), numbers.get("-k", k)
     assert 1 <= k <= latents
-    for sentence in about(passages, latents, k, rows=rows, k_names=k_names):
+    for sentence in about(passages, latents, k, rows=rows, k_labels=k_labels):
         assert "features will be coarse" in sentence
 
 
@@ -93,5 +93,5 @@ def test_who_follows_the_advice_hears_no_more_of_it(
 def test_the_sizes_chosen_by_the_corpus_need_no_advice(passages: int, texts: int) -> None:
     rows = passages * (1 + texts)
     sizes = choose_sizes(TrainConfig(), passages, rows, d=384)
-    found = advise(passages, rows, sizes, TrainConfig().k_names, latents_given=False)
+    found = advise(passages, rows, sizes, TrainConfig().k_labels, latents_given=False)
     assert len(found) == (passages < 500)

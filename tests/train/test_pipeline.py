@@ -26,7 +26,7 @@ from sae_steer_retriever.train.embedded_corpus import embed_corpus
 from sae_steer_retriever.train.pipeline import train
 from sae_steer_retriever.train.report import TrainReport
 
-SETTINGS = TrainConfig(epochs=20, latents=64, k=16, k_names=4, sentences=1, batch_size=128)
+SETTINGS = TrainConfig(epochs=20, latents=64, k=16, k_labels=4, sentences=1, batch_size=128)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_folder_holds_a_loadable_labelled_sae(trained: tuple[Path, TrainRepo
     output, report = trained
     sae = TopKSAE.from_pretrained(output)
     catalog = FeatureCatalog.load(output, sae.fingerprint)
-    assert (sae.config.n, sae.config.k, sae.config.k_names) == (64, 16, 4)
+    assert (sae.config.n, sae.config.k, sae.config.k_labels) == (64, 16, 4)
     assert len(catalog.labelled) == report.labelled > 30
     shown = [catalog.evidence(feature.id) for feature in catalog.labelled]
     assert [tuple(example.id for example in found.top[:5]) for found in shown] == [
@@ -125,10 +125,10 @@ def test_the_papers_sae_is_one_product_and_the_default_refines(
     tmp_path: Path,
 ) -> None:
     """Among a share of the latents where there are more than four times as many; never fewer than a code has."""
-    config = TrainConfig(loss=loss, steps=2, latents=64, k=16, pursuit_candidates=asked)  # type: ignore[arg-type]
+    config = TrainConfig(loss=loss, steps=2, latents=64, k=16, refine_candidates=asked)  # type: ignore[arg-type]
     train(corpus, tmp_path / "sae", config, embedder=embedder)
     fitted = TopKSAE.from_pretrained(tmp_path / "sae").config
-    assert (fitted.pursuit_steps, fitted.pursuit_candidates) == (steps, candidates)
+    assert (fitted.refine_steps, fitted.refine_candidates) == (steps, candidates)
 
 
 @pytest.mark.parametrize("resume", [True, False])

@@ -14,12 +14,12 @@ from sae_steer_retriever.errors import ArtifactError, MissingExtraError
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.metrics_log import Measured
 from sae_steer_retriever.train.pipeline import train
-from sae_steer_retriever.train.tensorboard import ScalarBoard
+from sae_steer_retriever.train.tensorboard import ScalarWriter
 
 
 def write(folder: Path, first: int, last: int, loss: float, coherence: float | None = 0.375) -> None:
     """Steps from `first` to `last`, measured every tenth."""
-    board = ScalarBoard(folder)
+    board = ScalarWriter(folder)
     board.start(first)
     for step in range(first + 1, last + 1):
         if step % 10 == 0:
@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None
     pytest.importorskip("tensorboard")
     (tmp_path / "taken").write_text("")
     with pytest.raises(ArtifactError, match="cannot make the folder"):
-        ScalarBoard(tmp_path / "taken" / "run")
+        ScalarWriter(tmp_path / "taken" / "run")
 
 
 def _without_tensorboard(real: Callable[..., Any]) -> Callable[..., Any]:

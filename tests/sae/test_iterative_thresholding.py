@@ -24,7 +24,7 @@ def _decoder(n: int, d: int, seed: int) -> torch.Tensor:
 
 
 def _pursuing(sae: TopKSAE, steps: int, candidates: int | None = None) -> TopKSAE:
-    config = dataclasses.replace(sae.config, pursuit_steps=steps, pursuit_candidates=candidates)
+    config = dataclasses.replace(sae.config, refine_steps=steps, refine_candidates=candidates)
     return TopKSAE(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, config)
 
 
@@ -82,7 +82,7 @@ def test_candidates_are_all_that_a_code_has_and_no_row_gets_worse(
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10_000), rows=st.integers(1, 9), k=st.integers(1, 8), steps=st.integers(0, 8))
-def test_all_latents_as_candidates_are_the_pursuit_without_any(seed: int, rows: int, k: int, steps: int) -> None:
+def test_all_latents_as_candidates_are_the_refinement_without_any(seed: int, rows: int, k: int, steps: int) -> None:
     decoder = _decoder(64, 24, seed)
     x = torch.randn((rows, 24), generator=torch.Generator().manual_seed(seed))
     guess = (x @ decoder.T).topk(64, dim=1)
@@ -96,7 +96,7 @@ def test_all_latents_as_candidates_are_the_pursuit_without_any(seed: int, rows: 
 @pytest.mark.parametrize("candidates", [None, 24, 64])
 def test_a_row_alone_has_the_code_that_it_has_among_others(candidates: int | None) -> None:
     """Alone it is an array with copies of its candidates' directions, in a batch of 60 there is one product for all."""
-    sae = _pursuing(random_sae(d=48, n=256, k=12, k_names=4), 8, candidates)
+    sae = _pursuing(random_sae(d=48, n=256, k=12, k_labels=4), 8, candidates)
     x = unit_rows(5, 60, 48)
     together = sae.encode(x)
     for row in range(len(x)):
@@ -131,7 +131,7 @@ def test_arrays_of_one_row_and_tensors_of_many_take_the_same_steps(
 
 @pytest.mark.parametrize("steps", [0, 8])
 def test_one_row_is_encoded_as_a_tensor_that_wants_gradients_too(steps: int) -> None:
-    sae, x = _pursuing(random_sae(d=48, n=256, k=12, k_names=4), steps, 24), unit_rows(5, 1, 48)
+    sae, x = _pursuing(random_sae(d=48, n=256, k=12, k_labels=4), steps, 24), unit_rows(5, 1, 48)
     codes = sae.encode(torch.from_numpy(x).requires_grad_())
     np.testing.assert_array_equal(codes.indices.numpy(), sae.encode(x).indices)
 
@@ -165,7 +165,7 @@ def test_the_code_that_made_a_row_is_found() -> None:
 def test_an_sae_refines_its_codes_when_its_config_says_so() -> None:
     plain = random_sae()
     refining = TopKSAE(
-        plain.W_enc, plain.b_enc, plain.W_dec, plain.b_dec, dataclasses.replace(plain.config, pursuit_steps=8)
+        plain.W_enc, plain.b_enc, plain.W_dec, plain.b_dec, dataclasses.replace(plain.config, refine_steps=8)
     )
     x = np.random.default_rng(0).standard_normal((20, plain.config.d)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -178,21 +178,21 @@ def test_an_sae_refines_its_codes_when_its_config_says_so() -> None:
     np.testing.assert_allclose(one_by_one, refining.encode(x).values, atol=1e-5)
 
 
-def test_pursuit_steps_survive_saving(tmp_path: object) -> None:
+def test_refinement_steps_survive_saving(tmp_path: object) -> None:
     plain = random_sae()
-    config = dataclasses.replace(plain.config, pursuit_steps=5)
+    config = dataclasses.replace(plain.config, refine_steps=5)
     TopKSAE(plain.W_enc, plain.b_enc, plain.W_dec, plain.b_dec, config).save_pretrained(str(tmp_path))
-    assert TopKSAE.from_pretrained(str(tmp_path)).config.pursuit_steps == 5
+    assert TopKSAE.from_pretrained(str(tmp_path)).config.refine_steps == 5
 
 
 def test_candidates_survive_saving_and_older_folders_have_all(tmp_path: Path) -> None:
     _pursuing(random_sae(), 5, 12).save_pretrained(tmp_path / "new")
-    assert TopKSAE.from_pretrained(tmp_path / "new").config.pursuit_candidates == 12
+    assert TopKSAE.from_pretrained(tmp_path / "new").config.refine_candidates == 12
     config = _pursuing(random_sae(), 5).save_pretrained(tmp_path / "old") / "config.json"
     body = json.loads(config.read_text(encoding="utf-8"))
-    del body["pursuit_candidates"]
+    del body["refine_candidates"]
     config.write_text(json.dumps(body), encoding="utf-8")
-    assert TopKSAE.from_pretrained(tmp_path / "old").config.pursuit_candidates is None
+    assert TopKSAE.from_pretrained(tmp_path / "old").config.refine_candidates is None
 
 
 @pytest.mark.parametrize("steps", [0, 8])
@@ -210,10 +210,10 @@ def test_without_candidates_an_sae_keeps_the_name_that_its_stores_know(steps: in
 
 @pytest.mark.parametrize("candidates", [0, 5, True, 6.5])
 def test_candidates_are_a_whole_number_of_at_least_k(candidates: object) -> None:
-    with pytest.raises(ValueError, match=r"pursuit_candidates = .*: expected .* None for all"):
-        dataclasses.replace(random_sae().config, pursuit_candidates=candidates)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"refine_candidates = .*: expected .* None for all"):
+        dataclasses.replace(random_sae().config, refine_candidates=candidates)  # type: ignore[arg-type]
 
 
 def test_a_negative_number_of_steps_is_refused() -> None:
-    with pytest.raises(ValueError, match="pursuit_steps = -1"):
-        dataclasses.replace(random_sae().config, pursuit_steps=-1)
+    with pytest.raises(ValueError, match="refine_steps = -1"):
+        dataclasses.replace(random_sae().config, refine_steps=-1)

@@ -1,4 +1,4 @@
-"""An SAE that ships: found by its encoder's name, taken where none is given, and half the size of the one it is of."""
+"""A bundled SAE: found by its encoder's name, taken where none is given, and half the size of the one it is of."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from sae_steer_retriever.errors import ArtifactError, MismatchError
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.integrations.sources import adopt_store, load_parts
 from sae_steer_retriever.retriever import SteeredRetriever, load_sae
-from sae_steer_retriever.sae import bundled as shipped
+from sae_steer_retriever.sae import bundled as bundled
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.shipment import write_shipment
-from sae_steer_retriever.steering.document_boost import FeaturePresence
+from sae_steer_retriever.steering.document_boost import FeatureMatch
 from sae_steer_retriever.store.chroma_store import ChromaStore, connect, recorded_sae
 from sae_steer_retriever.store.recorded_sae import at_recorded_k
 
 NAME = "all-MiniLM-L6-v2"
 QUERY = "how do I run work in the background and wait for it?"
-REAL = shipped.SHIPPED_FOLDER / NAME
+REAL = bundled.BUNDLED_FOLDER / NAME
 needs_weights = pytest.mark.skipif(
     not (REAL / "model.safetensors").is_file(), reason=f"this copy of the package has no weights in {REAL}"
 )
@@ -47,7 +47,7 @@ def shipment(filled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture
 def ships(shipment: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The world's SAE ships with the package; its folder."""
-    monkeypatch.setattr(shipped, "SHIPPED_FOLDER", shipment)
+    monkeypatch.setattr(bundled, "BUNDLED_FOLDER", shipment)
     return shipment / NAME
 
 
@@ -65,11 +65,11 @@ def corpus(world: World, tmp_path: Path) -> Path:
 
 
 def test_it_is_found_by_its_encoders_name(ships: Path) -> None:
-    assert shipped.shipped_names() == (NAME,)
+    assert bundled.bundled_names() == (NAME,)
     for name in (NAME, f"sentence-transformers/{NAME}", NAME.lower()):
-        assert shipped.shipped_sae(name) == ships
-    assert shipped.shipped_sae("BAAI/bge-small-en-v1.5") is None
-    assert shipped.shipped_sae("") is None
+        assert bundled.bundled_sae(name) == ships
+    assert bundled.bundled_sae("BAAI/bge-small-en-v1.5") is None
+    assert bundled.bundled_sae("") is None
 
 
 def test_an_encoder_without_one_is_told_what_ships_and_what_to_do(ships: Path, tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_an_encoder_without_one_is_told_what_ships_and_what_to_do(ships: Path, t
 
 
 def test_a_copy_without_weights_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sae_steer: Run) -> None:
-    monkeypatch.setattr(shipped, "SHIPPED_FOLDER", tmp_path / "pretrained")
-    assert shipped.shipped_names() == ()
+    monkeypatch.setattr(bundled, "BUNDLED_FOLDER", tmp_path / "pretrained")
+    assert bundled.bundled_names() == ()
     with pytest.raises(ArtifactError, match="none with this copy of the package"):
         load_sae()
     listed = sae_steer("features")
@@ -104,10 +104,10 @@ def test_a_name_means_the_one_that_ships_unless_a_folder_here_has_it(
     own = random_sae()
     own.save_pretrained(tmp_path / NAME)
     assert TopKSAE.from_pretrained(NAME).fingerprint == own.fingerprint
-    assert shipped.shipped_name(NAME) is None
+    assert bundled.bundled_name(NAME) is None
     # What a store has recorded does not depend on where one stands.
-    assert shipped.recorded(shipped.recordable(ships)) == str(ships)
-    assert shipped.recordable(NAME) == str(tmp_path / NAME)
+    assert bundled.recorded(bundled.recordable(ships)) == str(ships)
+    assert bundled.recordable(NAME) == str(tmp_path / NAME)
 
 
 # -- as it ships ------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_names_codes_and_scores_are_those_of_the_sae_it_was_made_of(world: World
     np.testing.assert_array_equal(catalog.calibration.match_unit, world.catalog.calibration.match_unit)
     for feature in (0, 7, 33):
         presences = [
-            FeaturePresence(one, catalog.calibration.match_unit, [feature], [1.0]).of(codes)
+            FeatureMatch(one, catalog.calibration.match_unit, [feature], [1.0]).of(codes)
             for one, codes in ((world.sae, before), (sae, after))
         ]
         np.testing.assert_allclose(presences[1][same], presences[0][same], atol=5e-3)
@@ -206,7 +206,7 @@ def test_the_core_takes_it_and_a_store_remembers_it_by_name(
     # Another environment, and one stands in a folder with the encoder's own files.
     moved = tmp_path.resolve() / "elsewhere"
     shutil.copytree(ships.parent, moved)
-    monkeypatch.setattr(shipped, "SHIPPED_FOLDER", moved)
+    monkeypatch.setattr(bundled, "BUNDLED_FOLDER", moved)
     (tmp_path / "here" / NAME).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     assert recorded_sae(client, "docs") == str(moved / NAME)
@@ -250,7 +250,7 @@ def test_from_a_folder_of_texts_to_a_steered_result_with_reasons(
     indexed = sae_steer("index", "--corpus", corpus, "--store", store, "--quiet", "--json")
     assert indexed.code == 0, indexed.err
     assert (indexed.data["sae"], indexed.data["k"], indexed.data["passages"]) == (NAME, 16, 60)
-    assert f"the SAE that ships for {NAME}" in sae_steer("index", "--corpus", corpus, "--store", store, "--quiet").out
+    assert f"the bundled SAE for {NAME}" in sae_steer("index", "--corpus", corpus, "--store", store, "--quiet").out
     feature = next(one.id for one in world.catalog.labelled)
     asked = ("search", QUERY, "--store", store, "--steer", f"#{feature}=+0.5", "--explain", "--json")
     found = sae_steer(*asked)
@@ -278,10 +278,10 @@ def test_evaluate_measures_the_one_that_ships(ships: Path, corpus: Path, sae_ste
     assert "--k reads an SAE anew" in sae_steer("evaluate", "--figure", 4, "--dataset", corpus, "--k", 32).error
 
 
-def test_a_name_for_a_shipped_feature_is_kept_by_the_user(
+def test_a_name_for_a_bundled_feature_is_kept_by_the_user(
     ships: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sae_steer: Run
 ) -> None:
-    monkeypatch.setenv(shipped.NAMES_VARIABLE, str(tmp_path / "names"))
+    monkeypatch.setenv(bundled.NAMES_VARIABLE, str(tmp_path / "names"))
     before = {path.name: path.read_bytes() for path in ships.iterdir()}
     assert sae_steer("features", "annotate", 3, "my own name").code == 0
     assert {path.name: path.read_bytes() for path in ships.iterdir()} == before
@@ -310,7 +310,7 @@ def test_one_dictionary_is_read_at_several_k(world: World, filled_folder: Path) 
 
 
 def test_a_k_that_cannot_be_read_is_refused(filled_folder: Path) -> None:
-    for k, said in ((3, "at least k_names = 4"), (65, "1 <= k <= n = 64"), (0, "at least 1")):
+    for k, said in ((3, "at least k_labels = 4"), (65, "1 <= k <= n = 64"), (0, "at least 1")):
         with pytest.raises(ValueError, match=said):
             TopKSAE.from_pretrained(filled_folder / "sae", k=k)
 
@@ -337,7 +337,7 @@ def test_a_store_keeps_to_its_k(
         ChromaStore.open(world.sae, client=client)
     assert "--rebuild" in sae_steer(*index, "--k", 16).error
     assert sae_steer(*index, "--k", 16, "--rebuild").data["k"] == 16
-    assert "--k: k = 2: expected at least k_names" in sae_steer(*index, "--k", 2).error
+    assert "--k: k = 2: expected at least k_labels" in sae_steer(*index, "--k", 2).error
     assert at_recorded_k(random_sae(), client, "docs").config.k == random_sae().config.k
 
 
@@ -353,7 +353,7 @@ def test_a_policy_holds_at_any_k(world: World, filled_folder: Path, tmp_path: Pa
     assert all(hit.attribution is not None for hit in hits[0] + hits[1])
 
 
-def test_a_companion_of_an_earlier_version_is_of_the_k_of_its_fit(world: World, filled_folder: Path) -> None:
+def test_a_sidecar_of_an_earlier_version_is_of_the_k_of_its_fit(world: World, filled_folder: Path) -> None:
     client = connect(path=filled_folder / "chroma")
     collection = client.get_collection("docs.sae", embedding_function=None)
     kept = dict(collection.metadata)

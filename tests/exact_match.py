@@ -1,4 +1,4 @@
-"""What gates and exclusions measure by, worked out a second time: dense and in float64, by the definition."""
+"""What document boosts and exclusions measure by, worked out a second time: dense and in float64, by the definition."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def exact_x_hat(sae: TopKSAE, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]
     return np.asarray(dense @ sae.decoder.astype(np.float64) + sae.bias.astype(np.float64))
 
 
-def exact_presence(
+def exact_match(
     sae: TopKSAE, unit: NDArray[Any], features: Sequence[int], weights: Sequence[float], codes: Codes[NDArray[Any]]
 ) -> NDArray[np.float64]:
     """(N,) how much of some features passages have, between 0 and 1."""

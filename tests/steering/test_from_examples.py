@@ -102,7 +102,7 @@ def test_strengths_times_what_the_positives_have_is_what_was_asked_for_on_averag
 ) -> None:
     sae = random_sae(1)
     catalog = catalog_for(sae, unit_rows(2, 400))
-    positive = sae.encode(unit_rows(seed, rows), k=sae.config.k_names)
+    positive = sae.encode(unit_rows(seed, rows), k=sae.config.k_labels)
     latents = positive.indices[positive.values > 0]
     assume(not hubs(catalog.calibration)[latents].all())
     found = contrast(catalog, positive, strength=strength, limit=N)
@@ -132,7 +132,7 @@ def test_labels_are_escaped_in_a_notebook() -> None:
         for one in toy.features
     ]
     catalog = FeatureCatalog(features, toy.calibration, toy.fingerprint)
-    page = contrast(catalog, sae.encode(unit_rows(5, 2), k=sae.config.k_names))._repr_html_()
+    page = contrast(catalog, sae.encode(unit_rows(5, 2), k=sae.config.k_labels))._repr_html_()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
 

@@ -16,7 +16,7 @@ from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, SAEConfig
 from sae_steer_retriever.train.checkpoint import Checkpoint
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.measure import hold_out
-from sae_steer_retriever.train.metrics_log import JOURNAL_FILE, Journal, Measured
+from sae_steer_retriever.train.metrics_log import METRICS_LOG_FILE, Measured, MetricsLog
 from sae_steer_retriever.train.nearest_lists import nearest_documents
 from sae_steer_retriever.train.sampling import Rows, TrainingData
 from sae_steer_retriever.train.trainer import Trainer
@@ -47,7 +47,7 @@ def data() -> TrainingData:
 
 def new_trainer(data: TrainingData, seed: int = 0, steps: int = STEPS) -> Trainer:
     config = TrainConfig(steps=steps, batch_size=32, list_queries=4, device="cpu", seed=seed)
-    return Trainer(data, config, SAEConfig(d=D, n=N, k=8, k_names=4, encoder=EncoderSpec("planted", D)), epochs=1)
+    return Trainer(data, config, SAEConfig(d=D, n=N, k=8, k_labels=4, encoder=EncoderSpec("planted", D)), epochs=1)
 
 
 def without_seconds(records: tuple[Measured, ...]) -> list[Measured]:
@@ -59,27 +59,27 @@ def record_at(step: int, seconds: float = 1.0) -> Measured:
 
 
 def read(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / JOURNAL_FILE).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / METRICS_LOG_FILE).read_text(encoding="utf-8").splitlines()]
 
 
 def test_every_measurement_is_one_line_and_the_first_comes_early(data: TrainingData, tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    fit = new_trainer(data).fit(watchers=[journal])
+    metrics_log = MetricsLog(tmp_path)
+    fit = new_trainer(data).fit(watchers=[metrics_log])
     lines = read(tmp_path)
     # At 2 % of the steps, then at every eighth of the first part, which is four fifths.
     assert [line["step"] for line in lines] == [2, 10, 20, 30, 40, 50, 60, 70, 80]
-    assert [Measured(**line) for line in lines] == list(journal.records)  # type: ignore[arg-type]
+    assert [Measured(**line) for line in lines] == list(metrics_log.records)  # type: ignore[arg-type]
     assert set(lines[0]) == {"step", "seconds", "loss", "fvu", "overlap", "coherence", "dead", "l0", "lr"}
     seconds = [line["seconds"] for line in lines]
     assert seconds == sorted(seconds)
     assert lines[0]["lr"] > lines[-1]["lr"]
     assert fit.measurement.overlap in [line["overlap"] for line in lines]
-    assert journal.to_bytes() == (tmp_path / JOURNAL_FILE).read_bytes()
+    assert metrics_log.to_bytes() == (tmp_path / METRICS_LOG_FILE).read_bytes()
 
 
 def test_being_watched_changes_nothing(data: TrainingData, tmp_path: Path) -> None:
     """Nor does the early look: it is no candidate for the best state."""
-    watched = new_trainer(data).fit(watchers=[Journal(tmp_path)])
+    watched = new_trainer(data).fit(watchers=[MetricsLog(tmp_path)])
     alone = new_trainer(data).fit()
     assert torch.equal(watched.sae.W_enc, alone.sae.W_enc)
     trainer = new_trainer(data)
@@ -95,7 +95,7 @@ def test_a_resumed_fit_ends_as_an_undisturbed_one_and_its_journal_has_no_line_tw
     data: TrainingData, tmp_path: Path, stop_at: int
 ) -> None:
     """Steps since the last save are done again: the same weights to the bit, the same lines."""
-    whole_journal = Journal(tmp_path / "whole")
+    whole_journal = MetricsLog(tmp_path / "whole")
     whole = new_trainer(data).fit(watchers=[whole_journal])
 
     def stop(step: int) -> None:
@@ -104,8 +104,10 @@ def test_a_resumed_fit_ends_as_an_undisturbed_one_and_its_journal_has_no_line_tw
 
     folder = tmp_path / "stopped"
     with pytest.raises(Stop):
-        new_trainer(data).fit(checkpoint=Checkpoint(folder, {}, resume=False), watchers=[Journal(folder)], on_step=stop)
-    resumed, done = Journal(folder), list[int]()
+        new_trainer(data).fit(
+            checkpoint=Checkpoint(folder, {}, resume=False), watchers=[MetricsLog(folder)], on_step=stop
+        )
+    resumed, done = MetricsLog(folder), list[int]()
     found = new_trainer(data).fit(
         checkpoint=Checkpoint(folder, {}, resume=True), watchers=[resumed], on_step=done.append
     )
@@ -119,24 +121,27 @@ def test_a_resumed_fit_ends_as_an_undisturbed_one_and_its_journal_has_no_line_tw
 
 
 def test_a_seed_decides_weights_and_journal(data: TrainingData, tmp_path: Path) -> None:
-    journals = [Journal(tmp_path / name) for name in ("one", "same", "other")]
-    fits = [new_trainer(data, seed).fit(watchers=[journal]) for seed, journal in zip((0, 0, 1), journals, strict=True)]
+    journals = [MetricsLog(tmp_path / name) for name in ("one", "same", "other")]
+    fits = [
+        new_trainer(data, seed).fit(watchers=[metrics_log])
+        for seed, metrics_log in zip((0, 0, 1), journals, strict=True)
+    ]
     assert torch.equal(fits[0].sae.W_dec, fits[1].sae.W_dec)
     assert not torch.equal(fits[0].sae.W_dec, fits[2].sae.W_dec)
-    one, same, other = (without_seconds(journal.records) for journal in journals)
+    one, same, other = (without_seconds(metrics_log.records) for metrics_log in journals)
     assert one == same
     assert one != other
 
 
 def test_what_lies_beyond_the_step_taken_up_is_dropped_and_so_is_half_a_line(tmp_path: Path) -> None:
     """A kill between a line and the checkpoint, or in the middle of a line."""
-    journal = Journal(tmp_path)
-    journal.start(0)
+    metrics_log = MetricsLog(tmp_path)
+    metrics_log.start(0)
     for step in (2, 10, 20):
-        journal.measured(record_at(step, seconds=float(step)))
-    with (tmp_path / JOURNAL_FILE).open("ab") as stream:
+        metrics_log.measured(record_at(step, seconds=float(step)))
+    with (tmp_path / METRICS_LOG_FILE).open("ab") as stream:
         stream.write(b'{"step": 30, "sec')
-    resumed = Journal(tmp_path)
+    resumed = MetricsLog(tmp_path)
     resumed.start(10)
     assert [record.step for record in resumed.records] == [2, 10]
     resumed.measured(record_at(20, seconds=5.0))
@@ -145,43 +150,43 @@ def test_what_lies_beyond_the_step_taken_up_is_dropped_and_so_is_half_a_line(tmp
 
 def test_a_coherence_that_could_not_be_measured_is_null_and_read_again(tmp_path: Path) -> None:
     """NaN would be no JSON."""
-    journal = Journal(tmp_path)
-    journal.start(0)
-    journal.measured(dataclasses.replace(record_at(2), coherence=None))
-    assert b'"coherence": null' in journal.to_bytes()
-    resumed = Journal(tmp_path)
+    metrics_log = MetricsLog(tmp_path)
+    metrics_log.start(0)
+    metrics_log.measured(dataclasses.replace(record_at(2), coherence=None))
+    assert b'"coherence": null' in metrics_log.to_bytes()
+    resumed = MetricsLog(tmp_path)
     resumed.start(2)
-    assert resumed.records == journal.records
+    assert resumed.records == metrics_log.records
 
 
 def test_a_new_fit_starts_a_new_journal(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.start(0)
-    journal.measured(record_at(2))
-    Journal(tmp_path).start(0)
+    metrics_log = MetricsLog(tmp_path)
+    metrics_log.start(0)
+    metrics_log.measured(record_at(2))
+    MetricsLog(tmp_path).start(0)
     assert read(tmp_path) == []
 
 
 def test_a_journal_goes_with_its_folder_but_takes_nothing_else(tmp_path: Path) -> None:
     for folder, other in ((tmp_path / "alone", False), (tmp_path / "shared", True)):
-        journal = Journal(folder)
-        journal.start(0)
+        metrics_log = MetricsLog(folder)
+        metrics_log.start(0)
         if other:
             (folder / "state").touch()
-        journal.remove()
+        metrics_log.remove()
         assert folder.exists() is other
 
 
 def test_a_journal_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(ArtifactError, match="taken"):
-        Journal(tmp_path / "taken").start(0)
-    journal = Journal(tmp_path)
-    journal.start(0)
-    (tmp_path / JOURNAL_FILE).unlink()
-    (tmp_path / JOURNAL_FILE).mkdir()
+        MetricsLog(tmp_path / "taken").start(0)
+    metrics_log = MetricsLog(tmp_path)
+    metrics_log.start(0)
+    (tmp_path / METRICS_LOG_FILE).unlink()
+    (tmp_path / METRICS_LOG_FILE).mkdir()
     with pytest.raises(ArtifactError, match="cannot write"):
-        journal.measured(record_at(2))
+        metrics_log.measured(record_at(2))
 
 
 def test_watchers_are_closed_when_a_fit_fails(data: TrainingData) -> None:
