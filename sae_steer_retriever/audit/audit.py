@@ -87,7 +87,10 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """All figures, as one JSON object."""
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(self)
+        sampled = data["sampled"]
+        sampled["has_companion"] = sampled.pop("has_sidecar")  # the key of the first release
+        return data
 
 
 def audit(

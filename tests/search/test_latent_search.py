@@ -69,7 +69,7 @@ def test_nothing_asked_for_changes_nothing(retriever: SteeredRetriever) -> None:
 
 
 @pytest.mark.parametrize("name", ["add", "take away", "clamp", "clamp own", "scale", "suppress"])
-def test_edits_change_the_normalised_code_by_normalised_units(retriever: SteeredRetriever, world: World, name: str) -> None:
+def test_edits_change_the_code_by_normalised_units(retriever: SteeredRetriever, world: World, name: str) -> None:
     own, other = features_of(retriever)
     units = retriever.catalog.calibration.unit.astype(np.float64) ** 0.7
     had = normalised_codes(world)[0]
