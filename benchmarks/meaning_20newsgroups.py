@@ -34,7 +34,8 @@ from sae_steer_retriever.encoders.embedders import SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.evaluate.meaning import DictionaryMeaning, measure_dictionary
 from sae_steer_retriever.labelling.baselines import kmeans_dictionary, random_dictionary
-from sae_steer_retriever.sae.topk_sae import Array, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.config import SAEConfig
+from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.embedded_corpus import embed_corpus
 from sae_steer_retriever.train.trainer import Trainer

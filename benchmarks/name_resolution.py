@@ -38,7 +38,7 @@ from sae_steer_retriever.labelling.gather_evidence import (
     read_label_latents,
     strengths,
 )
-from sae_steer_retriever.retriever import load_sae
+from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 AT = 20

@@ -24,7 +24,8 @@ from sae_steer_retriever.corpus.read_corpus import Corpus, read_corpus
 from sae_steer_retriever.encoders.embedders import Embedder, SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import SAESteerError
-from sae_steer_retriever.evaluate.agreement import held_out_queries, measure_agreement
+from sae_steer_retriever.evaluate.agreement import measure_agreement
+from sae_steer_retriever.evaluate.held_out import held_out_queries
 from sae_steer_retriever.evaluate.datasets import read_retrieval_set
 from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.fidelity import measure_fidelity

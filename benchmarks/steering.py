@@ -26,7 +26,7 @@ from sae_steer_retriever.evaluate.steering_benchmark import measure_steering
 from sae_steer_retriever.evaluate.steering_corpus import QUESTIONS, read_labelled_corpus
 from sae_steer_retriever.evaluate.steering_dictionaries import encoded
 from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
-from sae_steer_retriever.retriever import load_sae
+from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
 
 REUTERS_QUESTIONS = (

@@ -15,7 +15,7 @@ from chromadb.config import Settings
 from quickstart import DATA, QUESTION, prepare
 
 from sae_steer_retriever import ChromaStore, SteeredRetriever
-from sae_steer_retriever.retriever import load_sae
+from sae_steer_retriever.features.loading import load_sae
 
 
 def existing_collection(client: chromadb.ClientAPI, made: SteeredRetriever) -> chromadb.Collection:

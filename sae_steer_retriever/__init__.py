@@ -30,16 +30,19 @@ if TYPE_CHECKING:
     )
     from sae_steer_retriever.explain.attribution import Attribution, Contribution
     from sae_steer_retriever.explain.explanation import Explanation
+    from sae_steer_retriever.explain.hits import Hit
     from sae_steer_retriever.features.catalog import FeatureCatalog
     from sae_steer_retriever.features.feature import Feature
     from sae_steer_retriever.features.feature_card import FeaturePage
-    from sae_steer_retriever.retriever import Hit, SteeredRetriever
-    from sae_steer_retriever.sae.topk_sae import Codes, EncoderSpec, SAEConfig, TopKSAE
+    from sae_steer_retriever.retriever import SteeredRetriever
+    from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
+    from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
     from sae_steer_retriever.search.counterfactual import Counterfactual
     from sae_steer_retriever.search.feedback import Feedback
-    from sae_steer_retriever.steering.compose import compose
+    from sae_steer_retriever.steering.edit import Edit
     from sae_steer_retriever.steering.from_examples import Contrast
-    from sae_steer_retriever.steering.policy import Add, AddRaw, Clamp, Edit, Scale, Steering, Suppress, When
+    from sae_steer_retriever.steering.operations import Add, AddRaw, Clamp, Scale, Suppress, When
+    from sae_steer_retriever.steering.policy import Steering, compose
     from sae_steer_retriever.store.chroma_store import ChromaStore
 
 __version__ = "0.1.0"

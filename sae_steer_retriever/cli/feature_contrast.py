@@ -65,17 +65,17 @@ def _names(
     """The label latents of texts and of stored passages together."""
     from sae_steer_retriever.steering.from_examples import (
         checked_texts,
-        joined_names,
-        names_of_passages,
-        names_of_texts,
+        joined_labels,
+        labels_of_passages,
+        labels_of_texts,
     )
 
     parts: list[Codes[NDArray[np.generic]]] = []
     if texts:
-        parts.append(names_of_texts(opened.sae, embedder_of(opened.sae), checked_texts(texts, option)))
+        parts.append(labels_of_texts(opened.sae, embedder_of(opened.sae), checked_texts(texts, option)))
     if ids and opened.client is not None:
         from sae_steer_retriever.store.chroma_store import ChromaStore
 
         store = ChromaStore.open(opened.sae, client=opened.client, collection=arguments.collection, create=False)
-        parts.append(names_of_passages(store, ids))
-    return joined_names(parts)
+        parts.append(labels_of_passages(store, ids))
+    return joined_labels(parts)

@@ -14,10 +14,11 @@ from sae_steer_retriever.errors import SteeringError
 
 if TYPE_CHECKING:
     from sae_steer_retriever.explain.explanation import Explanation
+    from sae_steer_retriever.explain.hits import Hit
     from sae_steer_retriever.features.catalog import FeatureCatalog
-    from sae_steer_retriever.retriever import Hit
+    from sae_steer_retriever.steering.edit import Edit
     from sae_steer_retriever.steering.operations import Always, Operation
-    from sae_steer_retriever.steering.policy import Edit, Steering
+    from sae_steer_retriever.steering.policy import Steering
 
 SUMMARY = "search a store, steered by named features"
 # Those of `retriever.SPACES` and `steering.SIDES`, which cost an import of PyTorch.
@@ -139,7 +140,8 @@ def steer_of(given: list[str]) -> dict[str, float | Operation]:
     """
     if not given:
         return {}
-    from sae_steer_retriever.steering.policy import AddRaw, Clamp, Scale, Suppress, When, parse
+    from sae_steer_retriever.steering.operations import AddRaw, Clamp, Scale, Suppress, When
+    from sae_steer_retriever.steering.policy import parse
 
     operations: dict[str, type[AddRaw | Clamp | Scale]] = {"raw": AddRaw, "clamp": Clamp, "scale": Scale}
     steer: dict[str, float | Operation] = {}

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import ArtifactError, MismatchError
+from sae_steer_retriever.sae.config import EncoderSpec
 from sae_steer_retriever.sae.malloc import keep_large_buffers
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec
+from sae_steer_retriever.sae.topk_sae import Array
 
 CACHE_VARIABLE = "SAE_STEER_CACHE"
 _DIGEST_BYTES = 16

@@ -9,12 +9,12 @@ from typing import Any
 
 from sae_steer_retriever.corpus.read_corpus import Passage, read_corpus
 from sae_steer_retriever.encoders.embedders import Embedder
-from sae_steer_retriever.evaluate.agreement import Agreement, held_out_queries, measure_agreement
+from sae_steer_retriever.evaluate.agreement import Agreement, measure_agreement
 from sae_steer_retriever.evaluate.datasets import read_retrieval_set
 from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.fidelity import Fidelity, encode_in_batches, measure_fidelity
 from sae_steer_retriever.evaluate.figure import Figure
-from sae_steer_retriever.evaluate.held_out import recorded
+from sae_steer_retriever.evaluate.held_out import held_out_queries, recorded
 from sae_steer_retriever.evaluate.meaning import Meaning, measure_meaning
 from sae_steer_retriever.evaluate.page import write_page
 from sae_steer_retriever.evaluate.plots import Plot, draw_features

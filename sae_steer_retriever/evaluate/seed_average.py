@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.evaluate.datasets import RELEVANT, RetrievalSet
 from sae_steer_retriever.evaluate.embedded import EmbeddedSet
 from sae_steer_retriever.evaluate.fidelity import ORIGINAL, measure_fidelity
 from sae_steer_retriever.evaluate.metrics import PerQuery, Quality, summarise
+from sae_steer_retriever.evaluate.retrieval_set import RELEVANT, RetrievalSet
 from sae_steer_retriever.evaluate.table import Range
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 

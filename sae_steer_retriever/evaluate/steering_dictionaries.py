@@ -18,19 +18,17 @@ from sae_steer_retriever.evaluate.steering_methods import WORDS, Signal
 from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
 from sae_steer_retriever.features.calibration import Calibration, calibrate
 from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.features.text_reading import Concept, read_concept
 from sae_steer_retriever.labelling.gather_evidence import name_matches
+from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.sae.directions import data_directions, random_directions, spherical_kmeans
-from sae_steer_retriever.sae.topk_sae import Array, Codes, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
 from sae_steer_retriever.search.ranking import Ranker
+from sae_steer_retriever.steering.edit import Edit
+from sae_steer_retriever.steering.operations import Side
 from sae_steer_retriever.steering.plan import Plan, plan
-from sae_steer_retriever.steering.policy import (
-    DEFAULT_SIDE,
-    Edit,
-    Resolution,
-    Side,
-    Steering,
-)
+from sae_steer_retriever.steering.policy import DEFAULT_SIDE, Steering
 from sae_steer_retriever.store.code_index import CodeIndex
 
 DEFAULT_NAME, RANDOM_NAME = "SAE, default", "frozen random dictionary"

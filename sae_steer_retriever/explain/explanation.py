@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from sae_steer_retriever.explain.attribution import Attribution, Contribution
+from sae_steer_retriever.explain.hits import Hit
 from sae_steer_retriever.explain.html import Part, bars, page
 from sae_steer_retriever.explain.text import (
     edit_name,
@@ -20,7 +21,6 @@ from sae_steer_retriever.explain.text import (
     signed,
     with_id,
 )
-from sae_steer_retriever.search.hits import Hit
 
 # Of the features by size, those that a table names; and of those that speak for a passage, those that a sentence does.
 _TABLED, _TOLD = 8, 3

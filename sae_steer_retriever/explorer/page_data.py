@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_steer_retriever.explain.explanation import Explanation
+    from sae_steer_retriever.explain.hits import Hit
     from sae_steer_retriever.features.catalog import FeatureCatalog
-    from sae_steer_retriever.search.hits import Hit
     from sae_steer_retriever.steering.edit import Edit
 
 # Characters of a passage in a list, of one that was asked for, and of an id.

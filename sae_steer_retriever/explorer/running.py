@@ -34,8 +34,9 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from sae_steer_retriever.explorer.python_code import StoreAddress
     from sae_steer_retriever.retriever import SteeredRetriever
-    from sae_steer_retriever.search.query import Space
-    from sae_steer_retriever.steering.policy import Side, Steering, SteerLike
+    from sae_steer_retriever.search.options import Space
+    from sae_steer_retriever.steering.operations import Side, SteerLike
+    from sae_steer_retriever.steering.policy import Steering
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8765
 _TOKEN_BYTES = 24

@@ -22,9 +22,9 @@ from sae_steer_retriever.features.text_reading import Concept, read_concept
 from sae_steer_retriever.search.query_drift import Drift, plain_loss
 
 if TYPE_CHECKING:
+    from sae_steer_retriever.explain.hits import Hit
     from sae_steer_retriever.features.feature import Feature
     from sae_steer_retriever.retriever import SteeredRetriever
-    from sae_steer_retriever.search.hits import Hit
     from sae_steer_retriever.steering.policy import Steering
 
 _P = ParamSpec("_P")

@@ -9,7 +9,8 @@ from sae_steer_retriever.encoders.embedders import Embedder, as_embedder
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.sae.bundled import require_bundled
 from sae_steer_retriever.sae.config import DEFAULT_MODEL
-from sae_steer_retriever.sae.topk_sae import TopKSAE, resolve_folder
+from sae_steer_retriever.sae.files import resolve_folder
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 def load_sae(

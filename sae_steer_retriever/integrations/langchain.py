@@ -23,8 +23,10 @@ from pydantic import ConfigDict, Field, InstanceOf
 
 from sae_steer_retriever.integrations.langchain_documents import document_of, ids_of, metadata_of, requested
 from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store, reopen_store
-from sae_steer_retriever.retriever import Space, SteeredRetriever
-from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
+from sae_steer_retriever.retriever import SteeredRetriever
+from sae_steer_retriever.search.options import Space
+from sae_steer_retriever.steering.operations import Side, SteerLike
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun

@@ -10,8 +10,8 @@ from typing import Any
 
 from langchain_core.documents import Document
 
+from sae_steer_retriever.explain.hits import Hit
 from sae_steer_retriever.integrations.explanation import EXPLANATION_KEY, explanation
-from sae_steer_retriever.retriever import Hit
 from sae_steer_retriever.steering.policy import Steering
 
 SCORE_KEY = "relevance_score"

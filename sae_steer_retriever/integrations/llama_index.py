@@ -28,8 +28,10 @@ from sae_steer_retriever.integrations.llama_index_nodes import add_nodes, explai
 from sae_steer_retriever.integrations.llama_index_postprocessor import SAESteerPostprocessor
 from sae_steer_retriever.integrations.llama_index_query import SteeredQuery, embedding_of, steer_of, steered
 from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store, reopen_store
-from sae_steer_retriever.retriever import Space, SteeredRetriever
-from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
+from sae_steer_retriever.retriever import SteeredRetriever
+from sae_steer_retriever.search.options import Space
+from sae_steer_retriever.steering.operations import Side, SteerLike
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering
 
 if TYPE_CHECKING:
     from llama_index.core import VectorStoreIndex

@@ -11,8 +11,8 @@ from llama_index.core.vector_stores import FilterCondition, FilterOperator, Meta
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
 from sae_steer_retriever.encoders.embedders import Embedder
+from sae_steer_retriever.explain.hits import Hit
 from sae_steer_retriever.integrations.explanation import EXPLANATION_KEY
-from sae_steer_retriever.retriever import Hit
 from sae_steer_retriever.store.chroma_store import ChromaStore
 
 logger = logging.getLogger(__name__)

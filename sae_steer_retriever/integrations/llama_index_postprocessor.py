@@ -18,7 +18,8 @@ from sae_steer_retriever.integrations.llama_index_nodes import explained
 from sae_steer_retriever.integrations.llama_index_query import embedding_of, steer_of
 from sae_steer_retriever.integrations.sources import SAESource, load_parts
 from sae_steer_retriever.search.reranker import Reranker
-from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
+from sae_steer_retriever.steering.operations import Side, SteerLike
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering
 
 dispatcher = get_dispatcher(__name__)
 

@@ -8,7 +8,8 @@ from llama_index.core.base.embeddings.base import mean_agg
 from llama_index.core.schema import QueryBundle, QueryType
 
 from sae_steer_retriever.encoders.embedders import Embedder
-from sae_steer_retriever.steering.policy import Steering, SteerLike
+from sae_steer_retriever.steering.operations import SteerLike
+from sae_steer_retriever.steering.policy import Steering
 
 
 @dataclasses.dataclass

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.explain.attribution import SteeringTerm
+from sae_steer_retriever.explain.attribution import Attribution, SteeringTerm
+from sae_steer_retriever.explain.hits import Hit, Hits
 from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
 from sae_steer_retriever.steering.document_boost import FeatureMatch
 from sae_steer_retriever.steering.plan import SUPPRESSED_FROM, DocumentBoost, Plan, QueryShift
 from sae_steer_retriever.store.code_index import CodeIndex
+from sae_steer_retriever.store.documents import Record
 
-# A length that can be divided by where there is none.
+Explain = Callable[[int, Record], Attribution]
+"""From a place in a ranking and its stored row to the parts of its score."""
+# A length to divide by where a vector has none.
 _SMALLEST = 1e-12
 
 
@@ -266,3 +270,29 @@ def _ordered(
         [rank_of.get(ids[row]) for row in order],
         [tuple(SteeringTerm(name, side, float(values[row])) for name, side, values in columns) for row in order],
     )
+
+
+def hits_of(ranking: Ranking, records: Mapping[str, Record], explain: Explain | None) -> Hits:
+    """Returns the hits of a ranking.
+
+    Args:
+        ranking: The passages, best first.
+        records: Their stored rows. A passage without one was deleted since the search, and is left out.
+        explain: Decomposes a score; None leaves the attributions out.
+    """
+    hits = Hits()
+    for row, name in enumerate(ranking.ids):
+        record = records.get(name)
+        if record is not None:
+            hits.append(
+                Hit(
+                    id=name,
+                    text=record.text,
+                    metadata=record.metadata,
+                    score=float(ranking.scores[row]),
+                    base_score=float(ranking.base_scores[row]),
+                    base_rank=ranking.base_ranks[row],
+                    attribution=None if explain is None else explain(row, record),
+                )
+            )
+    return hits

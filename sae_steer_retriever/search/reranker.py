@@ -12,8 +12,9 @@ from sae_steer_retriever.explain.attribution import Attribution, attribute
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
 from sae_steer_retriever.search.ranking import Ranker
+from sae_steer_retriever.steering.operations import Side, SteerLike
 from sae_steer_retriever.steering.plan import plan
-from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering
 from sae_steer_retriever.steering.resolver import SteeringResolver
 
 

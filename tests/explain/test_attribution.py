@@ -10,7 +10,7 @@ from small_world import World
 
 from sae_steer_retriever.explain.attribution import Attribution, Contribution, SteeringTerm, attribute
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.steering.policy import Add, Clamp, Scale, Suppress
+from sae_steer_retriever.steering.operations import Add, Clamp, Scale, Suppress
 
 QUERY = "wait until a thread has finished"
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from playwright.sync_api import BrowserContext, Locator, Page
 
-from sae_steer_retriever.search.hits import Hit
+from sae_steer_retriever.explain.hits import Hit
 
 # How long the page may take, on a machine that does other things too, in s.
 PATIENCE = 60.0

@@ -19,10 +19,10 @@ from playwright.sync_api import Browser, sync_playwright
 from small_world import World
 
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
+from sae_steer_retriever.explain.hits import Hit
 from sae_steer_retriever.explorer.running import Explorer
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.search.hits import Hit
 from sae_steer_retriever.steering.operations import Add, Suppress
 from sae_steer_retriever.steering.policy import Steering
 from sae_steer_retriever.store.chroma_store import ChromaStore

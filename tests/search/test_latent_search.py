@@ -13,8 +13,9 @@ from small_world import World
 from toy import ToyEmbedder, catalog_for, random_sae
 
 from sae_steer_retriever.errors import MissingExtraError
-from sae_steer_retriever.retriever import Hit, SteeredRetriever
-from sae_steer_retriever.steering.policy import Add, Clamp, Scale, Suppress
+from sae_steer_retriever.explain.hits import Hit
+from sae_steer_retriever.retriever import SteeredRetriever
+from sae_steer_retriever.steering.operations import Add, Clamp, Scale, Suppress
 from sae_steer_retriever.store.chroma_store import ChromaStore
 
 QUERY = "wait until a thread has finished"

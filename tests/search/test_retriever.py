@@ -21,14 +21,18 @@ from sae_steer_retriever.errors import (
     StoreError,
     UnknownFeatureError,
 )
+from sae_steer_retriever.explain.hits import Hit
 from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.features.text_reading import Concept
-from sae_steer_retriever.retriever import DEFAULT_FETCH_K, SPACES, SteeredRetriever, load_sae
+from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
-from sae_steer_retriever.search.hits import Hit
-from sae_steer_retriever.steering.plan import plan_code
-from sae_steer_retriever.steering.policy import Add, Clamp, Scale, Steering, Suppress, plan
-from sae_steer_retriever.store.chroma_store import ChromaStore, connect
+from sae_steer_retriever.search.options import DEFAULT_FETCH_K, SPACES
+from sae_steer_retriever.steering.operations import Add, Clamp, Scale, Suppress
+from sae_steer_retriever.steering.plan import plan, plan_code
+from sae_steer_retriever.steering.policy import Steering
+from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.connection import connect
 
 QUERIES = ["wait until a thread has finished", "compress a file", "?"]
 FILTERS = [None, {"module": "threading"}, {"module": {"$in": ["shutil", "zipfile", "socket"]}}]

@@ -18,23 +18,11 @@ from small_world import World
 from toy import N, ToyEmbedder, catalog_for, random_sae, unit_rows
 
 from sae_steer_retriever.errors import ArtifactError, MismatchError, SteeringError, UnknownFeatureError
+from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.search.reranker import Reranker
-from sae_steer_retriever.steering.compose import compose
-from sae_steer_retriever.steering.policy import (
-    LARGEST_STRENGTH,
-    USEFUL_STRENGTH,
-    Add,
-    AddRaw,
-    Clamp,
-    Resolution,
-    Scale,
-    Steering,
-    Suppress,
-    When,
-    parse,
-    resolve,
-)
+from sae_steer_retriever.steering.operations import LARGEST_STRENGTH, Add, AddRaw, Clamp, Scale, Suppress, When
+from sae_steer_retriever.steering.policy import USEFUL_STRENGTH, Steering, compose, parse, resolve
 
 SAE = random_sae(3)
 PASSAGES = unit_rows(4, 300)

@@ -14,26 +14,13 @@ from hypothesis import strategies as st
 from toy import N, catalog_for, random_sae, unit_rows
 
 from sae_steer_retriever.errors import MismatchError, SteeringError
+from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.sae.topk_sae import Array
 from sae_steer_retriever.search.ranking import Ranker
 from sae_steer_retriever.steering.document_boost import FeatureMatch
-from sae_steer_retriever.steering.policy import (
-    DEFAULT_DRIFT_CAP,
-    LARGEST_STRENGTH,
-    Add,
-    AddRaw,
-    Clamp,
-    DocumentBoost,
-    Plan,
-    Resolution,
-    Scale,
-    Steering,
-    Suppress,
-    cap_drift,
-    parse,
-    plan,
-    resolve,
-)
+from sae_steer_retriever.steering.operations import LARGEST_STRENGTH, Add, AddRaw, Clamp, Scale, Suppress
+from sae_steer_retriever.steering.plan import DocumentBoost, Plan, cap_drift, plan
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering, parse, resolve
 
 SAE = random_sae(3)
 PASSAGES = unit_rows(4, 300)
