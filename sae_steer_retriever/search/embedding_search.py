@@ -23,7 +23,7 @@ _SAME = 1e-5
 
 
 class EmbeddingSearch:
-    """Ranks by `q . x`, or by the cosine of the reconstructions, plus what a steering adds."""
+    """Ranks by `q . x`, or by the cosine of the reconstructions, plus the steering's terms."""
 
     def __init__(
         self,
@@ -36,14 +36,14 @@ class EmbeddingSearch:
         *,
         reconstructed: bool,
     ) -> None:
-        """Plan the query.
+        """Plans the query.
 
         Args:
             store: The passages.
             catalog: Names and units of the features.
             steering: The edits.
             q: (d,) the query's embedding.
-            h_q: (1, K) its code; None if it is neither steered, explained nor reconstructed.
+            h_q: (1, K) its code; None if the query is neither steered, explained nor reconstructed.
             where: Chroma's metadata filter.
             reconstructed: Whether to search the reconstructions.
         """
@@ -58,11 +58,11 @@ class EmbeddingSearch:
             self._plan = plan(steering, self._vector, h_q, store.sae, catalog.calibration)
 
     def search(self, k: int, fetch_k: int, *, vectors: bool) -> tuple[Ranking, dict[str, Record]]:
-        """The best `k`, and what is stored of them.
+        """Returns the best `k` and their stored rows.
 
         Args:
-            k: How many.
-            fetch_k: How many candidates each source gives at first.
+            k: The number of hits.
+            fetch_k: Candidates that each source gives at first.
             vectors: Whether `explain` needs their vectors.
         """
         if not self._reconstructed and (self._plan is None or self._plan.is_empty):
@@ -76,7 +76,7 @@ class EmbeddingSearch:
         return ranking, records
 
     def _records(self, ranking: Ranking, vectors: bool) -> dict[str, Record]:
-        """What is stored of the hits, with vectors of the local copy where these give the scores of the store."""
+        """Returns the stored rows of the hits, with vectors of the local copy where these give the store's scores."""
         if not vectors:
             return self._store.find(ranking.ids, vectors=False)
         index = self._store.index
@@ -90,12 +90,12 @@ class EmbeddingSearch:
         }
 
     def ranking(self, k: int, fetch_k: int, *, verified: bool = False) -> Ranking:
-        """The best `k`.
+        """Returns the best `k`.
 
         Args:
-            k: How many.
-            fetch_k: How many candidates each source gives at first.
-            verified: Whether the store is asked if every candidate is still there.
+            k: The number of hits.
+            fetch_k: Candidates that each source gives at first.
+            verified: Whether to ask the store if every candidate is still there.
         """
         if self._plan is None or self._plan.is_empty:
             search = self._store.nearest_reconstructed if self._reconstructed else self._store.nearest
@@ -105,7 +105,7 @@ class EmbeddingSearch:
         return CandidateSearch(self._store, ranker, self._where, verified=verified).ranking(k, fetch_k)
 
     def explain(self, ranking: Ranking) -> Explain:
-        """What decomposes the scores of a ranking; needs the query's code."""
+        """Returns a function that decomposes the scores of a ranking; needs the query's code."""
         sae, vector, h_q = self._store.sae, self._vector, self._h_q
         if h_q is None:
             raise ValueError("a search without the query's code cannot be explained.")
@@ -122,5 +122,3 @@ class EmbeddingSearch:
 
         return reconstructed
 
-
-__all__ = ["EmbeddingSearch"]

@@ -1,4 +1,4 @@
-"""Where one passage stands in a search: so that what ranks low can be asked about, too."""
+"""The rank of one passage in a search, and the explanation of its score."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sae_steer_retriever.explain.hits import Hit
 from sae_steer_retriever.search.ranking import Explain, Ranking, hits_of
 from sae_steer_retriever.store.chroma_store import ChromaStore
 
-# A passage that has so many others ahead of it is looked for no further.
+# The first and the last depth at which a passage is looked for.
 _FIRST_DEPTH, _DEEPEST = 100, 10_000
-# Scores of the same search, made twice, are no further apart.
+# Two runs of the same search give scores no further apart.
 _SAME_SCORE = 1e-5
 
 
@@ -19,25 +19,22 @@ class Searching(Protocol):
     """One query's search in one space: `EmbeddingSearch` or `LatentSearch`."""
 
     def ranking(self, k: int, fetch_k: int) -> Ranking:
-        """The best `k`."""
+        """Returns the best `k`."""
         ...
 
     def explain(self, ranking: Ranking) -> Explain:
-        """What decomposes the scores of a ranking."""
+        """Returns a function that decomposes the scores of a ranking."""
         ...
 
 
 def locate(searching: Searching, name: str, passages: int, fetch_k: int | None) -> tuple[int, Ranking] | None:
-    """A passage's rank in a search, from 1, and the ranking of it alone.
+    """Returns a passage's rank in a search, from 1, with the ranking of it alone; None beyond the 10,000th hit.
 
     Args:
         searching: The query's search.
         name: The passage's id.
-        passages: How many are stored.
-        fetch_k: Candidates from each source, where the user says so.
-
-    Returns:
-        None if it is not among the first 10,000 hits.
+        passages: The number of stored passages.
+        fetch_k: Candidates from each source, if the user set them.
     """
     k = _FIRST_DEPTH
     while True:
@@ -59,7 +56,7 @@ def locate(searching: Searching, name: str, passages: int, fetch_k: int | None) 
 
 
 def same_score(one: float, other: float) -> bool:
-    """Whether two scores can be of the same search."""
+    """Returns whether two scores can come from the same search."""
     return abs(one - other) <= _SAME_SCORE
 
 
@@ -73,16 +70,16 @@ def explain_passage(
     steered: bool,
     fetch_k: int | None = None,
 ) -> Explanation:
-    """Look for a passage by a search, and explain its score.
+    """Returns the explanation of a passage's score, found by the search.
 
     Args:
         searching: The query's search.
-        store: What is searched.
+        store: The store that is searched.
         query: The question.
-        hit: A hit, or a passage's id. An attribution that a hit has already is used as it is.
-        space: Which space is searched.
+        hit: A hit, whose own attribution is used as it is, or a passage's id.
+        space: The space that is searched.
         steered: Whether the search is steered.
-        fetch_k: Candidates from each source, where the user says so.
+        fetch_k: Candidates from each source, if the user set them.
 
     Raises:
         ValueError: The passage is not among the hits; or the hit has no attribution, and the search gives it another

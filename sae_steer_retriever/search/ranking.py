@@ -1,4 +1,4 @@
-"""Ranking candidates: what a steering adds to their scores, and their order. Arrays only, no store."""
+"""Ranking candidates: the terms that a steering adds to their scores, and their order."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Ranking(NamedTuple):
 
     Attributes:
         ids: Passage ids.
-        scores: (N,) what they are ranked by.
+        scores: (N,) the scores that rank them.
         base_scores: (N,) their scores without steering.
         base_ranks: Their ranks without steering, from 1, where known.
-        terms: What each edit added to each score.
+        terms: The terms that the edits add to each score.
     """
 
     ids: list[str]
@@ -42,12 +42,12 @@ class Ranking(NamedTuple):
 
     @classmethod
     def plain(cls, ids: list[str], scores: NDArray[np.float64]) -> Ranking:
-        """A ranking that nothing steers."""
+        """Returns the ranking of an unsteered search."""
         return cls(ids, scores, scores, list(range(1, len(ids) + 1)), [()] * len(ids))
 
 
 class Column(NamedTuple):
-    """What one edit adds to the scores of some passages on one side.
+    """The term of one edit on one side, for some passages.
 
     Attributes:
         name: The edit's name.
@@ -61,12 +61,12 @@ class Column(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What a plan does to every passage of an index in the original space, from codes alone.
+    """The effect of a plan on every passage of an index in the original space, from codes alone.
 
     Attributes:
-        columns: What each edit adds; exact.
+        columns: The edits' terms; exact.
         gains: (N,) their sum.
-        kept: (N,) which passages the plan does not leave out.
+        kept: (N,) whether the plan keeps a passage.
     """
 
     columns: tuple[Column, ...]
@@ -83,9 +83,9 @@ class Ranker:
     Attributes:
         sae: The dictionary.
         unit: (n,) the features' units of match.
-        plan: What the steering does to the query.
+        plan: The plan of the query.
         vector: (d,) the query in the space that is searched, before the query shift.
-        reconstructed: Whether that is the reconstructed space.
+        reconstructed: Whether the search is in the reconstructed space.
     """
 
     sae: TopKSAE
@@ -102,7 +102,7 @@ class Ranker:
         base_order: Sequence[str],
         k: int | None = None,
     ) -> Ranking:
-        """The best `k` candidates in the order the steering gives them, without those it leaves out.
+        """Returns the best `k` candidates in steered order, without the excluded ones.
 
         Args:
             ids: The candidates.
@@ -126,13 +126,13 @@ class Ranker:
         base_order: Sequence[str],
         k: int | None = None,
     ) -> Ranking:
-        """The same, of passages that were surveyed.
+        """Returns the same from a survey of the passages.
 
         Args:
             ids: The candidates.
             base_scores: (N,) their plain scores.
-            survey: Of the index.
-            rows: (N,) where they are in it.
+            survey: The survey of the index.
+            rows: (N,) their rows in it.
             base_order: See `rank`.
             k: See `rank`.
         """
@@ -140,7 +140,7 @@ class Ranker:
         return _ordered(ids, base_scores, base_scores, columns, survey.kept[rows], base_order, k)
 
     def survey(self, index: CodeIndex) -> Survey:
-        """What the plan does to every passage of `index`."""
+        """Returns the effect of the plan on every passage of `index`."""
         columns = [
             Column(shift.name, "query", self._shift_gains(index, shift))
             for shift in self.plan.shifts
@@ -165,26 +165,26 @@ class Ranker:
         return index.remembered(key, lambda: self._projected(index, direction))
 
     def _projected(self, index: CodeIndex, vector: Array) -> Array:
-        """(N,) `x_hat . vector` of every passage."""
+        """Returns (N,) `x_hat . vector` of every passage."""
         along = index.project(self.sae.decoder @ vector[:, None])[:, 0]
         return np.asarray(along + self.sae.bias @ vector, dtype=np.float32)
 
     def boost_gains(self, index: CodeIndex) -> Array:
-        """(N,) what the document boosts add to the score of every passage of `index`."""
+        """Returns (N,) the sum of the document boosts of every passage of `index`."""
         gains = np.zeros(len(index), dtype=np.float32)
         for boost in self.plan.boosts:
             gains += boost.amount * self._match_everywhere(boost, index)
         return gains
 
     def kept(self, index: CodeIndex) -> NDArray[np.bool_]:
-        """(N,) which passages of `index` the plan does not leave out."""
+        """Returns (N,) whether the plan keeps each passage of `index`."""
         kept = np.ones(len(index), dtype=bool)
         for boost in self.plan.excluded:
             kept &= self._match_everywhere(boost, index) < SUPPRESSED_FROM
         return kept
 
     def estimate(self, codes: Codes[NDArray[Any]]) -> Array:
-        """(N,) steered scores from codes alone, without the part of a passage that the SAE does not reconstruct."""
+        """Returns (N,) steered scores from codes alone, without the unreconstructed part of a passage."""
         shifted = self.vector + self.plan.total_shift(len(self.vector))
         scores = self._projections(codes, shifted)
         if self.reconstructed:
@@ -195,15 +195,15 @@ class Ranker:
         return scores
 
     def may_miss(self, ranking: Ranking, base_scores: NDArray[np.float64], k: int) -> bool:
-        """Whether a passage beyond the plain candidates could outrank the last hit.
+        """Returns whether a passage beyond the plain candidates could outrank the last hit.
 
-        Only for steerings that take away: what none of the candidates' sources has seen scores at most as much as the
-        last plain candidate, unless something rewards it.
+        This concerns only steerings that take away: an unseen passage without a reward scores at most as much as the
+        last plain candidate.
 
         Args:
             ranking: The ranked candidates.
-            base_scores: Of the plain search's hits, best first.
-            k: How many hits are wanted.
+            base_scores: The scores of the plain search's hits, best first.
+            k: The number of hits.
         """
         takes_away = bool(self.plan.excluded) or any(boost.amount < 0 for boost in self.plan.boosts)
         if not takes_away or not len(base_scores):
@@ -213,7 +213,7 @@ class Ranker:
     def _columns(
         self, codes: Codes[NDArray[Any]], base_scores: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], list[Column]]:
-        """Plain scores on the scale of the shifted query, and what is added to them."""
+        """Returns plain scores on the scale of the shifted query, and the terms added to them."""
         scale: NDArray[np.float64] = np.ones(len(base_scores))
         if self.reconstructed:
             before = np.linalg.norm(self.vector)
@@ -232,7 +232,7 @@ class Ranker:
         return base_scores, columns
 
     def _lengths(self, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]:
-        """(N,) norms of what is searched."""
+        """Returns (N,) norms of the vectors that are searched."""
         return np.asarray(np.linalg.norm(self.sae.decode(codes), axis=1), dtype=np.float64)
 
     def _feature_match(self, boost: DocumentBoost, codes: Codes[NDArray[Any]]) -> Array:
@@ -242,7 +242,7 @@ class Ranker:
         return FeatureMatch(self.sae, self.unit, boost.features, boost.weights).everywhere(index)
 
     def _projections(self, codes: Codes[NDArray[Any]], vector: Array) -> Array:
-        """(N,) `x_hat . vector` from codes, without decoding: one dot product per latent, then K per passage."""
+        """Returns (N,) `x_hat . vector` from codes, without decoding: one dot product a latent, then K a passage."""
         along = self.sae.decoder @ vector
         return np.asarray((codes.values * along[codes.indices]).sum(axis=1) + self.sae.bias @ vector, dtype=np.float32)
 
@@ -256,7 +256,7 @@ def _ordered(
     base_order: Sequence[str],
     k: int | None,
 ) -> Ranking:
-    """The best `k` of those kept, by scaled plain scores and what is added to them."""
+    """Returns the best `k` of the kept passages, by scaled plain scores and the terms added to them."""
     scores = scaled.copy()
     for column in columns:
         scores += column.values
