@@ -29,6 +29,7 @@ from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError
 from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.features.text_reading import Concept, read_concept
 from sae_steer_retriever.labelling.gather_evidence import (
     Evidence,
@@ -38,7 +39,6 @@ from sae_steer_retriever.labelling.gather_evidence import (
     read_label_latents,
     strengths,
 )
-from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 AT = 20

@@ -27,13 +27,13 @@ from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.evaluate.steering_corpus import QUESTIONS
 from sae_steer_retriever.evaluate.steering_dictionaries import encoded
-from sae_steer_retriever.labelling.gather_evidence import LABELLED_FROM
 from sae_steer_retriever.features.loading import load_sae
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.labelling.gather_evidence import LABELLED_FROM
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.steering.document_boost import FeatureMatch
-from sae_steer_retriever.steering.plan import plan
 from sae_steer_retriever.steering.edit import Edit
 from sae_steer_retriever.steering.operations import Side
+from sae_steer_retriever.steering.plan import plan
 from sae_steer_retriever.steering.policy import Steering
 
 _OWN, _HITS = 20, 10

@@ -15,11 +15,18 @@ from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.features.text_reading import Concept
 from sae_steer_retriever.sae.bundled import recordable
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.sae.files import resolve_folder
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.search.counterfactual import Counterfactual, find_counterfactual
 from sae_steer_retriever.search.feedback import Feedback, autosteer
-from sae_steer_retriever.search.options import SearchKeywords, SearchOptions, Space, check_query, search_options
+from sae_steer_retriever.search.options import (
+    SearchKeywords,
+    SearchOptions,
+    Space,
+    check_query,
+    search_options,
+)
 from sae_steer_retriever.search.query import QuerySearch
 from sae_steer_retriever.search.query_cosine import QueryCosine
 from sae_steer_retriever.steering.from_examples import (

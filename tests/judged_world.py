@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from toy import ToyEmbedder
 
-from sae_steer_retriever.corpus.read_corpus import Corpus, Passage
+from sae_steer_retriever.corpus.passage import Corpus, Passage
 from sae_steer_retriever.evaluate.bootstrap import Estimate
-from sae_steer_retriever.evaluate.datasets import RetrievalSet
 from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.fidelity import ROWS, Fidelity
 from sae_steer_retriever.evaluate.fits import FitSeries
 from sae_steer_retriever.evaluate.metrics import Quality
+from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
 from sae_steer_retriever.evaluate.seed_average import JudgedSet
 from sae_steer_retriever.train.config import TrainConfig
 

@@ -22,7 +22,7 @@ from sae_steer_retriever.store.connection import translated
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
-    from sae_steer_retriever.corpus.read_corpus import Corpus, Passage
+    from sae_steer_retriever.corpus.passage import Corpus, Passage
     from sae_steer_retriever.sae.topk_sae import TopKSAE
     from sae_steer_retriever.store.chroma_store import ChromaStore
 

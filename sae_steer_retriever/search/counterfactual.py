@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sae_steer_retriever.errors import SteeringError
 from sae_steer_retriever.explain.hits import Hit
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes
 from sae_steer_retriever.search.options import SearchOptions, check_count
 from sae_steer_retriever.search.passage_rank import Searching, locate
 from sae_steer_retriever.search.query import QuerySearch

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.explain.attribution import Attribution, Explainer
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Array, Codes
+from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.search.candidates import CandidateSearch
 from sae_steer_retriever.search.ranking import Explain, Ranker, Ranking
 from sae_steer_retriever.steering.plan import plan
@@ -121,4 +121,3 @@ class EmbeddingSearch:
             return explainer.explain(x_hat[row], ranking.terms[row], scale=scale)
 
         return reconstructed
-

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.steering.operations import Side, SteerLike
 from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering
 from sae_steer_retriever.store.batches import Metadata

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.features.calibration import Calibration
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.steering.plan import plan, plan_code
 from sae_steer_retriever.steering.policy import Steering
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from sae_steer_retriever.errors import SteeringError, quoted
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 Side = Literal["query", "document", "both"]
 SIDES: tuple[Side, ...] = ("query", "document", "both")

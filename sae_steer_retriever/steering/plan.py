@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.features.calibration import Calibration
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes, power_normalise, power_normalised
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.steering.edit import Edit
 from sae_steer_retriever.steering.operations import Add, AddRaw
 from sae_steer_retriever.steering.policy import Steering
-from sae_steer_retriever.store.latent_index import power_normalise, power_normalised
 
 logger = logging.getLogger(__name__)
 

@@ -24,11 +24,11 @@ from sae_steer_retriever.cli import search as search_command
 from sae_steer_retriever.cli.outcome import UsageError
 from sae_steer_retriever.cli.search import steer_of
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.retriever import Space, SteeredRetriever
-from sae_steer_retriever.search.options import SPACES
+from sae_steer_retriever.retriever import SteeredRetriever
+from sae_steer_retriever.search.options import SPACES, Space
 from sae_steer_retriever.steering.operations import AddRaw, Clamp, Scale, Suppress
 from sae_steer_retriever.steering.policy import SIDES
-from sae_steer_retriever.store.chroma_store import connect
+from sae_steer_retriever.store.connection import connect
 from sae_steer_retriever.train.__main__ import main as train_main
 from sae_steer_retriever.train.config import TrainConfig
 

@@ -34,8 +34,8 @@ from sae_steer_retriever.explorer.workbench_state import EditState, WorkbenchSta
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.labelling.neuron2graph import PASSAGES
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.steering.operations import Clamp, Scale, Suppress
-from sae_steer_retriever.steering.policy import Add, Steering, When
+from sae_steer_retriever.steering.operations import Add, Clamp, Scale, Suppress, When
+from sae_steer_retriever.steering.policy import Steering
 from sae_steer_retriever.store.chroma_store import ChromaStore
 
 HERE = "http://127.0.0.1:8765"

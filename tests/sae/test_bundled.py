@@ -19,14 +19,16 @@ from toy import catalog_for, random_sae, unit_rows
 from sae_steer_retriever.encoders.embedders import SentenceTransformerEmbedder
 from sae_steer_retriever.errors import ArtifactError, MismatchError
 from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.integrations.sources import adopt_store, load_parts
-from sae_steer_retriever.retriever import SteeredRetriever, load_sae
+from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae import bundled as bundled
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.shipment import write_shipment
 from sae_steer_retriever.steering.document_boost import FeatureMatch
-from sae_steer_retriever.store.chroma_store import ChromaStore, connect, recorded_sae
-from sae_steer_retriever.store.recorded_sae import at_recorded_k
+from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.connection import connect
+from sae_steer_retriever.store.recorded_sae import at_recorded_k, recorded_sae
 
 NAME = "all-MiniLM-L6-v2"
 QUERY = "how do I run work in the background and wait for it?"

@@ -26,7 +26,8 @@ from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.features.text_reading import Concept
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.search.options import DEFAULT_FETCH_K, SPACES
 from sae_steer_retriever.steering.operations import Add, Clamp, Scale, Suppress
 from sae_steer_retriever.steering.plan import plan, plan_code
