@@ -12,8 +12,8 @@ import numpy as np
 from sae_steer_retriever.encoders.weights import PACKAGED_MODULE, folder_revision, load_model
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.sae.bundled import require_bundled
-from sae_steer_retriever.sae.config import DEFAULT_MODEL
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import DEFAULT_MODEL, EncoderSpec
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -7,7 +7,8 @@ from typing import Any
 
 from sae_steer_retriever.encoders.embedders import Embedder, as_embedder, bundled_for
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import TopKSAE, resolve_folder
+from sae_steer_retriever.sae.files import resolve_folder
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 def load_sae(

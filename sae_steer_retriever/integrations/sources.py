@@ -8,8 +8,8 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from sae_steer_retriever.encoders.cache_root import cache_root
 from sae_steer_retriever.encoders.embedders import Embedder, as_embedder, bundled_for
-from sae_steer_retriever.encoders.embedding_cache import cache_root
 from sae_steer_retriever.errors import StoreError
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.loading import load_sae
