@@ -32,7 +32,6 @@ from sae_steer_retriever.steering.policy import (
 )
 from sae_steer_retriever.steering.resolver import SteeringResolver
 from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata
-from sae_steer_retriever.store.latent_index import LatentEngine
 
 
 class Steerable:
@@ -44,7 +43,7 @@ class Steerable:
         embedder: Embedder,
         catalog: FeatureCatalog,
         *,
-        latent_engine: LatentEngine = "exact",
+        latent_engine: str = "exact",
         steering: SteerLike | Steering | None = None,
     ) -> None:
         """Put the parts together; `open` loads them from where they are kept.
@@ -53,22 +52,21 @@ class Steerable:
             store: The passages.
             embedder: Embeds queries; the SAE's encoder.
             catalog: Names and units of the SAE's features.
-            latent_engine: What searches in the latent space: "exact", or "seismic" for very large collections, which
-                finds most of the nearest passages (`scale` extra).
+            latent_engine: Deprecated; "exact" is the only engine.
             steering: A default, a tenant's policy for instance: what a call asks for is laid over it, see `resolve`.
 
         Raises:
             MismatchError: The embedder is not the SAE's encoder, or the catalog or the default is another SAE's.
             ValueError: There is no such engine.
-            MissingExtraError: The engine's package is not installed.
             SteeringError: The default is unusable; its names can be unknown or ambiguous, too.
         """
-        self._queries = QuerySearch(store, embedder, catalog, latent_engine)
+        if latent_engine != "exact":
+            raise ValueError(f"latent_engine is {latent_engine!r}: the exact engine is the only one; leave it out.")
+        self._queries = QuerySearch(store, embedder, catalog)
         self._resolver = SteeringResolver(store.sae, embedder, catalog, steering)
         self.store = store
         self.embedder = embedder
         self.catalog = catalog
-        self.latent_engine: LatentEngine = latent_engine
 
     @property
     def sae(self) -> TopKSAE:
