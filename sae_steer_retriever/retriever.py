@@ -11,10 +11,8 @@ from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.explain.explanation import Explanation
 from sae_steer_retriever.explain.hits import Hit, Hits
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.features.text_reading import Concept
-from sae_steer_retriever.sae.bundled import recordable
 from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.sae.files import resolve_folder
 from sae_steer_retriever.sae.topk_sae import TopKSAE
@@ -43,7 +41,7 @@ from sae_steer_retriever.steering.resolver import SteeringResolver
 from sae_steer_retriever.store.batches import Metadata
 from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.store.connection import connect
-from sae_steer_retriever.store.recorded_sae import at_recorded_k, default_sae
+from sae_steer_retriever.store.recorded_sae import opened_sae
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -140,13 +138,10 @@ class SteeredRetriever:
         if sae is not None:
             resolve_folder(sae)  # before a store is created for nothing
         client = client or connect(path=path, host=host, port=port)
-        if sae is None:
-            sae = default_sae(client, collection, embedding)
-        loaded, catalog, embedder = load_sae(sae, embedding=embedding, k=sae_k)
-        if sae_k is None:
-            loaded = at_recorded_k(loaded, client, collection)
+        opened = opened_sae(sae, client=client, collection=collection, embedding=embedding, k=sae_k)
+        catalog, embedder = FeatureCatalog.load(opened.folder, opened.sae.fingerprint), opened.embedder(embedding)
         store = ChromaStore.open(
-            loaded, client=client, collection=collection, create=create, sae_location=recordable(sae)
+            opened.sae, client=client, collection=collection, create=create, sae_location=opened.location
         )
         return cls(store, embedder, catalog, steering=steering, latent_engine=latent_engine)
 

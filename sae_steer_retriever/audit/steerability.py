@@ -14,7 +14,7 @@ from sae_steer_retriever.errors import SAESteerError
 from sae_steer_retriever.features.search import HUB_FROM
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae.codes import Codes
-from sae_steer_retriever.search.query_drift import query_drift
+from sae_steer_retriever.search.query_cosine import query_cosine
 from sae_steer_retriever.steering.policy import Steering
 
 STRENGTH = 0.5
@@ -156,7 +156,7 @@ def _change(
     code = Codes(*(part[query : query + 1] for part in subject.queries.codes))
     embedding = subject.queries.vectors[query]
     sae, calibration = subject.store.sae, subject.catalog.calibration
-    drift = 1 - query_drift(steering, embedding, code, sae, calibration).cosine
+    drift = 1 - query_cosine(steering, embedding, code, sae, calibration).cosine
     new = len(set(ids) - set(before[0])) / max(len(ids), 1)
     return new, _having(subject, before[0], features), _having(subject, ids, features), drift, before[1] - score
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from sae_steer_retriever.explain.hits import Hit
     from sae_steer_retriever.features.catalog import FeatureCatalog
     from sae_steer_retriever.steering.edit import Edit
-    from sae_steer_retriever.steering.operations import Always, Operation
+    from sae_steer_retriever.steering.operations import BasicOperation, Operation
     from sae_steer_retriever.steering.policy import Steering
 
 SUMMARY = "search a store, steered by named features"
@@ -140,10 +141,9 @@ def steer_of(given: list[str]) -> dict[str, float | Operation]:
     """
     if not given:
         return {}
-    from sae_steer_retriever.steering.operations import AddRaw, Clamp, Scale, Suppress, When
+    from sae_steer_retriever.steering.operations import OPERATIONS, Add, When, make_operation
     from sae_steer_retriever.steering.policy import parse
 
-    operations: dict[str, type[AddRaw | Clamp | Scale]] = {"raw": AddRaw, "clamp": Clamp, "scale": Scale}
     steer: dict[str, float | Operation] = {}
     for text in given:
         name, equals, value = text.rpartition("=")
@@ -156,13 +156,12 @@ def steer_of(given: list[str]) -> dict[str, float | Operation]:
             raise UsageError(f"--steer names {name!r} twice: give it one strength.")
         operation, colon, amount = value.casefold().partition(":")
         try:
-            asked: Always | float
-            if operation == "suppress" and not colon:
-                asked = Suppress()
-            elif operation in operations and colon:
-                asked = operations[operation](float(amount))
-            else:
+            asked: BasicOperation | float
+            kind = OPERATIONS.get(operation)
+            if kind is None or kind is Add or bool(dataclasses.fields(kind)) != bool(colon):
                 asked = float(value)
+            else:
+                asked = make_operation(operation, float(amount or 0))
             steer[name] = When(other.strip(), float(above), asked) if conditional else asked
         except ValueError:
             raise UsageError(

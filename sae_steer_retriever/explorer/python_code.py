@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sae_steer_retriever.errors import SAESteerError
-from sae_steer_retriever.steering.operations import Add, AddRaw, Clamp, Operation, Scale, Suppress, When
+from sae_steer_retriever.steering.operations import Add, Operation, When
 from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP
 
 if TYPE_CHECKING:
@@ -126,10 +127,8 @@ def _written(operation: Operation) -> str:
             return repr(strength)
         case Add(strength, side):
             return f"Add({strength!r}, side={side!r})"
-        case AddRaw(amount) | Clamp(amount) | Scale(amount):
-            return f"{type(operation).__name__}({amount!r})"
-        case Suppress():
-            return "Suppress()"
+    number = repr(operation.number) if dataclasses.fields(operation) else ""
+    return f"{type(operation).__name__}({number})"
 
 
 def _names(operation: Operation) -> list[str]:

@@ -19,7 +19,7 @@ from sae_steer_retriever.explorer.python_code import StoreAddress, address_of
 from sae_steer_retriever.explorer.query_embeddings import QueryEmbeddings
 from sae_steer_retriever.explorer.workbench_state import EditState, WorkbenchState, rows_of
 from sae_steer_retriever.features.text_reading import Concept, read_concept
-from sae_steer_retriever.search.query_drift import Drift, plain_loss
+from sae_steer_retriever.search.query_cosine import QueryCosine, score_loss
 
 if TYPE_CHECKING:
     from sae_steer_retriever.explain.hits import Hit
@@ -124,14 +124,19 @@ class Workbench:
         )
         after = retriever.search(state.query, steer=steering, **options)
         plain = self._plain(state, options, fresh=before) if applied.edits else after
-        drift = Drift(1.0, 1.0)
+        drift = QueryCosine(1.0, 1.0)
         if applied.edits:
-            drift = retriever.drift(state.query, steer=steering, space=state.space, embedding=options["embedding"])
+            drift = retriever.query_cosine(
+                state.query, steer=steering, space=state.space, embedding=options["embedding"]
+            )
         results = {
             "hits": [hit_data(rank, hit) for rank, hit in enumerate(after, start=1)],
             "before": [hit_data(rank, hit) for rank, hit in enumerate(plain, start=1)] if before else None,
             "edits": [edit_data(edit, catalog, applied.edits) for edit in steering.edits],
-            "drift": {**drift._asdict(), "lost": plain_loss(plain, after)},
+            "drift": {
+                **drift._asdict(),
+                "lost": score_loss([hit.base_score for hit in plain], [hit.base_score for hit in after]),
+            },
             "steered": bool(applied.edits),
             "milliseconds": 1000 * (time.perf_counter() - began),
         }

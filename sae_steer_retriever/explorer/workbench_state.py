@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -15,16 +15,13 @@ from sae_steer_retriever.features.names import folded
 from sae_steer_retriever.search.options import Space
 from sae_steer_retriever.steering.edit import Condition, Edit
 from sae_steer_retriever.steering.operations import (
-    Add,
-    AddRaw,
-    Always,
-    Clamp,
+    OPERATIONS,
     Operation,
-    Scale,
     Side,
     SteerLike,
-    Suppress,
     When,
+    make_operation,
+    written_name,
 )
 from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering, parse
 
@@ -38,7 +35,6 @@ DEFAULT_HITS = 10
 _PREFIX = "b1."
 
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
-Operator = Literal["add", "raw", "clamp", "scale", "suppress"]
 
 
 class EditState(BaseModel):
@@ -59,7 +55,7 @@ class EditState(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Name
-    op: Operator = "add"
+    op: str = "add"
     strength: float = 0.5
     side: Side | None = None
     on: bool = True
@@ -67,6 +63,13 @@ class EditState(BaseModel):
     above: float = 0.0
     features: tuple[int, ...] | None = Field(default=None, max_length=1000)
     weights: tuple[float, ...] | None = Field(default=None, max_length=1000)
+
+    @field_validator("op")
+    @classmethod
+    def _known(cls, op: str) -> str:
+        if op not in OPERATIONS:
+            raise ValueError(f"op is {op!r}, expected one of {', '.join(OPERATIONS)}")
+        return op
 
     @model_validator(mode="after")
     def _pinned_whole(self) -> Self:
@@ -77,14 +80,7 @@ class EditState(BaseModel):
     @property
     def operation(self) -> Operation:
         """What the row asks for."""
-        operations: dict[Operator, Always] = {
-            "add": Add(self.strength, self.side),
-            "raw": AddRaw(self.strength),
-            "clamp": Clamp(self.strength),
-            "scale": Scale(self.strength),
-            "suppress": Suppress(),
-        }
-        then = operations[self.op]
+        then = make_operation(self.op, self.strength, self.side)
         return then if self.when is None else When(self.when, self.above, then)
 
     @classmethod
@@ -117,7 +113,7 @@ class EditState(BaseModel):
         Raises:
             SteeringError: It is none that a steering may have.
         """
-        side = self.side or "both" if self.op == "add" else "both" if self.op == "suppress" else "query"
+        side = OPERATIONS[self.op].acts_on or self.side or "both"
         row = {"name": self.name, "op": self.op, "strength": self.strength, "side": side}
         return Edit.from_dict({**row, "features": list(self.features or ()), "weights": list(self.weights or ())})
 
@@ -226,23 +222,13 @@ def edits_of(steer: SteerLike | None) -> list[EditState]:
     """
     rows = []
     for name, operation in parse(steer):
-        then: object = operation.then if isinstance(operation, When) else operation
-        condition = (
-            {"when": _written(operation.feature), "above": operation.above} if isinstance(operation, When) else {}
-        )
-        row: Mapping[str, object]
-        match then:
-            case Add(strength, side):
-                row = {"op": "add", "strength": strength, "side": side}
-            case AddRaw(amount):
-                row = {"op": "raw", "strength": amount}
-            case Clamp(value):
-                row = {"op": "clamp", "strength": value}
-            case Scale(factor):
-                row = {"op": "scale", "strength": factor}
-            case _:
-                row = {"op": "suppress", "strength": 0.0}
-        rows.append(EditState.model_validate({"name": _written(name), **row, **condition}))
+        row: dict[str, object] = {"name": written_name(name)}
+        then: Any = operation
+        if isinstance(operation, When):
+            then = operation.then
+            row |= {"when": written_name(operation.feature), "above": operation.above}
+        row |= {"op": then.op, "strength": then.number, "side": getattr(then, "side", None)}
+        rows.append(EditState.model_validate(row))
     return rows
 
 
@@ -266,10 +252,6 @@ def _means(edit: Edit, resolve: Callable[[str], Resolution]) -> bool:
         (found.features, found.weights) == (part.features, part.weights)
         for found, part in zip(meant, parts, strict=True)
     )
-
-
-def _written(name: str | int) -> str:
-    return f"#{name}" if isinstance(name, int) else name
 
 
 __all__ = ["WorkbenchState", "EditState", "edits_of", "rows_of"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,14 +25,12 @@ from pydantic import ConfigDict, Field, InstanceOf
 from sae_steer_retriever.integrations.langchain_documents import document_of, ids_of, metadata_of, requested
 from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store, reopen_store
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.search.options import Space
+from sae_steer_retriever.search.options import SearchOptions, Space
 from sae_steer_retriever.steering.operations import Side, SteerLike
 from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
-
-    from sae_steer_retriever.explorer.running import Explorer
 
 
 class SAESteeredRetriever(BaseRetriever):
@@ -236,10 +235,19 @@ class SAESteeredRetriever(BaseRetriever):
         self.retriever.store.add(names, texts, metadatas, embedder=self.retriever.embedder)
         return names
 
-    def explore(self, query: str = "", **options: Any) -> Explorer:
-        """Open the explorer over this store, with this retriever's settings; see `SteeredRetriever.explore`."""
-        own = {name: getattr(self, name) for name in ("k", "steer", "space", "side", "fetch_k", "drift_cap")}
-        return self.retriever.explore(query, **{**own, **options})
+    @property
+    def search_options(self) -> SearchOptions:
+        """The options of a call that says nothing else, as the core retriever takes them."""
+        return SearchOptions(
+            k=self.k,
+            steer=self.steer,
+            space=self.space,
+            where=self.filter or None,
+            fetch_k=self.fetch_k,
+            side=self.side,
+            drift_cap=self.drift_cap,
+            explain=self.attach_scores,
+        )
 
     def _get_relevant_documents(
         self,
@@ -272,16 +280,13 @@ class SAESteeredRetriever(BaseRetriever):
             )
         steer = self.steer if steer is None else steer
         steering = self.retriever.resolve(steer, side=self.side, drift_cap=self.drift_cap, space=self.space)
-        hits = self.retriever.search(
-            query,
-            k=self.k if k is None else k,
+        options = dataclasses.replace(
+            self.search_options,
             steer=steering,
-            space=self.space,
+            k=self.k if k is None else k,
             where=(self.filter if where is None else where) or None,
-            fetch_k=self.fetch_k,
-            explain=self.attach_scores,
         )
-        return [document_of(hit, steering) for hit in hits]
+        return [document_of(hit, steering) for hit in self.retriever.search(query, options=options)]
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         # Runs before the traced run begins, on the event loop in async calls: nothing here may embed or raise.

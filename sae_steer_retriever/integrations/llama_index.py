@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,14 +30,12 @@ from sae_steer_retriever.integrations.llama_index_postprocessor import SAESteerP
 from sae_steer_retriever.integrations.llama_index_query import SteeredQuery, embedding_of, steer_of, steered
 from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store, reopen_store
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.search.options import Space
+from sae_steer_retriever.search.options import SearchOptions, Space
 from sae_steer_retriever.steering.operations import Side, SteerLike
 from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering
 
 if TYPE_CHECKING:
     from llama_index.core import VectorStoreIndex
-
-    from sae_steer_retriever.explorer.running import Explorer
 
 
 class SAESteeredRetriever(BaseRetriever):
@@ -103,12 +102,14 @@ class SAESteeredRetriever(BaseRetriever):
         self.retriever = retriever
         self.similarity_top_k = similarity_top_k
         self.steer = dict(steer) if isinstance(steer, Mapping) else steer
-        self._where = where_of(filters) if where is None else dict(where)
-        self._space: Space = space
-        self._fetch_k = fetch_k
-        self._side = side
-        self._drift_cap = drift_cap
-        self._explain = explain and attach_explanation
+        self._options = SearchOptions(
+            space=space,
+            where=where_of(filters) if where is None else dict(where),
+            fetch_k=fetch_k,
+            side=side,
+            drift_cap=drift_cap,
+            explain=explain and attach_explanation,
+        )
         self._attach_explanation = attach_explanation
         super().__init__(callback_manager=callback_manager)
 
@@ -257,27 +258,20 @@ class SAESteeredRetriever(BaseRetriever):
         """`retrieve`, off the event loop."""
         return await super().aretrieve(steered(str_or_query_bundle, steer))
 
-    def explore(self, query: str = "", **options: Any) -> Explorer:
-        """Open the explorer over this store, with this retriever's settings; see `SteeredRetriever.explore`."""
-        own: dict[str, Any] = {"k": self.similarity_top_k, "steer": self.steer, "space": self._space}
-        own |= {"side": self._side, "fetch_k": self._fetch_k, "drift_cap": self._drift_cap}
-        return self.retriever.explore(query, **{**own, **options})
+    @property
+    def search_options(self) -> SearchOptions:
+        """The options of a call that says nothing else, as the core retriever takes them."""
+        return dataclasses.replace(self._options, k=self.similarity_top_k, steer=self.steer)
 
     # LlamaIndex passes the argument by position in sync and by keyword in async calls: its name must stay.
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         core = self.retriever
+        own = self.search_options
         asked = steer_of(query_bundle, self.steer)
-        steering = core.resolve(asked, side=self._side, drift_cap=self._drift_cap, space=self._space)
-        hits = core.search(
-            query_bundle.query_str,
-            k=self.similarity_top_k,
-            steer=steering,
-            space=self._space,
-            where=self._where,
-            fetch_k=self._fetch_k,
-            explain=self._explain,
-            embedding=embedding_of(query_bundle, core.embedder),
-        )
+        steering = core.resolve(asked, side=own.side, drift_cap=own.drift_cap, space=own.space)
+        embedding = embedding_of(query_bundle, core.embedder)
+        options = dataclasses.replace(own, steer=steering, embedding=embedding)
+        hits = core.search(query_bundle.query_str, options=options)
         nodes = []
         for hit in hits:
             node = node_of(hit)

@@ -1,4 +1,4 @@
-"""What both adapters are made from: an SAE as users have it at hand, and a store, kept or passing."""
+"""The parts that both adapters are made from: an SAE in any form that users have, and a store."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from sae_steer_retriever.encoders.cache_root import cache_root
-from sae_steer_retriever.encoders.embedders import Embedder, as_embedder, bundled_for
+from sae_steer_retriever.encoders.embedders import Embedder, as_embedder
 from sae_steer_retriever.errors import StoreError
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.bundled import recordable
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.chroma_store import ChromaStore, client_of
 from sae_steer_retriever.store.connection import connect
-from sae_steer_retriever.store.recorded_sae import at_recorded_k, default_sae, require_readable
+from sae_steer_retriever.store.recorded_sae import at_recorded_k, opened_sae, require_readable
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -27,13 +25,13 @@ SAESource: TypeAlias = str | Path | tuple[TopKSAE, FeatureCatalog]
 
 
 class Parts(NamedTuple):
-    """What a retriever needs beside a store.
+    """The parts of a retriever beside its store.
 
     Attributes:
         sae: The SAE.
         catalog: Its features' names.
         embedder: Its encoder.
-        location: Where the SAE was loaded from, for the store to record; None if it was given ready.
+        location: Where the SAE was loaded from, for the store to record; None if it was given loaded.
     """
 
     sae: TopKSAE
@@ -42,7 +40,7 @@ class Parts(NamedTuple):
     location: str | None
 
     def retriever(self, store: ChromaStore) -> SteeredRetriever:
-        """The core retriever over a store of this SAE."""
+        """Returns the core retriever over a store of this SAE."""
         return SteeredRetriever(store, self.embedder, self.catalog)
 
 
@@ -53,34 +51,33 @@ def load_parts(
     client: ClientAPI | None = None,
     collection: str = "docs",
 ) -> Parts:
-    """The parts of a retriever, loaded if need be.
+    """Returns the parts of a retriever.
 
     Args:
-        sae: Folder of the SAE, its hub id, the name of one that ships, or the loaded SAE with its catalog; if None, the
-            one that the collection was indexed with, else the bundled one for the encoder.
+        sae: Folder of the SAE, its hub id, the name of a bundled one, or the loaded SAE with its catalog. If None: the
+            SAE that the collection was indexed with, else the bundled one for the encoder.
         embedding: Anything `as_embedder` takes; the SAE's own encoder if None.
-        client: The store, where there is one already: its collection says which SAE it is of, and at which K.
+        client: The store, if there is one: its collection records the SAE and its K.
         collection: Name of the documents collection.
 
     Raises:
-        ArtifactError: A file is missing or damaged, or `sae` is None and no SAE ships for the encoder.
+        ArtifactError: A file is missing or damaged, or `sae` is None and no SAE is bundled for the encoder.
         MismatchError: The encoder is not the SAE's.
         TypeError: `sae` is none of these.
     """
     match sae:
         case (TopKSAE() as model, FeatureCatalog() as catalog):
             embedder = as_embedder(model.config.encoder.name if embedding is None else embedding)
-            return Parts(model, catalog, embedder, None)
-        case None:
-            path = str(bundled_for(embedding)) if client is None else default_sae(client, collection, embedding)
-        case str() | Path():
-            path = str(sae)
+            given = Parts(model, catalog, embedder, None)
+            return given if client is None else given._replace(sae=at_recorded_k(model, client, collection))
+        case None | str() | Path():
+            opened = opened_sae(sae, client=client, collection=collection, embedding=embedding)
+            catalog = FeatureCatalog.load(opened.folder, opened.sae.fingerprint)
+            return Parts(opened.sae, catalog, opened.embedder(embedding), opened.location)
         case _:
             raise TypeError(
                 f"sae is a {type(sae).__name__}: expected a folder, a hub id, or a (TopKSAE, FeatureCatalog) pair."
             )
-    parts = Parts(*load_sae(path, embedding=embedding), recordable(path))
-    return parts if client is None else parts._replace(sae=at_recorded_k(parts.sae, client, collection))
 
 
 def open_store(
@@ -89,7 +86,7 @@ def open_store(
     persist_directory: str | Path | None,
     collection: str,
 ) -> tuple[Parts, ChromaStore]:
-    """Open, or make, a store in a folder; without one, a store of its own that is gone when it is let go.
+    """Returns a store in a folder, created if absent; without a folder, a private store that ends with its retriever.
 
     Chroma's in-memory client is no substitute: all of one process share their data, and refuse each other's settings.
 
@@ -102,7 +99,7 @@ def open_store(
     Raises:
         StoreError: The folder cannot be used; otherwise see `load_parts`.
     """
-    # A folder that is no store yet becomes one only if there is an SAE for it.
+    # A new folder becomes a store only if there is an SAE for it.
     existing = persist_directory is not None and Path(persist_directory).is_dir()
     parts = load_parts(
         sae, embedding, client=connect(path=persist_directory) if existing else None, collection=collection
@@ -120,15 +117,15 @@ def adopt_store(
     sae: SAESource | None,
     embedding: Any = None,  # noqa: ANN401 - see as_embedder
 ) -> tuple[Parts, ChromaStore]:
-    """Put a sidecar beside a collection that exists.
+    """Returns a store over a collection that exists.
 
     Args:
         collection: See `ChromaStore.from_collection`.
         sae: See `load_parts`.
-        embedding: What the collection was embedded with; see `load_parts`.
+        embedding: The encoder of the collection; see `load_parts`.
 
     Raises:
-        TypeError: It is no collection.
+        TypeError: It is not a collection.
         MismatchError: No SAE was given, and the bundled one cannot read its vectors; otherwise see `load_parts`.
     """
     client, name = client_of(collection)
@@ -144,7 +141,7 @@ def reopen_store(
     sae: SAESource | None,
     embedding: Any = None,  # noqa: ANN401 - see as_embedder
 ) -> tuple[Parts, ChromaStore]:
-    """Open a store that exists; without `sae`, the SAE is the one it was indexed with.
+    """Returns a store that exists; without `sae`, with the SAE that it was indexed with.
 
     Args:
         persist_directory: Folder of the Chroma store.
@@ -169,6 +166,3 @@ def _discard(client: ClientAPI, folders: list[Path]) -> None:
         close()
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-__all__ = ["Parts", "SAESource", "adopt_store", "load_parts", "open_store", "reopen_store"]

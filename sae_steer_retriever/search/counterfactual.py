@@ -76,8 +76,8 @@ class Counterfactual:
         each = " each" if len(self.features) > 1 else ""
         return (
             f"{self.strength:+.2f}{each} of {' and '.join(self.features)} lifts {self.id!r} from {before} to rank "
-            f"{self.rank_after} for {self.query!r}; the first {self.k} hits {change} {abs(self.score_loss):.1%} of their "
-            "plain score."
+            f"{self.rank_after} for {self.query!r}; the first {self.k} hits {change} {abs(self.score_loss):.1%} of "
+            "their plain score."
         )
 
 

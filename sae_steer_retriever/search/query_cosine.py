@@ -60,7 +60,7 @@ def query_cosine(
     return QueryCosine(min(float(vector @ shifted) / lengths, 1.0) if lengths else 1.0, float(made.capped))
 
 
-def score_loss(before: Sequence[float], after: Sequence[float]) -> float:
+def score_loss(before: Sequence[float] | NDArray[Any], after: Sequence[float] | NDArray[Any]) -> float:
     """Returns the share of the hits' mean plain score that a steering costs; 0.05 is 5 %.
 
     Args:

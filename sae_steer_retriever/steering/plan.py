@@ -216,7 +216,7 @@ def _plan(
 def cap_drift(q: Array, v: Array, cap: float) -> float:
     """Returns the largest t <= 1 with cos(q, q + t v) >= cap, in closed form.
 
-    A shift straight against the query keeps the cosine at 1 until nothing of the query is left; a hundredth of it stays.
+    A shift straight against the query keeps the cosine at 1 until nothing of the query is left: a hundredth stays.
 
     Args:
         q: (d,) any norm but zero.

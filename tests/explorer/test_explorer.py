@@ -100,7 +100,7 @@ def test_hits_scores_and_reasons_are_those_of_the_same_search_in_python(
         why = reasons["hits"][hit.id]
         assert sum(part["value"] for part in why["parts"]) == pytest.approx(hit.score, abs=1e-5)
         assert why["unexplained"] == pytest.approx(hit.attribution.unexplained if hit.attribution else -1, abs=1e-6)
-    drift = retriever.drift(QUESTION, steer=steer, space=space)
+    drift = retriever.query_cosine(QUESTION, steer=steer, space=space)
     assert results["drift"]["cosine"] == pytest.approx(drift.cosine, abs=1e-6)
     lost = 1 - np.mean([hit.base_score for hit in hits]) / np.mean([hit.base_score for hit in plain])
     assert results["drift"]["lost"] == pytest.approx(lost, abs=1e-6)

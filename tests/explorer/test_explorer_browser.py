@@ -138,7 +138,7 @@ def test_a_slider_moves_the_ranking_to_what_python_finds(
     assert moves == [movement(rank, hit) for rank, hit in enumerate(hits, start=1)]
     gone = tab.page.locator("#before > .left").evaluate_all("nodes => nodes.map(node => node.dataset.id)")
     assert gone == [hit.id for hit in plain if hit.id not in {other.id for other in hits}]
-    assert tab.at("drift-cosine").text_content() == f"{python.drift(QUESTION, steer=steer).cosine:.3f}"
+    assert tab.at("drift-cosine").text_content() == f"{python.query_cosine(QUESTION, steer=steer).cosine:.3f}"
     # Why, beside every hit, and in full where it is asked for.
     first = tab.at("after-hit").first
     for hit in tab.at("after-hit").all():

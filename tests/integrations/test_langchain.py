@@ -48,9 +48,9 @@ from sae_steer_retriever.errors import (  # noqa: E402
 )
 from sae_steer_retriever.integrations.langchain import SAESteeredRetriever  # noqa: E402
 from sae_steer_retriever.retriever import SteeredRetriever  # noqa: E402
-from sae_steer_retriever.sae.codes import Array
-from sae_steer_retriever.sae.config import EncoderSpec
-from sae_steer_retriever.steering.operations import Clamp, Suppress
+from sae_steer_retriever.sae.codes import Array  # noqa: E402
+from sae_steer_retriever.sae.config import EncoderSpec  # noqa: E402
+from sae_steer_retriever.steering.operations import Clamp, Suppress  # noqa: E402
 from sae_steer_retriever.store.chroma_store import ChromaStore  # noqa: E402
 
 QUERY = "how do I run work in the background and wait for it?"

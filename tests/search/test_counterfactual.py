@@ -69,14 +69,14 @@ def test_drift_is_what_the_first_hits_lose(retriever: SteeredRetriever) -> None:
     found = lifted(retriever, k=5)
     plain = np.mean([hit.base_score for hit in retriever.search(QUERY, k=5)])
     steered = np.mean([hit.base_score for hit in retriever.search(QUERY, k=5, steer=found.steering)])
-    assert found.drift == pytest.approx((plain - steered) / plain)
-    assert f"the first 5 hits lose {found.drift:.1%}" in str(found)
+    assert found.score_loss == pytest.approx((plain - steered) / plain)
+    assert f"the first 5 hits lose {found.score_loss:.1%}" in str(found)
 
 
 def test_a_passage_that_is_there_needs_nothing(retriever: SteeredRetriever) -> None:
     hit = retriever.search(QUERY, k=1)[0]
     found = retriever.counterfactual(QUERY, hit)
-    assert (found.strength, found.features, found.drift, found.steering.edits) == (0.0, (), 0.0, ())
+    assert (found.strength, found.features, found.score_loss, found.steering.edits) == (0.0, (), 0.0, ())
     assert str(found) == f"{hit.id!r} is at rank 1 for {QUERY!r} without a steering."
 
 
