@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 def modules_with_examples() -> list[str]:
     """The names of the package's modules that have an example in a docstring."""
-    files = [path for path in sorted(PACKAGE.rglob("*.py")) if ">>> " in path.read_text(encoding="utf-8")]
+    files = [path for path in sorted(PACKAGE.rglob("*.py")) if re.search(r"^ +>>> ", path.read_text("utf-8"), re.M)]
     return [
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in files
     ]

@@ -66,9 +66,9 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.space not in SPACES:
             raise ValueError(f"space is {self.space!r}, expected one of {', '.join(SPACES)}.")
-        check_count("k", self.k)
+        object.__setattr__(self, "k", check_count("k", self.k))
         if self.fetch_k is not None:
-            check_count("fetch_k", self.fetch_k)
+            object.__setattr__(self, "fetch_k", check_count("fetch_k", self.fetch_k))
 
     @property
     def candidates(self) -> int:

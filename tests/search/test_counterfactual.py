@@ -207,7 +207,7 @@ def test_feedback_that_does_not_help_says_so(retriever: SteeredRetriever, monkey
     def against(*_: Any, **__: Any) -> Any:
         return found.__class__(opposed.edits, opposed.fingerprint)
 
-    monkeypatch.setattr("sae_steer_retriever.steerable.feedback", against)
+    monkeypatch.setattr("sae_steer_retriever.search.feedback.contrast", against)
     with pytest.raises(SteeringError, match="does not help 'create an object': without it .* at strength 2"):
         retriever.autosteer([first], query=question)
 
