@@ -93,24 +93,13 @@ def find_counterfactual(
     side: Side,
     options: SearchOptions,
 ) -> Counterfactual:
-    """Returns the smallest steering found that lifts a passage to a rank; see `SteeredRetriever.counterfactual`.
+    """Returns what `SteeredRetriever.counterfactual` does.
 
-    Args:
-        queries: Searches the store.
-        store: The passages.
-        catalog: Labels and units of the features.
-        base: The steering that holds anyway.
-        query: The question.
-        passage: A hit, or a passage's id.
-        rank: The rank that it should reach.
-        candidates: One unit of each feature to try, the likeliest first; the passage's own features if None.
-        side: The side that the edits act on.
-        options: `k`, `space`, `where` and `embedding` of the search.
+    `base` is the steering that holds anyway. `candidates` are one unit of each feature to try, the likeliest first; None
+    stands for the passage's own features.
 
     Raises:
         TypeError: `passage` is neither a hit nor an id.
-        StoreError: The passage is not in the collection.
-        SteeringError: Nothing that was tried lifts it to that rank; the message says what was tried.
     """
     if not isinstance(passage, Hit | str):
         raise TypeError(f"passage must be a Hit or a passage's id, got {type(passage).__name__}.")
@@ -129,6 +118,7 @@ def find_counterfactual(
     return looking.find(own_edits(own, catalog, side) if candidates is None else candidates, catalog)
 
 
+@dataclasses.dataclass
 class _CounterfactualSearch:
     """Looks for the smallest strength of one feature at a time, then of a small set of them.
 
@@ -136,40 +126,29 @@ class _CounterfactualSearch:
     suffices only if a search with it shows so.
     """
 
-    def __init__(
-        self,
-        search: Callable[[Steering], Searching],
-        base: Steering,
-        query: str,
-        name: str,
-        *,
-        passages: int,
-        rank: int,
-        k: int,
-    ) -> None:
-        self._search = search
-        self._base = base
-        self._query = query
-        self._name = name
-        self._passages = passages
-        self._rank = rank
-        self._k = k
-        self._searches = 0
+    search: Callable[[Steering], Searching]
+    base: Steering
+    query: str
+    name: str
+    passages: int
+    rank: int
+    k: int
+    searches: int = 0
 
     def find(self, candidates: Sequence[Edit], catalog: FeatureCatalog) -> Counterfactual:
         """Returns the smallest steering by some of the candidates, or raises `SteeringError`."""
-        before = self._ranking(self._base, max(self._k, self._rank))
-        located = locate(self._search(self._base), self._name, self._passages, None)
+        before = self._ranking(self.base, max(self.k, self.rank))
+        located = locate(self.search(self.base), self.name, self.passages, None)
         rank_before = None if located is None else located[0]
-        if rank_before is not None and rank_before <= self._rank:
-            return self._found(self._base, 0, (), rank_before, before, before, catalog)
+        if rank_before is not None and rank_before <= self.rank:
+            return self._found(self.base, 0, (), rank_before, before, before, catalog)
         chosen, steps = self._single(candidates)
         if not chosen:
             chosen, steps = self._several(candidates)
         if not chosen:
             raise self._refused(candidates, rank_before, catalog)
         steering = self._steering(chosen, steps)
-        after = self._ranking(steering, max(self._k, self._rank))
+        after = self._ranking(steering, max(self.k, self.rank))
         return self._found(steering, steps, chosen, rank_before, before, after, catalog)
 
     def _single(self, candidates: Sequence[Edit]) -> tuple[tuple[Edit, ...], int]:
@@ -216,22 +195,22 @@ class _CounterfactualSearch:
         return enough
 
     def _suffices(self, edits: tuple[Edit, ...], steps: int) -> bool:
-        return self._name in self._ranking(self._steering(edits, steps), self._rank).ids
+        return self.name in self._ranking(self._steering(edits, steps), self.rank).ids
 
     def _depth(self, edits: tuple[Edit, ...], steps: int) -> int:
         """Returns the passage's rank, or one more than the depth."""
-        depth = max(_DEPTH, self._rank)
-        ids = self._ranking(self._steering(edits, steps) if edits else self._base, depth).ids
-        return ids.index(self._name) + 1 if self._name in ids else depth + 1
+        depth = max(_DEPTH, self.rank)
+        ids = self._ranking(self._steering(edits, steps) if edits else self.base, depth).ids
+        return ids.index(self.name) + 1 if self.name in ids else depth + 1
 
     def _ranking(self, steering: Steering, k: int) -> Ranking:
-        self._searches += 1
-        return self._search(steering).ranking(k, max(_DEPTH, 4 * k))
+        self.searches += 1
+        return self.search(steering).ranking(k, max(_DEPTH, 4 * k))
 
     def _steering(self, edits: tuple[Edit, ...], steps: int) -> Steering:
         strength = steps / _STEPS_PER_UNIT
         added = tuple(dataclasses.replace(edit, strength=strength) for edit in edits)
-        return compose(self._base, Steering(added, self._base.fingerprint, self._base.drift_cap))
+        return compose(self.base, Steering(added, self.base.fingerprint, self.base.drift_cap))
 
     def _found(
         self,
@@ -244,25 +223,25 @@ class _CounterfactualSearch:
         catalog: FeatureCatalog,
     ) -> Counterfactual:
         return Counterfactual(
-            query=self._query,
-            id=self._name,
+            query=self.query,
+            id=self.name,
             steering=steering,
             strength=steps / _STEPS_PER_UNIT,
             features=tuple(_named(edit, catalog) for edit in chosen),
             rank_before=rank_before,
-            rank_after=after.ids.index(self._name) + 1,
-            score_loss=score_loss(before.base_scores[: self._k], after.base_scores[: self._k]),
-            k=self._k,
-            searches=self._searches,
+            rank_after=after.ids.index(self.name) + 1,
+            score_loss=score_loss(before.base_scores[: self.k], after.base_scores[: self.k]),
+            k=self.k,
+            searches=self.searches,
         )
 
     def _refused(self, candidates: Sequence[Edit], rank_before: int | None, catalog: FeatureCatalog) -> SteeringError:
         names = ", ".join(_named(edit, catalog) for edit in candidates)
         at = "is not found" if rank_before is None else f"is at rank {rank_before}"
         best = min((self._depth((edit,), _LADDER[-1]) for edit in candidates), default=_DEPTH + 1)
-        most = f"rank {best}" if best <= max(_DEPTH, self._rank) else f"below rank {max(_DEPTH, self._rank)}"
+        most = f"rank {best}" if best <= max(_DEPTH, self.rank) else f"below rank {max(_DEPTH, self.rank)}"
         return SteeringError(
-            f"passage {self._name!r} {at} for {self._query!r}, and nothing tried lifts it to rank {self._rank}: each "
+            f"passage {self.name!r} {at} for {self.query!r}, and nothing tried lifts it to rank {self.rank}: each "
             f"of {names or 'no feature'} alone, and up to {_LARGEST_SET} of them together, with up to "
             f"{LARGEST_STRENGTH:g} units each; the best alone leaves it at {most}. Ask for a lower rank, or give "
             "features= of what it is about; a filter may leave it out, too."

@@ -63,22 +63,9 @@ def autosteer(
     strength: float = 1.0,
     **options: Unpack[ContrastKeywords],
 ) -> Feedback:
-    """Returns a steering from feedback on hits; see `SteeredRetriever.autosteer`.
-
-    Args:
-        queries: Searches the store.
-        store: The passages.
-        catalog: Names and units of the features.
-        positive_ids: Ids of hits that were liked.
-        negative_ids: Ids of hits that were shown and not liked.
-        query: The question they were shown for; None leaves the steering untried.
-        strength: See `contrast`; with a query a half, a quarter and twice of it are tried, too.
-        options: See `contrast`.
+    """Returns what `SteeredRetriever.autosteer` does.
 
     Raises:
-        StoreError: An id is not in the collection.
-        TypeError: Not lists of ids, or `query` is not a text.
-        ValueError: Nothing was liked, something was liked and not liked, or a number is out of range.
         SteeringError: No feature tells the passages apart, or no strength helps `query`.
     """
     ids, others = _feedback_ids(positive_ids, negative_ids)

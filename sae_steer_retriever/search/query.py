@@ -54,17 +54,7 @@ class QuerySearch:
         self._catalog = catalog
 
     def search(self, query: str, steering: Steering, options: SearchOptions) -> Hits:
-        """Returns the hits of a query.
-
-        Args:
-            query: The question.
-            steering: The resolved steering.
-            options: The options; their `steer` is not read again.
-
-        Raises:
-            ValueError: The embedding has another dimension, is not finite, or is zero.
-            StoreError: The store does not answer.
-        """
+        """Returns the hits of a query under a resolved steering; `options.steer` is not read."""
         encode = options.explain or bool(steering.edits) or options.space != "original"
         encoded = self.encode_query(query, options.embedding, encode=encode)
         searching = self.prepare(steering, encoded, options.space, options.where)
@@ -74,15 +64,8 @@ class QuerySearch:
     def explain(self, query: str, hit: Hit | str, steering: Steering, options: SearchOptions) -> Explanation:
         """Returns why a passage ranks where it does; see `SteeredRetriever.explain`.
 
-        Args:
-            query: The question.
-            hit: A hit, or a passage's id.
-            steering: The resolved steering.
-            options: The options of the search that found it.
-
         Raises:
             TypeError: `hit` is neither a hit nor an id.
-            ValueError: The passage is not among the hits, or these options give it another score.
         """
         if not isinstance(hit, Hit | str):
             raise TypeError(f"hit must be a Hit or a passage's id, got {type(hit).__name__}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from numpy.typing import NDArray
 
@@ -118,7 +118,7 @@ class Edit:
         condition = None if row.get("condition") is None else _condition_from(row)
         edit = cls(**{**row, **_features_of(row), "condition": condition})
         if not isinstance(edit.name, str) or edit.op not in OPERATIONS or edit.side not in SIDES:
-            raise _malformed(row)
+            _refuse(row)
         operation_of(edit.name, edit.operation)
         return edit
 
@@ -127,7 +127,7 @@ def _condition_from(row: dict[str, Any]) -> Condition:
     body = row["condition"]
     condition = Condition(**{**body, **_features_of(body)})
     if not isinstance(condition.name, str):
-        raise _malformed(row)
+        _refuse(row)
     operation_of(row["name"], When(condition.name, condition.above, Suppress()))
     return condition
 
@@ -141,9 +141,9 @@ def _features_of(row: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
         and all(type(weight) in (int, float) and 0 < weight <= 1 for weight in weights)
     )
     if not sound:
-        raise _malformed(row)
+        _refuse(row)
     return {"features": features, "weights": weights}
 
 
-def _malformed(row: dict[str, Any]) -> SteeringError:
-    return SteeringError(f"the policy's edit {row['name']!r} is malformed: resolve its name again and save the policy.")
+def _refuse(row: dict[str, Any]) -> NoReturn:
+    raise SteeringError(f"the policy's edit {row['name']!r} is malformed: resolve its name again and save the policy.")

@@ -111,9 +111,9 @@ class Steering:
                 )
             edits = tuple(Edit.from_dict(row) for row in body["edits"])
             return Steering(edits, str(body["fingerprint"]), check_drift_cap(body["drift_cap"]))
+        except SteeringError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, SteeringError):
-                raise
             raise SteeringError(
                 f"this is not a steering policy of this library ({error!r}): expected what `Steering.save` writes."
             ) from error
