@@ -95,7 +95,7 @@ def find_counterfactual(
 ) -> Counterfactual:
     """Returns what `SteeredRetriever.counterfactual` does.
 
-    `base` is the steering that holds anyway. `candidates` are one unit of each feature to try, the likeliest first; None
+    `base` is the steering that holds anyway. `candidates` are one unit of each feature, the likeliest first; None
     stands for the passage's own features.
 
     Raises:
