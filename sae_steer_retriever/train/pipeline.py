@@ -91,9 +91,10 @@ def fit(
 
     Example:
         >>> Path("docs").mkdir()
-        >>> sizes = [Path(f"docs/{number}.txt").write_text(text) for number, text in enumerate(texts[:80])]
+        >>> sizes = [Path(f"docs/{number}.txt").write_text(text) for number, text in enumerate(texts[:40])]
         >>> report = fit("docs", "sae", TrainConfig(latents=64, k=16, steps=20, sentences=0))
-        >>> report.passages, sorted(path.name for path in Path("sae").iterdir())
+        >>> report.passages, report.latents, Path("sae/model.safetensors").exists()
+        (40, 64, True)
     """
     corpus, output, config = Path(corpus), Path(output), config or TrainConfig()
     if read is None:
