@@ -29,10 +29,11 @@ from sae_steer_retriever.evaluate.fidelity import measure_fidelity
 from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
 from sae_steer_retriever.sae.files import resolve_folder
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.train.adaptation import adapted_config, adapted_sizes, adapted_start
+from sae_steer_retriever.train.adaptation import adapted_config, adapted_start
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.embedded_corpus import embed_corpus
 from sae_steer_retriever.train.pipeline import fitted_sae, prepare, prepare_adaptation
+from sae_steer_retriever.train.sizing import adapted_sizes
 
 COLUMNS = {
     "reconstructed": "reconstructed",

@@ -1,9 +1,9 @@
-"""Photograph the explorer's views, of the quickstart's corpus, for the README and the docs.
+"""Takes screenshots of the explorer on the quickstart's corpus, for the README and the docs.
 
     pip install "sae-steer-retriever[explorer,offline]" playwright pillow   # and Chromium, from Debian for instance
     python examples/explorer_screenshots.py [--data quickstart-data] [--output docs/pictures]
 
-The first run makes what the quickstart makes, minutes on two CPU cores; later runs reuse it.
+The first run makes the quickstart's SAE and store, which takes minutes on two CPU cores; later runs reuse them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sae_steer_retriever.explorer.running import Explorer
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 DESKTOP, PHONE = (1280, 860), (390, 1800)
 STRENGTH = 0.5
-# A picture in a repository is loaded by everybody who reads it, in bytes.
+# Most bytes of a picture: everybody who reads the page loads it.
 LARGEST = 200_000
 LIKE = "A thread runs a function beside the others of its process and shares its memory with them."
 LIKED = ("threading", "concurrent", "asyncio", "subprocess", "multiprocessing", "queue")
@@ -32,7 +32,7 @@ UNLIKE = "A new process is started with its own memory; its output is read throu
 
 
 class Camera:
-    """Takes pictures of one explorer."""
+    """Takes screenshots of one explorer."""
 
     def __init__(self, browser: Browser, explorer: Explorer, output: Path) -> None:
         self._browser = browser
@@ -51,7 +51,7 @@ class Camera:
         return context.new_page()
 
     def workbench(self, page: Page, steer: Mapping[str, float]) -> None:
-        """The steering bench, until it says why its hits are there."""
+        """Open the workbench, and wait until it explains its hits."""
         page.goto(self._explorer.link(QUESTION, steer))
         page.locator("#after [data-testid=bar]").first.wait_for()
         page.locator("#before [data-testid=bar]").first.wait_for()

@@ -2,7 +2,7 @@
 
     python examples/llama_index_engine.py
 
-Uses what `examples/quickstart.py` made, and makes it first if need be.
+Uses the SAE and the store of `examples/quickstart.py`, and makes them first if they are missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sae_steer_retriever.integrations.llama_index_query import SteeredQuery
 
 
 def main() -> int:
-    """Run it."""
+    """Run the example."""
     prepare(DATA)
     llm = MockLLM(max_tokens=20)
     retriever = SAESteeredRetriever.open(DATA / "chroma", similarity_top_k=3)

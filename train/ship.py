@@ -1,4 +1,4 @@
-"""Writes a trained SAE as it ships: `python train/ship.py base/sae` fills `sae_steer_retriever/sae/pretrained/`."""
+"""Writes the bundled SAE: `python train/ship.py base/sae` fills `sae_steer_retriever/sae/pretrained/`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sae_steer_retriever.shipment import write_shipment
 
 
 def main() -> None:
-    """Write it, and say how large it is."""
+    """Write the SAE, and print the size of its files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sae", type=Path, help="folder that `sae-steer train` wrote")
-    parser.add_argument("--output", type=Path, help="another folder than the package's own")
+    parser.add_argument("--output", type=Path, help="folder to write to (default: the package's own)")
     arguments = parser.parse_args()
     name = TopKSAE.from_pretrained(arguments.sae).config.encoder.name.removeprefix("sentence-transformers/")
     folder = arguments.output or BUNDLED_FOLDER / name

@@ -25,7 +25,7 @@ from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.steering.policy import Steering
 from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.train.adaptation import adapted_config
-from sae_steer_retriever.train.pipeline import train
+from sae_steer_retriever.train.pipeline import fit
 from sae_steer_retriever.train.report import TrainReport
 from sae_steer_retriever.train.starting_point import choose_starting_point
 from sae_steer_retriever.train.trainable_sae import KEPT_COSINE
@@ -63,7 +63,7 @@ def adapt(
     corpus: Path, output: Path, parent: Path, world: World, memory: CachedEmbedder, **changes: object
 ) -> TrainReport:
     config = adapted_config(world.sae.config, {**SETTINGS, **changes})
-    return train(corpus, output, config, embedder=memory, progress=False, parent=parent)
+    return fit(corpus, output, config, embedder=memory, progress=False, parent=parent)
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +147,9 @@ def test_the_same_seed_gives_the_same_and_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(corpus, tmp_path, config, embedder=memory, progress=False, parent=parent, on_step=interrupt)
+        fit(corpus, tmp_path, config, embedder=memory, progress=False, parent=parent, on_step=interrupt)
     assert not (tmp_path / "config.json").exists()
-    train(corpus, tmp_path, config, embedder=memory, progress=False, parent=parent, resume=True)
+    fit(corpus, tmp_path, config, embedder=memory, progress=False, parent=parent, resume=True)
     assert TopKSAE.from_pretrained(tmp_path).fingerprint == expected
     other = tmp_path / "other"
     adapt(corpus, other, parent, world, memory, seed=1)
@@ -233,9 +233,10 @@ def ships(parent: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"epochs": 3}, 400, True, "fewer than 5,000"),
         ({}, 5000, False, "5,000 or more"),
         ({"latents": 512}, 400, False, "latents = 512 is given"),
+        ({"labels_weight": 0.3}, 400, False, "labels_weight = 0.3 is given"),
         ({"init": "kmeans"}, 400, False, "init = kmeans"),
         ({"init": "pretrained", "latents": 512}, 50_000, True, "init = pretrained"),
-        ({"model": "BAAI/bge-small-en-v1.5"}, 400, False, "no SAE ships for BAAI/bge-small-en-v1.5"),
+        ({"model": "BAAI/bge-small-en-v1.5"}, 400, False, "no SAE is bundled for BAAI/bge-small-en-v1.5"),
     ],
 )
 def test_how_a_fit_begins(ships: Path, settings: dict[str, object], passages: int, adapts: bool, why: str) -> None:
@@ -252,9 +253,9 @@ def test_how_a_fit_begins(ships: Path, settings: dict[str, object], passages: in
         (
             {"init": "pretrained", "model": "other/encoder"},
             ArtifactError,
-            "no SAE ships for the encoder 'other/encoder'",
+            "no SAE is bundled for the encoder 'other/encoder'",
         ),
-        ({"init": "pretrained", "k_labels": 4}, ValueError, "has its parent's"),
+        ({"init": "pretrained", "k_labels": 4}, ValueError, "keeps its parent's k_labels"),
     ],
 )
 def test_what_cannot_begin(ships: Path, settings: dict[str, object], error: type[Exception], said: str) -> None:

@@ -1,4 +1,4 @@
-"""What is said about a corpus that is too small for what is asked of it."""
+"""Advice on a corpus that is too small for what is asked of it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_steer_retriever.train.config import TrainConfig
-from sae_steer_retriever.train.corpus_size_advice import advise
-from sae_steer_retriever.train.sizing import Sizes, choose_sizes
+from sae_steer_retriever.train.sizing import Sizes, advise, choose_sizes
 
 
 def about(passages: int, latents: int, k: int, *, rows: int | None = None, k_labels: int = 8) -> tuple[str, ...]:
@@ -32,14 +31,14 @@ def test_few_passages_make_coarse_features() -> None:
     ("passages", "latents", "k", "said"),
     [
         # No more names than active latents.
-        (1000, 1024, 3, "each would name 2.9 of 1,000 passages"),
-        (1000, 4096, 64, "each would name 2.0 of 1,000 passages on average, fewer than 8"),
+        (1000, 1024, 3, "each would label 2.9 of 1,000 passages"),
+        (1000, 4096, 64, "each would label 2.0 of 1,000 passages on average, fewer than 8"),
     ],
 )
 def test_latents_that_are_too_rare(passages: int, latents: int, k: int, said: str) -> None:
     (sentence,) = about(passages, latents, k)
     assert said in sentence
-    assert "most latents will be too rare to be named: lower --latents to " in sentence
+    assert "most latents will be too rare to get a label: lower --latents to " in sentence
 
 
 def test_the_boundary_of_rare_is_eight() -> None:

