@@ -17,7 +17,9 @@ from sae_steer_retriever.search.query import SPACES, Space, check_count, check_q
 from sae_steer_retriever.search.query_drift import Drift, query_drift
 from sae_steer_retriever.steerable import Steerable
 from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
-from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata, connect
+from sae_steer_retriever.store.batches import Metadata
+from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.connection import connect
 from sae_steer_retriever.store.recorded_sae import at_recorded_k, default_sae
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.features.catalog import FeatureCatalog
@@ -31,7 +31,9 @@ from sae_steer_retriever.steering.policy import (
     check_side,
 )
 from sae_steer_retriever.steering.resolver import SteeringResolver
-from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata
+from sae_steer_retriever.store.batches import Metadata
+from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.store_reader import StoreReader
 
 
 class Steerable:
@@ -39,7 +41,7 @@ class Steerable:
 
     def __init__(
         self,
-        store: ChromaStore,
+        store: StoreReader,
         embedder: Embedder,
         catalog: FeatureCatalog,
         *,
@@ -62,9 +64,9 @@ class Steerable:
         """
         if latent_engine != "exact":
             raise ValueError(f"latent_engine is {latent_engine!r}: the exact engine is the only one; leave it out.")
-        self._queries = QuerySearch(store, embedder, catalog)
+        self.store = cast(ChromaStore, store)  # searches only read; a store opened for reading has no `add`
+        self._queries = QuerySearch(self.store, embedder, catalog)
         self._resolver = SteeringResolver(store.sae, embedder, catalog, steering)
-        self.store = store
         self.embedder = embedder
         self.catalog = catalog
 

@@ -113,7 +113,8 @@ def _audit(arguments: argparse.Namespace, client: ClientAPI) -> Audit:
 @contextlib.contextmanager
 def _opened(store: StoreLocation) -> Iterator[ClientAPI]:
     """A client of the store or, of an embedded one, of a private copy."""
-    from sae_steer_retriever.audit.private_copy import DATABASE, private_copy
+    from sae_steer_retriever.audit.private_copy import private_copy
+    from sae_steer_retriever.store.connection import DATABASE
 
     if store.folder is None or not (store.folder / DATABASE).is_file():
         yield store.connect(create=False)  # a server, or the error for a folder that is no store

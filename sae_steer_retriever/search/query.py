@@ -14,7 +14,8 @@ from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.search.embedding_search import EmbeddingSearch
 from sae_steer_retriever.search.latent_search import LatentSearch
 from sae_steer_retriever.steering.policy import Steering
-from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata
+from sae_steer_retriever.store.batches import Metadata
+from sae_steer_retriever.store.chroma_store import ChromaStore
 
 Space = Literal["original", "reconstructed", "latent"]
 SPACES: tuple[Space, ...] = ("original", "reconstructed", "latent")
