@@ -31,7 +31,7 @@ def connect(
         StoreError: The server does not answer, the folder cannot be used, or it has no store and `create` is False.
 
     Example:
-        >>> client = connect(path="./chroma")
+        >>> client = connect(path="./empty")
         >>> client.list_collections()
         []
     """
