@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_steer_retriever.cli.outcome import Outcome, UsageError
-from sae_steer_retriever.cli.runner import add_common_arguments, count
+from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, count
 from sae_steer_retriever.cli.store_options import (
     StoreLocation,
     add_store_arguments,

@@ -59,6 +59,8 @@ def translated(doing: str) -> Iterator[None]:
 
     Raises:
         StoreError: Chroma or httpx has raised an error.
+        SAESteerError: The block has raised it.
+        ValueError: The block has raised it.
     """
     import httpx
     from chromadb.errors import ChromaError

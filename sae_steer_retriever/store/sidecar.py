@@ -100,6 +100,9 @@ class SidecarReader:
             vector: (d,) any norm.
             k: Number of passages.
             ids: Restricts the search to these passages, if given; unknown ids are left out.
+
+        Raises:
+            ChromaError: The store does not answer.
         """
         from chromadb.errors import ChromaError
 

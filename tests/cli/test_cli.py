@@ -21,7 +21,7 @@ from small_world import World
 
 from sae_steer_retriever import __version__
 from sae_steer_retriever.cli import search as search_command
-from sae_steer_retriever.cli.outcome import UsageError
+from sae_steer_retriever.cli.runner import UsageError
 from sae_steer_retriever.cli.search import steer_of
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SPACES, Space, SteeredRetriever
