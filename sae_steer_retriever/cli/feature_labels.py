@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -63,14 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser, *, nested: bool = False) -> N
     )
     parser.add_argument(
         "--price-per-million",
-        type=_price,
+        type=_number(0.0, "a price of at least 0"),
         nargs=2,
         metavar=("IN", "OUT"),
         help="prices of a million input and output tokens; the estimate then includes the price",
     )
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=_number(0.1, "a number of seconds of at least 0.1"),
         default=_TIMEOUT,
         metavar="S",
         help=f"seconds to wait for a reply (default: {_TIMEOUT:g})",
@@ -305,17 +305,14 @@ def _result_lines(result: LabellingResult) -> list[str]:
     return lines
 
 
-def _price(text: str) -> float:
-    return _number(text, least=0.0, expected="a price of at least 0")
+def _number(least: float, expected: str) -> Callable[[str], float]:
+    """Returns the `type` of an argument: a finite number of at least `least`."""
 
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            number = float(text)
+            if least <= number < float("inf"):
+                return number
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
 
-def _seconds(text: str) -> float:
-    return _number(text, least=0.1, expected="a number of seconds of at least 0.1")
-
-
-def _number(text: str, least: float, expected: str) -> float:
-    with contextlib.suppress(ValueError):
-        number = float(text)
-        if least <= number < float("inf"):
-            return number
-    raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+    return read

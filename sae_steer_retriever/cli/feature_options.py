@@ -60,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser, *, nested: bool) -> None:
         type=count,
         default=default(None),
         metavar="N",
-        help=f"most features to list (default: {DEFAULT_LIMIT}; for contrast 5 per side)",
+        help=f"list at most N features (default: {DEFAULT_LIMIT}; for contrast 5 per side)",
     )
     add_common_arguments(parser, nested=nested)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, count
 from sae_steer_retriever.cli.store_options import (
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sae_steer_retriever.store.chroma_store import ChromaStore
     from sae_steer_retriever.store.recorded_sae import OpenedSAE
 
-SUMMARY = "build or update a store of documents for steered search"
+SUMMARY = "build or update a store for steered search: documents and a sidecar collection of codes"
 _SHOWN_SKIPPED = 20
 _PAGE = 1000
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--attach",
         action="store_true",
-        help="add a sidecar to an existing collection, from its stored vectors; no text is embedded",
+        help="add the sidecar to an existing collection, from its stored vectors; no text is embedded",
     )
     add_sae_argument(parser)
     parser.add_argument(
@@ -62,13 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="characters of the longest passage (default: 1200)",
     )
     add_common_arguments(parser)
-
-
-class _Removed(NamedTuple):
-    """Numbers of removed passages: of changed files, and of deleted files."""
-
-    outdated: int
-    pruned: int
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
@@ -127,13 +120,13 @@ def _add(arguments: argparse.Namespace) -> Outcome:
     )
     if arguments.rebuild:
         store.attach(progress=not arguments.quiet)  # passages that are not from this corpus
-    removed = _remove_outdated(store, corpus, arguments.corpus, prune=arguments.prune)
+    outdated, pruned = _remove_outdated(store, corpus, arguments.corpus, prune=arguments.prune)
     data = {
         **_identity(arguments, location, store),
         "passages": len(store),
         **report._asdict(),
-        "removed": removed.outdated,
-        "pruned": removed.pruned,
+        "removed": outdated,
+        "pruned": pruned,
         "skipped": [{"file": file, "reason": reason} for file, reason in corpus.skipped],
         "notes": [{"file": file, "note": note} for file, note in corpus.notes],
     }
@@ -141,10 +134,9 @@ def _add(arguments: argparse.Namespace) -> Outcome:
     if len(corpus.skipped) > _SHOWN_SKIPPED:
         lines.append(f"skipped {len(corpus.skipped) - _SHOWN_SKIPPED} more (--json lists all)")
     lines += [f"note {file}: {note}" for file, note in corpus.notes[:_SHOWN_SKIPPED]]
-    gone = removed.outdated + removed.pruned
     lines.append(
         f"{arguments.collection}: {report.added} added, {report.updated} updated, {report.unchanged} unchanged, "
-        f"{gone} removed; {len(store)} passages -> {arguments.store}"
+        f"{outdated + pruned} removed; {len(store)} passages -> {arguments.store}"
     )
     lines += _bundled_lines(location)
     return Outcome("\n".join(lines), data)
@@ -205,11 +197,11 @@ def _bundled_lines(sae: str) -> list[str]:
     return [f"features: the bundled SAE for {name}"] if name is not None else []
 
 
-def _remove_outdated(store: ChromaStore, corpus: Corpus, root: Path, *, prune: bool) -> _Removed:
+def _remove_outdated(store: ChromaStore, corpus: Corpus, root: Path, *, prune: bool) -> tuple[int, int]:
     """Removes passages that their files no longer hold and, with `prune`, the passages of deleted files.
 
     Returns:
-        Numbers of removed passages.
+        Numbers of removed passages: of changed files, and of deleted files.
 
     The metadata `source` names a passage's file. Passages without a `source`, and those of unreadable files, stay.
     """
@@ -233,4 +225,4 @@ def _remove_outdated(store: ChromaStore, corpus: Corpus, root: Path, *, prune: b
             elif prune and source not in unread:
                 pruned.append(name)
     store.delete(outdated + pruned)
-    return _Removed(len(outdated), len(pruned))
+    return len(outdated), len(pruned)

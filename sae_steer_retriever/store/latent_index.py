@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.sae.codes import Array, Codes, power_normalised
 
-_Ints = NDArray[np.integer[Any]]
 Similarity = Literal["dot", "cosine", "damped"]
 SIMILARITIES: tuple[Similarity, ...] = ("dot", "cosine", "damped")
 """Similarities of codes: dot product, as in arXiv 2411.00786; cosine; cosine of power-normalised codes."""
@@ -36,7 +35,7 @@ class LatentIndex:
     """For each latent, the passages that have it and their activations: an exact search that reads only these lists.
 
     Scores are the index's similarity in float32: dot products of codes that `compared` has normalised. `search` takes
-    codes as the SAE gives them. `scores` and `nearest` take a normalised query, which may be edited.
+    codes as the SAE gives them, `scores` a normalised query, which may be edited.
     """
 
     def __init__(
@@ -138,32 +137,13 @@ class LatentIndex:
         Raises:
             MismatchError: A latent is not below `n`.
         """
-        pairs = zip(*compared(codes, self.similarity), strict=True)
-        return [self.nearest(latents, weights, k, allowed=allowed) for latents, weights in pairs]
-
-    def nearest(
-        self,
-        latents: NDArray[np.integer[Any]],
-        weights: Array,
-        k: int,
-        *,
-        allowed: NDArray[np.bool_] | None = None,
-    ) -> LatentHits:
-        """Returns the passages with the largest `scores` above 0.
-
-        Args:
-            latents: The query's latents, each once.
-            weights: The query's activations, as `compared` gives them.
-            k: Number of passages.
-            allowed: (N,) the passages that may be found; all if None.
-
-        Raises:
-            MismatchError: A latent is not below `n`.
-        """
-        scores = self.scores(latents, weights)
-        if allowed is not None:
-            scores[~allowed] = 0.0
-        return best(scores, k)
+        found = []
+        for latents, weights in zip(*compared(codes, self.similarity), strict=True):
+            scores = self.scores(latents, weights)
+            if allowed is not None:
+                scores[~allowed] = 0.0
+            found.append(best(scores, k))
+        return found
 
 
 def compared(codes: Codes[NDArray[Any]], similarity: Similarity) -> Codes[NDArray[Any]]:
