@@ -42,7 +42,7 @@ def check_source(arguments: argparse.Namespace) -> None:
         UsageError: Both are given, or the corpus does not exist.
     """
     if arguments.corpus is not None and arguments.store is not None:
-        raise UsageError("--corpus and --store are both given: the passages are read from one of them; leave one out.")
+        raise UsageError("give either --corpus PATH or --store DIR: the passages are read from one of them.")
     if arguments.corpus is not None and not arguments.corpus.exists():
         raise UsageError(f"--corpus: no such file or folder: {arguments.corpus}")
 

@@ -22,7 +22,6 @@ SUMMARY = "search a store, steered by named features"
 # Equal to SPACES and SIDES of the library, whose import loads PyTorch.
 SPACE_CHOICES = ("original", "reconstructed", "latent")
 SIDE_CHOICES = ("query", "document", "both")
-_SHOWN_CHARACTERS = 240
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -210,11 +209,11 @@ def _steering_lines(steering: Steering, catalog: FeatureCatalog, applied: Steeri
 
 
 def _hit_lines(rank: int, hit: Hit, why: Explanation | None, *, steered: bool) -> list[str]:
+    from sae_steer_retriever.explain.text import excerpt
+
     moved = f"  {_movement(rank, hit)}" if steered else ""
     lines = [f"{rank:>3}  {hit.score:.3f}{moved}  {hit.id}"]
-    text = " ".join(hit.text.split())
-    if len(text) > _SHOWN_CHARACTERS:
-        text = text[: _SHOWN_CHARACTERS - 1].rstrip() + "…"
+    text = excerpt(hit.text)
     if text:
         lines.append(f"     {text}")
     if why is not None:
