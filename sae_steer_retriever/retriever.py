@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.explain.explanation import Explanation
@@ -42,6 +42,7 @@ from sae_steer_retriever.store.batches import Metadata
 from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.store.connection import connect
 from sae_steer_retriever.store.recorded_sae import opened_sae
+from sae_steer_retriever.store.store_reader import StoreReader
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -61,7 +62,7 @@ class SteeredRetriever:
 
     def __init__(
         self,
-        store: ChromaStore,
+        store: StoreReader,
         embedder: Embedder,
         catalog: FeatureCatalog,
         *,
@@ -86,7 +87,7 @@ class SteeredRetriever:
             raise ValueError(f"latent_engine is {latent_engine!r}: the exact engine is the only one; leave it out.")
         self._queries = QuerySearch(store, embedder, catalog)
         self._resolver = SteeringResolver(store.sae, embedder, catalog, steering)
-        self.store = store
+        self.store = cast(ChromaStore, store)  # searches only read; a store opened for reading has no writers
         self.embedder = embedder
         self.catalog = catalog
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_steer_retriever.cli.outcome import Outcome, UsageError
-from sae_steer_retriever.cli.runner import add_common_arguments, count
+from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, count
 from sae_steer_retriever.cli.store_options import (
     StoreLocation,
     add_store_arguments,
@@ -113,7 +112,8 @@ def _audit(arguments: argparse.Namespace, client: ClientAPI) -> Audit:
 @contextlib.contextmanager
 def _opened(store: StoreLocation) -> Iterator[ClientAPI]:
     """A client of the store or, of an embedded one, of a private copy."""
-    from sae_steer_retriever.audit.private_copy import DATABASE, private_copy
+    from sae_steer_retriever.audit.private_copy import private_copy
+    from sae_steer_retriever.store.connection import DATABASE
 
     if store.folder is None or not (store.folder / DATABASE).is_file():
         yield store.connect(create=False)  # a server, or the error for a folder that is no store

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_steer_retriever.cli.evaluate_parts import DEFAULT_OUTPUT, cached_embedder, written
 from sae_steer_retriever.cli.evaluate_studies import FITTING, controllability, study
-from sae_steer_retriever.cli.outcome import Outcome, UsageError
-from sae_steer_retriever.cli.runner import add_common_arguments, count
+from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, count
 from sae_steer_retriever.cli.store_options import make_folder
 from sae_steer_retriever.sae.bundled import bundled_names, bundled_sae, require_bundled
 from sae_steer_retriever.sae.config import DEFAULT_MODEL

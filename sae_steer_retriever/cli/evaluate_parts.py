@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sae_steer_retriever.cli.outcome import Outcome
+from sae_steer_retriever.cli.runner import Outcome
 
 if TYPE_CHECKING:
     from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder

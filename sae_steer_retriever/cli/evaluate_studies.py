@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_steer_retriever.cli.evaluate_parts import DEFAULT_OUTPUT, cached_embedder, written
-from sae_steer_retriever.cli.outcome import Outcome, UsageError
+from sae_steer_retriever.cli.runner import Outcome, UsageError
 from sae_steer_retriever.cli.store_options import make_folder
 from sae_steer_retriever.errors import CorpusError
 

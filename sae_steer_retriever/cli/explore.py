@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_steer_retriever.cli.outcome import Outcome, UsageError
-from sae_steer_retriever.cli.runner import add_common_arguments
+from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments
 from sae_steer_retriever.cli.store_options import add_sae_argument, add_store_arguments, require_collection, sae_of
 
 if TYPE_CHECKING:

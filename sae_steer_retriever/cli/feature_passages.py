@@ -1,4 +1,4 @@
-"""The passages that an action of `sae-steer features` is about, of a corpus or of a store."""
+"""Passages of a corpus or a store, for the actions of `sae-steer features` that read them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_steer_retriever.cli.feature_options import OpenedCatalog, embedder_of
-from sae_steer_retriever.cli.outcome import UsageError
+from sae_steer_retriever.cli.runner import UsageError
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 _PAGE = 1000
-# Of an SAE that does not say how its corpus was cut.
+# For an SAE whose config does not record the passage length.
 _PASSAGE_CHARACTERS = 1200
 
 
@@ -36,10 +36,10 @@ class OpenedPassages(NamedTuple):
 
 
 def check_source(arguments: argparse.Namespace) -> None:
-    """Refuse `--corpus` and `--store` together, and a corpus that is not there.
+    """Refuses `--corpus` together with `--store`, and a missing corpus.
 
     Raises:
-        UsageError: So it is.
+        UsageError: Both are given, or the corpus does not exist.
     """
     if arguments.corpus is not None and arguments.store is not None:
         raise UsageError("give either --corpus PATH or --store DIR: the passages are read from one of them.")
@@ -50,12 +50,12 @@ def check_source(arguments: argparse.Namespace) -> None:
 def open_passages(
     arguments: argparse.Namespace, opened: OpenedCatalog, embedder: Callable[[], Embedder]
 ) -> OpenedPassages | None:
-    """What the corpus or the store holds; None if neither is given.
+    """Returns the passages of the corpus or the store; None if neither is given.
 
     Args:
-        arguments: With `corpus` and `collection`.
-        opened: The SAE, and the store.
-        embedder: Loads the SAE's encoder; not asked for where a store has the embeddings.
+        arguments: The options, with `corpus` and `collection`.
+        opened: The SAE, and the store if one is given.
+        embedder: Loads the SAE's encoder; a store has the embeddings already.
 
     Raises:
         UsageError: The collection is empty.
@@ -74,11 +74,11 @@ def open_passages(
 
 
 def cached_embedder(sae: TopKSAE, arguments: argparse.Namespace) -> Embedder:
-    """The SAE's encoder, with a memory.
+    """Returns the SAE's encoder with the embedding cache.
 
     Raises:
-        ArtifactError: It cannot be had.
-        MismatchError: What was found under its name is another one.
+        ArtifactError: The encoder cannot be loaded.
+        MismatchError: The loaded encoder is not the SAE's.
     """
     from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 
@@ -88,7 +88,6 @@ def cached_embedder(sae: TopKSAE, arguments: argparse.Namespace) -> Embedder:
 
 
 def _stored(client: ClientAPI, collection: str) -> OpenedPassages:
-    """All passages of the store, with their own embeddings at unit length, in pages."""
     import numpy as np
 
     from sae_steer_retriever.encoders.embedders import unit_rows

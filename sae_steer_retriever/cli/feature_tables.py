@@ -16,7 +16,7 @@ from sae_steer_retriever.cli.feature_passages import (
     check_source,
     open_passages,
 )
-from sae_steer_retriever.cli.outcome import Outcome, UsageError
+from sae_steer_retriever.cli.runner import Outcome, UsageError
 from sae_steer_retriever.cli.store_options import make_folder
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Running one command: arguments, logging, what goes to stdout and stderr, and the exit code."""
+"""Runs a command: arguments, logging, output on stdout and stderr, and the exit code."""
 
 from __future__ import annotations
 
@@ -11,32 +11,51 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from sae_steer_retriever.cli.outcome import Outcome, UsageError
 from sae_steer_retriever.errors import SAESteerError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
+class Outcome(NamedTuple):
+    """The result of a command, as text and as data.
+
+    Attributes:
+        text: Lines for people, without the last line's end.
+        data: One JSON object for programs; it may hold more than the text.
+    """
+
+    text: str
+    data: dict[str, Any]
+
+
+class UsageError(SAESteerError):
+    """The options of a command are wrong: exit code 2."""
+
+
 def add_common_arguments(parser: argparse.ArgumentParser, *, nested: bool = False) -> None:
-    """Add what every command takes: `--json`, `--quiet` and `--verbose`.
+    """Adds the options of every command: `--json`, `--quiet` and `--verbose`.
 
     Args:
         parser: Gets the options.
-        nested: Whether a parser around this one has them too: then only an option that is given counts.
+        nested: Whether a parent parser has the same options; the nested ones then have no defaults.
     """
     default: Any = argparse.SUPPRESS if nested else False
     parser.add_argument("--json", action="store_true", default=default, help="print one JSON object instead of text")
     volume = parser.add_mutually_exclusive_group()
-    volume.add_argument("--quiet", action="store_true", default=default, help="no progress bars and no warnings")
+    volume.add_argument("--quiet", action="store_true", default=default, help="show no progress bars and no warnings")
     volume.add_argument(
-        "-v", "--verbose", action="store_true", default=default, help="log more, and show where an error came from"
+        "-v", "--verbose", action="store_true", default=default, help="log more, and print the traceback of an error"
     )
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1, as an argument's type."""
+    """Returns a whole number of at least 1; the `type` of an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is no such number.
+    """
     with contextlib.suppress(ValueError):
         number = int(text)
         if number >= 1:
@@ -45,11 +64,11 @@ def count(text: str) -> int:
 
 
 def main_of(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    """Parse `argv` and run what it asks for.
+    """Parses the arguments and runs the command.
 
     Args:
-        parser: Its defaults hold `run`, which takes the namespace and returns an `Outcome`.
-        argv: The arguments; those of the process if None.
+        parser: Its default `run` takes the namespace and returns an `Outcome`.
+        argv: The arguments; the process' own if None.
 
     Returns:
         The exit code: 0 ok, 1 failed, 2 usage, 130 interrupted.
@@ -59,7 +78,7 @@ def main_of(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else OK
     if arguments.quiet or not sys.stderr.isatty():
-        # transformers draws a bar while it loads an encoder, into a log file too; this is the only switch it reads.
+        # transformers draws a progress bar while it loads an encoder, even into a file; it reads only this switch.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with _logging_to_stderr(arguments):
         return _execute(arguments.run, arguments)
@@ -70,7 +89,7 @@ def _execute(run: Callable[[argparse.Namespace], Outcome], arguments: argparse.N
         outcome = run(arguments)
         _write(outcome, as_json=arguments.json)
     except BrokenPipeError:
-        # Whoever reads stdout has gone, e.g. `| head`. Python flushes once more at its end, which must not fail again.
+        # The reader of stdout is gone, e.g. `| head`. Python flushes once more at exit, which must not fail again.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
@@ -80,7 +99,7 @@ def _execute(run: Callable[[argparse.Namespace], Outcome], arguments: argparse.N
     except UsageError as error:
         _complain(f"{error}", arguments)
         return USAGE
-    # The core raises ValueError and TypeError with a message for users; where one is a bug, --verbose shows it.
+    # The library raises ValueError and TypeError with messages for users; --verbose shows whether one is a bug.
     except (SAESteerError, ValueError, TypeError, OSError) as error:
         _complain(f"{error}", arguments)
         return FAILED
@@ -90,7 +109,7 @@ def _execute(run: Callable[[argparse.Namespace], Outcome], arguments: argparse.N
 def _complain(message: str, arguments: argparse.Namespace) -> None:
     if arguments.verbose:
         traceback.print_exc(file=sys.stderr)
-    line = " ".join(message.split()) or "no reason was given; --verbose shows where it came from"
+    line = " ".join(message.split()) or "no reason was given; --verbose prints the traceback"
     sys.stderr.write(f"error: {line}\n")
 
 
@@ -109,7 +128,7 @@ def _write(outcome: Outcome, *, as_json: bool) -> None:
 
 
 def _standard(value: Any) -> Any:  # noqa: ANN401 - anything JSON can hold
-    """The same without NaN and infinity, which are no JSON."""
+    """Returns the value with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -121,7 +140,7 @@ def _standard(value: Any) -> Any:  # noqa: ANN401 - anything JSON can hold
 
 @contextlib.contextmanager
 def _logging_to_stderr(arguments: argparse.Namespace) -> Iterator[None]:
-    """Show the library's log while a command runs; other libraries' loggers are left as they are."""
+    """Sends the library's log to stderr while a command runs."""
     logger = logging.getLogger("sae_steer_retriever")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_LowerCaseLevel("%(levelname)s: %(message)s"))

@@ -1,4 +1,4 @@
-"""`sae-steer search`: ranked passages, before and after steering, and why."""
+"""`sae-steer search`: ranked passages with and without steering, and explanations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_steer_retriever.cli.outcome import Outcome, UsageError
-from sae_steer_retriever.cli.runner import add_common_arguments, count
+from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, count
 from sae_steer_retriever.cli.store_options import add_sae_argument, add_store_arguments, require_collection, sae_of
 from sae_steer_retriever.errors import SteeringError
 
@@ -22,14 +21,13 @@ if TYPE_CHECKING:
     from sae_steer_retriever.steering.policy import Steering
 
 SUMMARY = "search a store, steered by named features"
-# Those of `retriever.SPACES` and `steering.SIDES`, which cost an import of PyTorch.
+# Equal to SPACES and SIDES of the library, whose import loads PyTorch.
 SPACE_CHOICES = ("original", "reconstructed", "latent")
 SIDE_CHOICES = ("query", "document", "both")
-_SHOWN_CHARACTERS = 240
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
+    """Adds the options."""
     parser.add_argument("query", metavar="QUESTION", help="the question")
     add_store_arguments(parser)
     add_sae_argument(parser)
@@ -38,50 +36,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=+0.5",
-        help="feature (label, keyword, free text or id) and strength, or NAME=suppress, NAME=clamp:1.0, NAME=scale:2, "
-        "NAME=raw:0.5; 'NAME=+0.5 when OTHER>0.3' is for queries that have another feature; may be given several times",
+        help="a feature (label, keyword, free text or id) and its strength, or an operation: NAME=suppress, "
+        "NAME=clamp:1.0, NAME=scale:2, NAME=raw:0.5; with a condition on the query's features: "
+        "'NAME=+0.5 when OTHER>0.3'; repeat it for several features",
     )
     parser.add_argument(
-        "--policy", metavar="FILE", help="steering saved before; --steer is laid over it, and NAME=0 takes from it"
+        "--policy",
+        metavar="FILE",
+        help="a saved steering; --steer adds to it or replaces its edits, NAME=0 removes one",
     )
-    parser.add_argument("--save-policy", metavar="FILE", help="save the steering of this search, the policy's included")
-    parser.add_argument("-k", type=count, default=4, metavar="N", help="how many passages (default: 4)")
+    parser.add_argument("--save-policy", metavar="FILE", help="save the steering of this search, with the policy's")
+    parser.add_argument("-k", type=count, default=4, metavar="N", help="number of passages (default: 4)")
     parser.add_argument(
-        "--explain", action="store_true", help="show what each score is made of: features, bias and unexplained rest"
+        "--explain", action="store_true", help="show the parts of each score: features, bias and residual"
     )
     parser.add_argument(
         "--space",
         choices=SPACE_CHOICES,
         default="original",
-        help="search the documents' own embeddings, their reconstructions, or their codes (default: original)",
+        help="search the original embeddings, the reconstructed ones, or the codes (default: original)",
     )
     parser.add_argument(
         "--side",
         choices=SIDE_CHOICES,
-        help="what a strength acts on: query query shifts it, document rewards passages with the feature, both "
-        "(default: both; in the other spaces query)",
+        help="what a strength changes: query shifts the query, document boosts passages that have the feature "
+        "(default: both; query in the other spaces)",
     )
     parser.add_argument(
-        "--fetch-k", type=count, metavar="N", help="candidates before re-ranking (default: 100, or 4 k if that is more)"
+        "--fetch-k", type=count, metavar="N", help="candidates before re-ranking (default: the larger of 100 and 4 k)"
     )
     parser.add_argument(
-        "--where", type=_filter, metavar="JSON", help="""Chroma's metadata filter, e.g. '{"source": "a.md"}'"""
+        "--where", type=_filter, metavar="JSON", help="""metadata filter of Chroma, e.g. '{"source": "a.md"}'"""
     )
     add_common_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Search.
+    """Returns the hits, with and without steering.
 
     Raises:
-        UsageError: The store, the collection, the SAE or the policy is not there, or a strength is malformed.
-        SAESteerError: A name means no feature, the parts do not belong together, or the store does not answer.
+        UsageError: The store, the collection, the SAE or the policy does not exist, or a strength is malformed.
+        SAESteerError: No feature has the name, the SAE and the store do not belong together, or the store does not
+            answer.
     """
     if not arguments.query.strip():
         raise UsageError("the question is empty.")
     steer = steer_of(arguments.steer)
     if arguments.save_policy is not None and not (steer or arguments.policy):
-        raise UsageError("--save-policy has nothing to save: give --steer, or --policy.")
+        raise UsageError("--save-policy has nothing to save: give --steer or --policy.")
     policy = _policy(arguments.policy)
     from sae_steer_retriever.explain.explanation import Explanation
     from sae_steer_retriever.retriever import SteeredRetriever
@@ -131,13 +133,13 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 
 def steer_of(given: list[str]) -> dict[str, float | Operation]:
-    """What `--steer` asks for, checked before anything is loaded.
+    """Returns the steering of `--steer`, checked before anything is loaded.
 
     Args:
-        given: "NAME=VALUE" or "NAME=VALUE when OTHER>UNITS" each; NAME may hold a "=" itself.
+        given: Texts "NAME=VALUE" or "NAME=VALUE when OTHER>UNITS"; NAME may contain "=".
 
     Raises:
-        UsageError: One is malformed, names a feature twice, or has a strength that no steering may have.
+        UsageError: A text is malformed, a feature is named twice, or a strength is out of range.
     """
     if not given:
         return {}
@@ -166,7 +168,7 @@ def steer_of(given: list[str]) -> dict[str, float | Operation]:
         except ValueError:
             raise UsageError(
                 f"--steer {text!r}: {value + conditional + condition!r} is no strength; expected a number such as +0.5 "
-                "or -1, suppress, clamp:1.0, scale:2 or raw:0.5; after it perhaps a condition such as "
+                "or -1, or suppress, clamp:1.0, scale:2 or raw:0.5, with or without a condition such as "
                 "' when employment>0.3'."
             ) from None
     try:
@@ -177,7 +179,6 @@ def steer_of(given: list[str]) -> dict[str, float | Operation]:
 
 
 def _policy(path: str | None) -> Steering | None:
-    """A steering saved before, read before anything is opened."""
     if path is None:
         return None
     from sae_steer_retriever.steering.policy import Steering
@@ -209,11 +210,11 @@ def _steering_lines(steering: Steering, catalog: FeatureCatalog, applied: Steeri
 
 
 def _hit_lines(rank: int, hit: Hit, why: Explanation | None, *, steered: bool) -> list[str]:
+    from sae_steer_retriever.explain.text import excerpt
+
     moved = f"  {_movement(rank, hit)}" if steered else ""
     lines = [f"{rank:>3}  {hit.score:.3f}{moved}  {hit.id}"]
-    text = " ".join(hit.text.split())
-    if len(text) > _SHOWN_CHARACTERS:
-        text = text[: _SHOWN_CHARACTERS - 1].rstrip() + "…"
+    text = excerpt(hit.text)
     if text:
         lines.append(f"     {text}")
     if why is not None:
@@ -222,7 +223,7 @@ def _hit_lines(rank: int, hit: Hit, why: Explanation | None, *, steered: bool) -
 
 
 def _movement(rank: int, hit: Hit) -> str:
-    """The rank before, in words too: not every console has arrows."""
+    """Returns the change of rank, in words too: some consoles have no arrows."""
     if hit.base_rank is None:
         return "new"
     steps = hit.base_rank - rank

@@ -1,4 +1,4 @@
-"""Where the store and the SAE of a command are, and where it writes to."""
+"""The options for a store, its collection, its SAE, and an output folder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from sae_steer_retriever.cli.outcome import UsageError
+from sae_steer_retriever.cli.runner import UsageError
 from sae_steer_retriever.errors import nearest_names
+from sae_steer_retriever.store.connection import DATABASE, connect, translated
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 DEFAULT_STORE = "./chroma"
 DEFAULT_COLLECTION = "docs"
 _DEFAULT_PORT = 8000
-# What an embedded Chroma keeps in its folder.
-_DATABASE = "chroma.sqlite3"
 
 
 class StoreLocation(NamedTuple):
@@ -36,10 +35,10 @@ class StoreLocation(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> StoreLocation:
-        """Read "./folder" or "http://host:port".
+        """Returns the location "./folder" or "http://host:port".
 
         Raises:
-            argparse.ArgumentTypeError: It is an address, but not of that form.
+            argparse.ArgumentTypeError: The text is another kind of address.
         """
         if "://" not in text:
             return cls(Path(text).expanduser())
@@ -53,31 +52,29 @@ class StoreLocation(NamedTuple):
         return cls(None, address.hostname, port)
 
     def __str__(self) -> str:
-        """As it was given."""
+        """The location as it was given."""
         return f"http://{self.host}:{self.port}" if self.folder is None else str(self.folder)
 
     def connect(self, *, create: bool) -> ClientAPI:
-        """A Chroma client.
+        """Returns a Chroma client.
 
         Args:
-            create: Whether a folder that is no store yet becomes one.
+            create: Whether to create a store in a folder that has none.
 
         Raises:
-            UsageError: The folder is no store, and must be one.
+            UsageError: The folder has no store, and `create` is False.
             StoreError: The server does not answer, or the folder cannot be used.
         """
-        from sae_steer_retriever.store.connection import connect
-
-        if self.folder is not None and not create and not (self.folder / _DATABASE).is_file():
+        if self.folder is not None and not create and not (self.folder / DATABASE).is_file():
             raise UsageError(
-                f"no store in {self.folder}: make one with `sae-steer index`, or give the folder (or http://host:port) "
-                "of the one you mean with --store."
+                f"no store in {self.folder}: create one with `sae-steer index`, or give another folder or "
+                "http://host:port with --store."
             )
         return connect(path=self.folder, host=self.host, port=self.port)
 
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--store` and `--collection`."""
+    """Adds `--store` and `--collection`."""
     parser.add_argument(
         "--store",
         type=StoreLocation.parse,
@@ -94,22 +91,21 @@ def add_store_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sae_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--sae`, for the commands that open a store."""
+    """Adds `--sae`, for the commands that open a store."""
     parser.add_argument(
         "--sae",
         metavar="DIR|NAME",
-        help="the SAE: a folder, a hub id, or the name of one that ships (default: the one that the collection was "
-        "indexed with, else the bundled one for its encoder)",
+        help="the SAE: a folder, a hub id, or the name of a bundled SAE (default: the SAE that the collection was "
+        "indexed with, else the bundled SAE for its encoder)",
     )
 
 
 def require_collection(client: ClientAPI, location: StoreLocation, name: str) -> None:
-    """Refuse a collection that is not there, before anything is made or loaded.
+    """Refuses a missing collection before anything is created or loaded.
 
     Raises:
-        UsageError: There is none of that name; those there are, are named.
+        UsageError: There is no such collection; the message names the existing ones.
     """
-    from sae_steer_retriever.store.connection import translated
     from sae_steer_retriever.store.sidecar import SUFFIX
 
     with translated(f"reading {location}"):
@@ -119,23 +115,20 @@ def require_collection(client: ClientAPI, location: StoreLocation, name: str) ->
     others = sorted(other for other in names if not other.endswith(SUFFIX))
     shown = nearest_names(name, others) or others[:5]
     there = f"it has {', '.join(map(repr, shown))}" if shown else "it has none"
-    raise UsageError(f"no collection {name!r} in {location}: {there}; --collection names one.")
+    raise UsageError(f"no collection {name!r} in {location}: {there}; choose one with --collection.")
 
 
 def sae_of(given: str | None, client: ClientAPI, collection: str) -> str:
-    """The SAE to use: the one given, else the one that the store was indexed with, else the bundled one.
+    """Returns the location of the SAE: the given one, else the recorded one, else the bundled one.
 
     Args:
         given: `--sae`.
         client: The store.
         collection: Name of the documents collection.
 
-    Returns:
-        A folder or a hub id.
-
     Raises:
-        UsageError: None was given, and the one that the store names is not there.
-        ArtifactError: None was given, the store names none, and none ships for its encoder.
+        UsageError: No SAE was given, and the recorded folder is gone.
+        ArtifactError: No SAE was given or recorded, and none is bundled for the encoder.
     """
     from sae_steer_retriever.store.recorded_sae import default_sae
 
@@ -144,21 +137,21 @@ def sae_of(given: str | None, client: ClientAPI, collection: str) -> str:
     recorded = default_sae(client, collection)
     if Path(recorded).is_absolute() and not Path(recorded).is_dir():
         raise UsageError(
-            f"collection {collection!r} was indexed with the SAE of {recorded}, which is gone: name its new folder "
+            f"collection {collection!r} was indexed with the SAE in {recorded}, which is gone: give its new folder "
             "with --sae."
         )
     return recorded
 
 
 def make_folder(folder: Path, option: str) -> None:
-    """See to it before anything is measured that there is a place to write what is found.
+    """Creates an output folder before the work starts, so that the work is not lost.
 
     Args:
-        folder: Is made if it is not there.
-        option: That names it, for the error: "--output".
+        folder: The folder.
+        option: The option that names it, for the error: "--output".
 
     Raises:
-        UsageError: It cannot be made, or not be written to.
+        UsageError: The folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_steer_retriever import __version__
-from sae_steer_retriever.cli.outcome import Outcome, UsageError
-from sae_steer_retriever.cli.runner import add_common_arguments, main_of
+from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, main_of
 from sae_steer_retriever.errors import ArtifactError, CorpusError
 from sae_steer_retriever.sae.config import former_key, former_keys
 

@@ -9,9 +9,9 @@ import numpy as np
 from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.search.ranking import Ranker, Ranking, Survey
 from sae_steer_retriever.store.batches import Metadata
-from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.store.code_index import CodeIndex
 from sae_steer_retriever.store.documents import Neighbours
+from sae_steer_retriever.store.store_reader import StoreReader
 
 # The widest plain search, in multiples of its first breadth.
 _WIDEST = 16
@@ -28,7 +28,7 @@ class CandidateSearch:
     the shifted query and the passages that have a rewarded feature.
     """
 
-    def __init__(self, store: ChromaStore, ranker: Ranker, where: Metadata | None, *, verified: bool = False) -> None:
+    def __init__(self, store: StoreReader, ranker: Ranker, where: Metadata | None, *, verified: bool = False) -> None:
         """Takes the parts.
 
         Args:

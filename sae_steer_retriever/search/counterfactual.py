@@ -22,7 +22,7 @@ from sae_steer_retriever.steering.edit import Edit
 from sae_steer_retriever.steering.from_examples import labels_of_passages
 from sae_steer_retriever.steering.operations import LARGEST_STRENGTH, Side
 from sae_steer_retriever.steering.policy import Steering, compose
-from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.store_reader import StoreReader
 
 # Strengths are tried in hundredths of a unit: upwards until one suffices, then by bisection below it.
 _STEPS_PER_UNIT = 100
@@ -83,7 +83,7 @@ class Counterfactual:
 
 def find_counterfactual(
     queries: QuerySearch,
-    store: ChromaStore,
+    store: StoreReader,
     catalog: FeatureCatalog,
     base: Steering,
     query: str,

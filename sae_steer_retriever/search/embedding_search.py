@@ -15,8 +15,8 @@ from sae_steer_retriever.search.ranking import Explain, Ranker, Ranking
 from sae_steer_retriever.steering.plan import plan
 from sae_steer_retriever.steering.policy import Steering
 from sae_steer_retriever.store.batches import Metadata
-from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.store.documents import Record
+from sae_steer_retriever.store.store_reader import StoreReader
 
 # Two ways to work out one score differ by no more than this.
 _SAME = 1e-5
@@ -27,7 +27,7 @@ class EmbeddingSearch:
 
     def __init__(
         self,
-        store: ChromaStore,
+        store: StoreReader,
         catalog: FeatureCatalog,
         steering: Steering,
         q: Array,

@@ -22,7 +22,7 @@ from sae_steer_retriever.steering.from_examples import (
 )
 from sae_steer_retriever.steering.operations import LARGEST_STRENGTH
 from sae_steer_retriever.steering.policy import Steering
-from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.store_reader import StoreReader
 
 # Multiples of the requested strength, in the order they are tried.
 _TRIED = (1.0, 0.5, 0.25, 2.0)
@@ -54,7 +54,7 @@ class Feedback(Contrast):
 
 def autosteer(
     queries: QuerySearch,
-    store: ChromaStore,
+    store: StoreReader,
     catalog: FeatureCatalog,
     positive_ids: Sequence[str],
     negative_ids: Sequence[str],

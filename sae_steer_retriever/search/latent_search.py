@@ -15,10 +15,10 @@ from sae_steer_retriever.search.ranking import Explain, Ranker, Ranking
 from sae_steer_retriever.steering.plan import plan_code
 from sae_steer_retriever.steering.policy import Steering
 from sae_steer_retriever.store.batches import Metadata
-from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.store.code_index import CodeIndex
 from sae_steer_retriever.store.documents import Record
 from sae_steer_retriever.store.latent_index import best, lengths
+from sae_steer_retriever.store.store_reader import StoreReader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LatentSearch:
 
     def __init__(
         self,
-        store: ChromaStore,
+        store: StoreReader,
         catalog: FeatureCatalog,
         steering: Steering,
         h_q: Codes[NDArray[Any]],

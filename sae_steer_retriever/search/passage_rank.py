@@ -7,7 +7,7 @@ from typing import Protocol
 from sae_steer_retriever.explain.explanation import Explanation
 from sae_steer_retriever.explain.hits import Hit
 from sae_steer_retriever.search.ranking import Explain, Ranking, hits_of
-from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.store_reader import StoreReader
 
 # The first and the last depth at which a passage is looked for.
 _FIRST_DEPTH, _DEEPEST = 100, 10_000
@@ -62,7 +62,7 @@ def same_score(one: float, other: float) -> bool:
 
 def explain_passage(
     searching: Searching,
-    store: ChromaStore,
+    store: StoreReader,
     query: str,
     hit: Hit | str,
     *,

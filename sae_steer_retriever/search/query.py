@@ -21,7 +21,7 @@ from sae_steer_retriever.search.query_cosine import QueryCosine, query_cosine
 from sae_steer_retriever.search.ranking import hits_of
 from sae_steer_retriever.steering.policy import Steering
 from sae_steer_retriever.store.batches import Metadata
-from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.store_reader import StoreReader
 
 
 class Query(NamedTuple):
@@ -41,7 +41,7 @@ class Query(NamedTuple):
 class QuerySearch:
     """The path from a query to hits, over one store: every front end uses it through `SteeredRetriever`."""
 
-    def __init__(self, store: ChromaStore, embedder: Embedder, catalog: FeatureCatalog) -> None:
+    def __init__(self, store: StoreReader, embedder: Embedder, catalog: FeatureCatalog) -> None:
         """Takes the parts.
 
         Args:

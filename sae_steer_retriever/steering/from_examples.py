@@ -19,7 +19,7 @@ from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.steering.edit import Edit
 from sae_steer_retriever.steering.operations import LARGEST_STRENGTH, Side, check_side
 from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, DEFAULT_SIDE, Steering, check_drift_cap
-from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.store_reader import StoreReader
 
 # Features on each side, none weaker than this share of the strongest: further ones are particulars of the examples.
 _FEATURES = 5
@@ -274,7 +274,7 @@ def labels_of_texts(sae: TopKSAE, embedder: Embedder, texts: Sequence[str]) -> C
     return sae.encode(embedder.embed_documents(texts)).truncate(sae.config.k_labels)
 
 
-def labels_of_passages(store: ChromaStore, ids: Sequence[str]) -> Codes[NDArray[Any]]:
+def labels_of_passages(store: StoreReader, ids: Sequence[str]) -> Codes[NDArray[Any]]:
     """Returns (passages, k_labels) the label latents of stored passages, each once.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Passages on their way into a store: checked before anything is written, in batches, compared with what is there."""
+"""Passages to write: checked before anything is written, cut into batches, compared with the stored ones."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Batch:
     Attributes:
         ids: Unique ids.
         texts: The passages.
-        metadatas: One mapping each, of values that Chroma keeps; may be empty.
-        embedded_as: What is embedded in place of each text, where that is not the text itself.
+        metadatas: One mapping per passage, of values that Chroma keeps; may be empty.
+        embedded_as: Texts to embed instead of `texts`, or None.
     """
 
     ids: list[str]
@@ -32,13 +32,13 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """What a batch changes in a store: positions in the batch.
+    """The changes that a batch makes, as positions in the batch.
 
     Attributes:
-        new: Passages that are not there.
-        changed: Passages that must be embedded again.
-        relabelled: Passages of which only the metadata differ.
-        metadatas: What to write for each position; a key that is to vanish is None.
+        new: Passages that are not stored.
+        changed: Passages to embed again.
+        relabelled: Passages with changed metadata only.
+        metadatas: The metadata to write at each position; None deletes a key.
     """
 
     new: list[int]
@@ -54,12 +54,12 @@ def batches(
     embedded_as: Sequence[str] | None,
     size: int,
 ) -> list[Batch]:
-    """Check all passages and cut them into batches.
+    """Returns the passages in batches, after all of them are checked.
 
     Raises:
-        TypeError: One text is given instead of a sequence, or an id is no text.
-        ValueError: Lengths differ, an id occurs twice, a text is empty or cannot be stored, or a metadata value is of
-            a type that Chroma does not keep.
+        TypeError: One text is given instead of a sequence, or an id is not a text.
+        ValueError: Lengths differ, an id occurs twice, a text is empty or cannot be stored, or Chroma does not keep the
+            type of a metadata value.
     """
     rows = [None] * len(ids) if metadatas is None else metadatas
     if not len(ids) == len(texts) == len(rows):
@@ -88,10 +88,10 @@ def batches(
 
 
 def check_ids(ids: Sequence[str]) -> None:
-    """Refuse ids that Chroma would misunderstand.
+    """Refuses ids that Chroma would misunderstand.
 
     Raises:
-        TypeError: `ids` is one text, or holds something that is no text.
+        TypeError: `ids` is one text, or an id is not a text.
         ValueError: An id is empty or occurs twice.
     """
     if isinstance(ids, str):
@@ -111,13 +111,7 @@ def check_ids(ids: Sequence[str]) -> None:
 def changes(
     batch: Batch, documents: Mapping[str, str | None], metadatas: Mapping[str, Mapping[str, Any] | None]
 ) -> Changes:
-    """Compare a batch with what is stored.
-
-    Args:
-        batch: The passages.
-        documents: Stored texts by id, for those of the batch that are there.
-        metadatas: Stored metadata by id.
-    """
+    """Returns the changes that a batch makes to the stored texts and metadata, which are given by id."""
     new: list[int] = []
     changed: list[int] = []
     relabelled: list[int] = []

@@ -1,4 +1,4 @@
-"""Codes at query time: a memory-mapped copy of the sidecar's codes, with inverted lists of named features."""
+"""Codes at query time: a memory-mapped copy of the sidecar's codes, with an inverted list for every feature."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _REMEMBERED_BYTES = 64 * 2**20
 
 
 class StoredVectors(NamedTuple):
-    """The documents' own vectors as their store scores them: `vectors @ q + offsets` is a unit query's scores.
+    """The documents' vectors in score space: `vectors @ q + offsets` are the scores of a unit query `q`.
 
     Attributes:
-        vectors: (N, d) float32, may be memory-mapped. A passage that is gone has a row of NaN.
+        vectors: (N, d) float32, may be memory-mapped. The row of a deleted passage is NaN.
         offsets: (N,) float32.
     """
 
@@ -38,9 +38,10 @@ class StoredVectors(NamedTuple):
 
 
 class CodeIndex:
-    """Every passage's codes and vector, by row, and for each feature the rows that have it among their names.
+    """Every passage's code and vector, by row, and for each feature the rows of the passages that have it.
 
-    A derived copy: it is made from the sidecar collection, bears its stamp, and is made again when that differs.
+    The index is a copy made from the sidecar collection. It has the sidecar's generation and is made again when that
+    changes.
     """
 
     def __init__(
@@ -52,14 +53,14 @@ class CodeIndex:
         k_labels: int,
         stored: StoredVectors,
     ) -> None:
-        """Take the arrays; `build` and `load` make them.
+        """Takes the arrays; `build` and `load` make them.
 
         Args:
             ids: Passage ids, by row.
             codes: (N, K), may be memory-mapped.
             offsets: (n + 1,) where each feature's list begins in `rows`.
             rows: The rows of all lists, feature after feature.
-            k_labels: How many of a code's strongest latents the lists cover.
+            k_labels: Number of label latents: the lists hold only these.
             stored: The passages' vectors.
         """
         self.ids = ids
@@ -80,45 +81,33 @@ class CodeIndex:
         return len(self.ids)
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """(len(ids),) rows, -1 for a passage that is not here."""
+        """Returns the (len(ids),) rows of passages, -1 for an unknown one."""
         return np.array([self._row_of.get(name, -1) for name in ids], dtype=np.int64)
 
     def take(self, rows: NDArray[np.integer[Any]]) -> Codes[NDArray[Any]]:
-        """(len(rows), K) codes of some rows."""
+        """Returns the (len(rows), K) codes of rows."""
         return Codes(np.asarray(self.codes.indices[rows]), np.asarray(self.codes.values[rows]))
 
     def names(self, rows: NDArray[np.integer[Any]]) -> Codes[NDArray[Any]]:
-        """(len(rows), k_labels) label latents of some rows."""
+        """Returns the (len(rows), k_labels) label latents of rows."""
         return self.take(rows).truncate(self._k_labels)
 
     def posting(self, feature: int) -> NDArray[np.int32]:
-        """Rows of the passages that have a feature among their names."""
+        """Returns the rows of the passages that have a feature among their label latents."""
         return np.asarray(self._rows[self._offsets[feature] : self._offsets[feature + 1]])
 
     def having(self, feature: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Rows of the passages that have a feature among their names, and its activation in each."""
+        """Returns the rows of the passages that have a feature among their label latents, and its activations."""
         rows = self.posting(feature)
         names = self.names(rows)
         return rows, np.where(names.indices == feature, names.values, np.float32(0)).max(axis=1, initial=0)
 
     def project(self, along: NDArray[np.float32]) -> NDArray[np.float32]:
-        """For every passage the sum of its activations times `along` their latents.
-
-        Args:
-            along: (n, m) weights of the latents, m at a time.
-
-        Returns:
-            (N, m).
-        """
+        """Returns (N, m) dot products of every passage's code with the (n, m) columns of `along`."""
         return np.asarray(self._matrix(len(along)) @ along)
 
     def scores(self, rows: NDArray[np.integer[Any]], q: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(len(rows),) the plain scores of some passages; NaN for one that is gone.
-
-        Args:
-            rows: Which passages.
-            q: (d,) a unit query.
-        """
+        """Returns the (len(rows),) plain scores of rows for a (d,) unit query; NaN for a deleted passage."""
         vectors, offsets = self._stored
         if not vectors.shape[1]:  # no document is left, and no size is known
             return np.full(len(rows), np.nan)
@@ -132,11 +121,11 @@ class CodeIndex:
         return self._stored
 
     def vectors(self, rows: NDArray[np.integer[Any]]) -> StoredVectors:
-        """The vectors of some passages."""
+        """Returns the vectors of rows."""
         return StoredVectors(*(np.asarray(part[rows]) for part in self._stored))
 
     def remembered(self, key: Hashable, answer: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
-        """An answer about all passages, worked out where it is not among the latest ones."""
+        """Returns an answer about all passages; computes it unless it is among the latest ones."""
         with self._answering:
             if key in self._answers:
                 self._answers.move_to_end(key)
@@ -150,11 +139,7 @@ class CodeIndex:
         return found
 
     def latent_index(self, n: int) -> LatentIndex:
-        """Returns the search over all K latents of the codes, made in memory at its first use.
-
-        Args:
-            n: Number of latents.
-        """
+        """Returns the search over all K of the `n` latents, made in memory at its first use."""
         with self._making:
             if self._latent_index is None:
                 self._latent_index = LatentIndex.build(self.codes, n)
@@ -181,15 +166,14 @@ class CodeIndex:
         k_labels: int,
         stored: Iterable[tuple[list[str], NDArray[np.float32], NDArray[np.float32]]] = (),
     ) -> CodeIndex:
-        """Make an index in memory.
+        """Returns an index made in memory.
 
         Args:
             pages: Batches of ids and their codes.
-            stored: Batches of ids, the documents' vectors and offsets, in any order; without them no passage can be
-                scored.
             n: Number of latents.
             k: Latents per code.
-            k_labels: How many of them are names.
+            k_labels: Number of label latents.
+            stored: Batches of ids, the documents' vectors and offsets, in any order; without them, scores are NaN.
         """
         ids: list[str] = []
         indices, values = [np.empty((0, k), dtype=np.int32)], [np.empty((0, k), dtype=np.float32)]
@@ -207,7 +191,7 @@ class CodeIndex:
         return cls(ids, whole, offsets, row[order].astype(np.int32), k_labels, _placed(ids, stored))
 
     def save(self, folder: Path, generation: str) -> None:
-        """Write the index as `folder/stamp` and drop older stamps. A reader never sees half of one."""
+        """Writes the index as `folder/generation` and removes older ones. A reader never sees half of one."""
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / generation
         if target.exists():
@@ -235,7 +219,7 @@ class CodeIndex:
 
     @classmethod
     def load(cls, folder: Path, generation: str) -> CodeIndex | None:
-        """Open the index of this stamp, memory-mapped, or None where there is none that can be read."""
+        """Returns the index of a generation, memory-mapped; None if it is absent or damaged."""
         path = folder / generation
         try:
             meta = json.loads((path / _META_FILE).read_text(encoding="utf-8"))
@@ -257,7 +241,7 @@ class CodeIndex:
 def _placed(
     ids: list[str], stored: Iterable[tuple[list[str], NDArray[np.float32], NDArray[np.float32]]]
 ) -> StoredVectors:
-    """Vectors in the order of `ids`."""
+    """Returns vectors in the order of `ids`."""
     row_of = {name: row for row, name in enumerate(ids)}
     placed = StoredVectors(np.empty((len(ids), 0), dtype=np.float32), np.full(len(ids), np.nan, dtype=np.float32))
     for names, vectors, offsets in stored:

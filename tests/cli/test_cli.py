@@ -21,15 +21,14 @@ from small_world import World
 
 from sae_steer_retriever import __version__
 from sae_steer_retriever.cli import search as search_command
-from sae_steer_retriever.cli.outcome import UsageError
+from sae_steer_retriever.cli.runner import UsageError
 from sae_steer_retriever.cli.search import steer_of
 from sae_steer_retriever.cli.train import main as train_main
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae.config import former_keys
 from sae_steer_retriever.search.options import SPACES, Space
-from sae_steer_retriever.steering.operations import AddRaw, Clamp, Scale, Suppress
-from sae_steer_retriever.steering.operations import SIDES
+from sae_steer_retriever.steering.operations import SIDES, AddRaw, Clamp, Scale, Suppress
 from sae_steer_retriever.store.connection import connect
 from sae_steer_retriever.train.config import TrainConfig
 

@@ -29,6 +29,7 @@ from sae_steer_retriever.labelling.neuron2graph import _MOST_PASSAGES, PASSAGES
 from sae_steer_retriever.labelling.prefix_attribution import Reading
 from sae_steer_retriever.sae.config import EncoderSpec
 from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.store.connection import connect
 
 
 @pytest.fixture(scope="module")
@@ -436,3 +437,16 @@ def test_an_encoder_that_shows_no_tokens_is_read_by_prefixes_alone(
     split = sae_steer(*given, "--how", "split")
     assert split.code == 1
     assert "shows no token vectors" in split.error
+
+
+def test_contrast_reads_a_collection_without_a_sidecar_and_creates_none(
+    sae_steer: Run, sae: Path, world: World, tmp_path: Path
+) -> None:
+    client = connect(path=tmp_path / "plain")
+    plain = client.create_collection("docs", embedding_function=None, configuration={"hnsw": {"space": "ip"}})
+    plain.add(ids=world.ids, embeddings=world.vectors, documents=world.texts)
+    liked = [name for name in world.ids if name.startswith("threading.")][:8]
+    ran = sae_steer("features", "contrast", "--like", *liked, "--store", tmp_path / "plain", "--sae", sae)
+    assert ran.code == 0, ran.err
+    assert "--steer" in ran.out
+    assert [collection.name for collection in client.list_collections()] == ["docs"]

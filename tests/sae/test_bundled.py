@@ -331,6 +331,7 @@ def test_a_store_keeps_to_its_k(
     assert sae_steer(*index, "--sae", sae, "--k", 8).data["k"] == 8
     assert sae_steer(*index).data["k"] == 8
     assert sae_steer("search", QUERY, "--store", store, "--steer", "#3=+0.5", "--explain").code == 0
+    assert sae_steer("features", "show", "#3", "--store", store).code == 0
     retriever = SteeredRetriever.open(path=store, embedding=world.embedder)
     assert retriever.sae.config.k == 8
     assert retriever.store.codes(retriever.store.index.ids[:2]).indices.shape == (2, 8)
