@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 # Characters of a user's input that an error repeats.
@@ -79,6 +80,11 @@ def excerpt(text: str, characters: int = _LONGEST_QUOTE) -> str:
 def first_line(error: Exception) -> str:
     """Returns the first line of an error's message without its full stop; its type's name if it has no message."""
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def warn_renamed(former: str, current: str) -> None:
+    """Warns the caller's caller that a public name has changed; the former one works for one minor version."""
+    warnings.warn(f"{former} is now {current}; the old name will be removed.", DeprecationWarning, stacklevel=3)
 
 
 def nearest_names(given: str, known: Iterable[str], limit: int = 5) -> list[str]:

@@ -18,8 +18,8 @@ class Passage:
 
     Example:
         >>> from sae_steer_retriever.corpus.passage import Passage
-        >>> Passage("handbook.md#1", "Returns\\nWe refund within 14 days.", title="Returns").title
-        'Returns'
+        >>> Passage("handbook.md#1", "We refund within 14 days.", metadata={"source": "handbook.md"}).id
+        'handbook.md#1'
     """
 
     id: str

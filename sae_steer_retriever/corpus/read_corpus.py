@@ -61,9 +61,9 @@ def read_corpus(
     Example:
         >>> from pathlib import Path
         >>> from sae_steer_retriever.corpus.read_corpus import read_corpus
-        >>> _ = Path("handbook.md").write_text("# Returns\\n\\nWe refund within 14 days.")
-        >>> [(passage.id, passage.text) for passage in read_corpus("handbook.md").passages]
-        [('handbook.md#1', 'Returns\\nWe refund within 14 days.')]
+        >>> _ = Path("handbook.txt").write_text("We refund within 14 days.")
+        >>> [(passage.id, passage.text) for passage in read_corpus("handbook.txt").passages]
+        [('handbook.txt#1', 'We refund within 14 days.')]
     """
     root = Path(path)
     if passage_characters < _SHORTEST_PASSAGE or not 0 <= overlap < passage_characters // 2:

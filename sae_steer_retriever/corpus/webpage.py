@@ -22,8 +22,8 @@ def html_lines(page: str) -> list[tuple[str, bool]]:
     Scripts, styles, navigation and the like are dropped. Block elements end a line, tabs separate the cells of a table
     row, and white space is collapsed except in `<pre>`. A malformed page gives what can be read.
     """
-    # The parser takes a comment that is never closed to reach to the end of the page.
-    before, end, after = page.rpartition("-->")
+    # The parser ignores </br>, and takes a comment that is never closed to reach to the end of the page.
+    before, end, after = page.replace("</br>", "<br>").rpartition("-->")
     parser = etree.HTMLParser(target=_Lines(), huge_tree=True)
     parser.feed(f"<html>{before}{end}{after.replace('<!--', '&lt;!--')}")
     lines: list[tuple[str, bool]] = parser.close()
