@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+Scalar = str | int | float | bool
+"""The values of metadata that vector stores take."""
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -25,7 +28,7 @@ class Passage:
     id: str
     text: str
     title: str = ""
-    metadata: dict[str, str | int | float | bool] = field(default_factory=dict)
+    metadata: dict[str, Scalar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

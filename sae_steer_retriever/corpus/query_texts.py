@@ -36,7 +36,7 @@ _INITIALS = re.compile(r"[^\W\d_](?:[.-]{1,2}[^\W\d_])*")
 _BULLET = re.compile(r"\s*(?:[-*+•‣–]|\d{1,3}[.)]|\(?[a-z]\)|[>#]+)\s+")
 _LINK = re.compile(r"!?\[([^\[\]]{0,300})\]\((?=[^()\s]{0,1000}[/.#:])[^()\s]{0,1000}\)")
 _CODE = re.compile(
-    r"[{}]|;$|\(\)|==|:=|=>|->|::|&&|\|\||</\w|^\s*(?:\$ |>>> |import |from \w+ import |def |class \w+[(:])"
+    r"[{}]|;$|\(\)|==|:=|=>|->|::|&&|\|\||</\w|^\s*(?:\$ |>{3} |import |from \w+ import |def |class \w+[(:])"
 )
 _LETTER = re.compile(r"[^\W\d_]")
 _SYMBOL = re.compile(r"[^\w\s]|[\d_]")

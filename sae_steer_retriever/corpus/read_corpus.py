@@ -8,18 +8,9 @@ from pathlib import Path
 from sae_steer_retriever.corpus.decoding import UnreadableFileError
 from sae_steer_retriever.corpus.documents import DOCUMENT_SUFFIXES, read_document
 from sae_steer_retriever.corpus.folders import files_below
-from sae_steer_retriever.corpus.passage import Corpus, Passage
+from sae_steer_retriever.corpus.passage import Corpus, Passage, Scalar
 from sae_steer_retriever.corpus.query_texts import read_queries
-from sae_steer_retriever.corpus.rows import (
-    ROW_SUFFIXES,
-    Row,
-    Scalar,
-    json_objects,
-    read_rows,
-    read_text,
-    row_id,
-    text_field,
-)
+from sae_steer_retriever.corpus.rows import ROW_SUFFIXES, Row, json_objects, read_rows, read_text, row_id, text_field
 from sae_steer_retriever.corpus.splitting import split_text
 from sae_steer_retriever.errors import CorpusError, MissingExtraError, nearest_names
 
@@ -120,20 +111,15 @@ class _Reader:
             return
         try:
             self._read(file, source)
-        except UnreadableFileError as error:
-            self.skipped.append((source, str(error)))
-        except MissingExtraError as error:
-            if error.extra != "documents":
+        except (UnreadableFileError, MissingExtraError) as error:
+            if isinstance(error, MissingExtraError) and error.extra != "documents":
                 raise
             self.skipped.append((source, str(error)))
 
     def _read(self, file: Path, source: str, *, is_beir: bool = False) -> None:
         if file.name.lower().endswith(ROW_SUFFIXES):
             self._read_rows(file, source, is_beir=is_beir)
-        else:
-            self._read_document(file, source)
-
-    def _read_document(self, file: Path, source: str) -> None:
+            return
         document = read_document(file)
         if document.note:
             self.notes.append((source, document.note))

@@ -10,14 +10,12 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae_steer_retriever.corpus.decoding import DecodedText, UnreadableFileError, clean_text, decode_text, read_bytes
+from sae_steer_retriever.corpus.passage import Scalar
 from sae_steer_retriever.errors import CorpusError, excerpt
-
-Scalar = str | int | float | bool
 
 ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv")
 """Lower-case suffixes of the files that `read_rows` reads."""
@@ -140,9 +138,13 @@ def _scalar(value: object) -> Scalar | None:
 
 def _csv_rows(path: Path, text: str) -> Iterator[Row]:
     lines = _LINE.findall(text)
-    with _long_csv_fields():
+    # The csv module refuses fields over 128 KiB by a limit of the whole process, which is put back afterwards.
+    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
         delimiter, names = _csv_header(path, lines[:1])
         records = _csv_records(path, lines, delimiter)
+    finally:
+        csv.field_size_limit(limit)
     for line, values in records:
         if len(values) > len(names):
             raise CorpusError(
@@ -185,13 +187,3 @@ def _csv_records(path: Path, lines: list[str], delimiter: str) -> list[tuple[int
     except csv.Error as error:
         raise CorpusError(f"{path}, line {first_line} is not valid CSV: {error}") from error
     return records
-
-
-@contextmanager
-def _long_csv_fields() -> Iterator[None]:
-    # The csv module refuses fields over 128 KiB by a limit of the whole process, which is put back afterwards.
-    before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)

@@ -150,16 +150,16 @@ class _AdaptedEmbedder:
 
     def embed_queries(self, texts: Sequence[str]) -> Array:
         """Returns (batch, d) unit vectors of queries."""
-        return self._rows([self._embed_query(text) for text in texts], texts)
+        return self._unit_rows(lambda: [self._embed_query(text) for text in texts], texts)
 
     def embed_documents(self, texts: Sequence[str]) -> Array:
         """Returns (batch, d) unit vectors of documents."""
-        return self._rows(self._embed_documents(list(texts)) if len(texts) else [], texts)
+        return self._unit_rows(lambda: self._embed_documents(list(texts)), texts)
 
-    def _rows(self, vectors: Any, texts: Sequence[str]) -> Array:  # noqa: ANN401 - see unit_rows
+    def _unit_rows(self, embed: Callable[[], Any], texts: Sequence[str]) -> Array:
         if not len(texts):
             return np.empty((0, self._spec.dimension), dtype=np.float32)
-        return unit_rows(vectors, self._spec.dimension, len(texts))
+        return unit_rows(embed(), self._spec.dimension, len(texts))
 
 
 class LangChainEmbedder(_AdaptedEmbedder):
