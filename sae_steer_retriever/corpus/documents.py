@@ -41,32 +41,28 @@ class Section(NamedTuple):
     page: int | None = None
 
 
-class Document(NamedTuple):
-    """The sections of one file in reading order, none of them empty, and a note on how it was read, or ""."""
+def read_document(path: Path) -> tuple[list[Section], str]:
+    """Returns the sections of a file, none of them empty, and a note on how it was read ("" if there is none).
 
-    sections: list[Section]
-    note: str = ""
-
-
-def read_document(path: Path) -> Document:
-    """Returns the content of a file whose lower-case suffix is in `DOCUMENT_SUFFIXES`.
+    Args:
+        path: A file whose lower-case suffix is in `DOCUMENT_SUFFIXES`.
 
     Raises:
         UnreadableFileError: It is binary, damaged, encrypted, not permitted, or holds no text.
         MissingExtraError: It needs a package that is not installed (.pdf, .docx: the extra `documents`).
     """
-    suffix = path.suffix.lower()
+    suffix, note = path.suffix.lower(), ""
     if suffix == ".pdf":
-        document = Document(_pdf_sections(path))
+        sections = _pdf_sections(path)
     elif suffix == ".docx":
-        document = Document(_sections(_docx_lines(path)))
+        sections = _sections(_docx_lines(path))
     else:
         text, note = decode_text(read_bytes(path), declared_in_html=suffix in (".html", ".htm"))
-        document = Document(_sections(_TEXT_FORMATS[suffix](text)), note)
-    if not document.sections:
+        sections = _sections(_TEXT_FORMATS[suffix](text))
+    if not sections:
         hint = ": are its pages scanned images? run text recognition (OCR) first" if suffix == ".pdf" else ""
         raise UnreadableFileError(f"it holds no text{hint}")
-    return document
+    return sections, note
 
 
 def _sections(lines: Iterable[_Line]) -> list[Section]:
@@ -79,7 +75,10 @@ def _sections(lines: Iterable[_Line]) -> list[Section]:
         text = "\n".join(body).strip("\n").rstrip()
         body.clear()
         if text.strip():
-            sections.append(_section(text, headings))
+            heading, title = "\n".join(headings), headings[-1] if headings else ""
+            if len(heading) > _LONGEST_CONTEXT:
+                text, heading = "\n".join([*headings[:-1], "", text]), title
+            sections.append(Section(text, title, heading))
             headings.clear()
 
     for line, is_heading in lines:
@@ -96,14 +95,6 @@ def _sections(lines: Iterable[_Line]) -> list[Section]:
     if headings and not sections:
         sections.append(Section("\n".join(headings), headings[-1]))
     return sections
-
-
-def _section(text: str, headings: list[str]) -> Section:
-    heading = "\n".join(headings)
-    if len(heading) > _LONGEST_CONTEXT:
-        text = "\n".join([*headings[:-1], "", text])
-        heading = headings[-1]
-    return Section(text, headings[-1] if headings else "", heading)
 
 
 def _plain_lines(text: str) -> Iterator[_Line]:

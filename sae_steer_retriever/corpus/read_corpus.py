@@ -120,11 +120,11 @@ class _Reader:
         if file.name.lower().endswith(ROW_SUFFIXES):
             self._read_rows(file, source, is_beir=is_beir)
             return
-        document = read_document(file)
-        if document.note:
-            self.notes.append((source, document.note))
+        sections, note = read_document(file)
+        if note:
+            self.notes.append((source, note))
         number = 0
-        for section in document.sections:
+        for section in sections:
             metadata: dict[str, Scalar] = {"source": source}
             if section.title:
                 metadata["title"] = section.title

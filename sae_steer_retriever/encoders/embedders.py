@@ -63,7 +63,23 @@ def unit_rows(vectors: Any, expected_dimension: int, count: int | None = None) -
     return np.asarray(rows / norms, dtype=np.float32)
 
 
-class SentenceTransformerEmbedder:
+class _WrappedEmbedder:
+    """The common part of the embedders below."""
+
+    _spec: EncoderSpec
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """The encoder's name and dimension; its prefixes and pooling if they are known."""
+        return self._spec
+
+    def _unit_rows(self, embed: Callable[[], Any], texts: Sequence[str]) -> Array:
+        if not len(texts):
+            return np.empty((0, self._spec.dimension), dtype=np.float32)
+        return unit_rows(embed(), self._spec.dimension, len(texts))
+
+
+class SentenceTransformerEmbedder(_WrappedEmbedder):
     """An `Embedder` that wraps a sentence-transformers model, with its query and document prompts.
 
     Example:
@@ -107,34 +123,26 @@ class SentenceTransformerEmbedder:
         )
 
     @property
-    def spec(self) -> EncoderSpec:
-        """Name, dimension, prompts and pooling of the model."""
-        return self._spec
-
-    @property
     def model(self) -> SentenceTransformer:
         """The sentence-transformers model itself."""
         return self._model
 
     def embed_queries(self, texts: Sequence[str]) -> Array:
         """Returns (batch, d) unit vectors of queries, with the model's query prompt."""
-        return self._embed(texts, self._spec.query_prefix)
+        return self._unit_rows(lambda: self._encode(texts, self._spec.query_prefix), texts)
 
     def embed_documents(self, texts: Sequence[str]) -> Array:
         """Returns (batch, d) unit vectors of documents, with the model's document prompt."""
-        return self._embed(texts, self._spec.document_prefix)
+        return self._unit_rows(lambda: self._encode(texts, self._spec.document_prefix), texts)
 
-    def _embed(self, texts: Sequence[str], prefix: str) -> Array:
-        if not len(texts):
-            return np.empty((0, self._spec.dimension), dtype=np.float32)
+    def _encode(self, texts: Sequence[str], prefix: str) -> Any:
         with self._lock:
-            vectors = self._model.encode(
+            return self._model.encode(
                 list(texts), prompt=prefix, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
             )
-        return unit_rows(vectors, self._spec.dimension)
 
 
-class _AdaptedEmbedder:
+class _AdaptedEmbedder(_WrappedEmbedder):
     """Embeds with two functions of another framework's object, which knows its own prefixes."""
 
     def __init__(
@@ -143,11 +151,6 @@ class _AdaptedEmbedder:
         self._embed_query, self._embed_documents = embed_query, embed_documents
         self._spec = EncoderSpec(name=name, dimension=len(embed_query("dimension")))
 
-    @property
-    def spec(self) -> EncoderSpec:
-        """The encoder's name and dimension; prefixes and pooling are not known."""
-        return self._spec
-
     def embed_queries(self, texts: Sequence[str]) -> Array:
         """Returns (batch, d) unit vectors of queries."""
         return self._unit_rows(lambda: [self._embed_query(text) for text in texts], texts)
@@ -155,11 +158,6 @@ class _AdaptedEmbedder:
     def embed_documents(self, texts: Sequence[str]) -> Array:
         """Returns (batch, d) unit vectors of documents."""
         return self._unit_rows(lambda: self._embed_documents(list(texts)), texts)
-
-    def _unit_rows(self, embed: Callable[[], Any], texts: Sequence[str]) -> Array:
-        if not len(texts):
-            return np.empty((0, self._spec.dimension), dtype=np.float32)
-        return unit_rows(embed(), self._spec.dimension, len(texts))
 
 
 class LangChainEmbedder(_AdaptedEmbedder):
