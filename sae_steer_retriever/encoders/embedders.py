@@ -18,6 +18,9 @@ from sae_steer_retriever.sae.config import DEFAULT_MODEL, EncoderSpec
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+# Attributes of LangChain's classes that name the model.
+_MODEL_NAMES = ("model_name", "model", "model_id", "deployment")
+
 
 @runtime_checkable
 class Embedder(Protocol):
@@ -177,7 +180,7 @@ class LangChainEmbedder(_AdaptedEmbedder):
             embeddings: Any object with `embed_query(text)` and `embed_documents(texts)`.
             name: The encoder's name; read from `model_name` or `model` if not given, else the class's name.
         """
-        name = name or _attribute_name(embeddings) or f"langchain:{type(embeddings).__name__}"
+        name = name or _text_attribute(embeddings, *_MODEL_NAMES) or f"langchain:{type(embeddings).__name__}"
         super().__init__(name, embeddings.embed_query, embeddings.embed_documents)
 
 
@@ -254,15 +257,9 @@ def bundled_for(embedding: Any = None) -> Path:  # noqa: ANN401 - see as_embedde
 
 
 def _name_of(model: SentenceTransformer) -> str:
-    card = getattr(model, "model_card_data", None)
-    for name in (getattr(card, "base_model", None), getattr(card, "model_id", None)):
-        if isinstance(name, str) and name:
-            return name
-    first = model[0]
-    path = getattr(getattr(first, "auto_model", None), "name_or_path", "") or type(model).__name__
-    if Path(path).parent.name == PACKAGED_MODULE:
-        return DEFAULT_MODEL
-    return str(path)
+    name = _text_attribute(getattr(model, "model_card_data", None), "base_model", "model_id")
+    path = getattr(getattr(model[0], "auto_model", None), "name_or_path", "") or type(model).__name__
+    return name or (DEFAULT_MODEL if Path(path).parent.name == PACKAGED_MODULE else str(path))
 
 
 def _pooling_of(model: SentenceTransformer) -> str | None:
@@ -276,9 +273,6 @@ def _pooling_of(model: SentenceTransformer) -> str | None:
     return None
 
 
-def _attribute_name(embeddings: Any) -> str | None:  # noqa: ANN401 - see LangChainEmbedder
-    for attribute in ("model_name", "model", "model_id", "deployment"):
-        value = getattr(embeddings, attribute, None)
-        if isinstance(value, str) and value:
-            return value
-    return None
+def _text_attribute(owner: Any, *names: str) -> str | None:  # noqa: ANN401 - any framework's object
+    """Returns the first of some attributes that is a text."""
+    return next((value for name in names if isinstance(value := getattr(owner, name, None), str) and value), None)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from sae_steer_retriever.sae.codes import Array
 
 _ITERATIONS = 12
 _TILE = 4096
@@ -87,13 +93,8 @@ def spherical_kmeans(points: Tensor, centres: Tensor) -> Tensor:
         centres: (n, d) unit rows to start from.
     """
     n = len(centres)
-    tile = max(1, min(_TILE, _SCORES // n))
     for _ in range(_ITERATIONS):
-        nearest = torch.empty(len(points), dtype=torch.int64)
-        fit = torch.empty(len(points))
-        for start in range(0, len(points), tile):
-            best = (points[start : start + tile] @ centres.T).max(dim=1)
-            nearest[start : start + tile], fit[start : start + tile] = best.indices, best.values
+        fit, nearest = nearest_rows(points, centres)
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
         empty = torch.nonzero(torch.bincount(nearest, minlength=n) == 0).reshape(-1)
         if len(empty):
@@ -101,6 +102,19 @@ def spherical_kmeans(points: Tensor, centres: Tensor) -> Tensor:
             sums[empty[: len(worst)]] = points[worst]
         centres = _unit(sums)
     return centres
+
+
+def nearest_rows(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns, for each of N points, the largest dot product with one of n rows and that row's number, (N,) each."""
+    tile = max(1, min(_TILE, _SCORES // len(rows)))
+    best = [(part @ rows.T).max(dim=1) for part in torch.split(points, tile)]
+    return torch.cat([found.values for found in best]), torch.cat([found.indices for found in best])
+
+
+def unit_rows(rows: NDArray[Any]) -> Array:
+    """Returns rows divided by their norms; a row of zeros stays as it is."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
 def _unit(rows: Tensor) -> Tensor:
