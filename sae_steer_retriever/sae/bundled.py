@@ -40,8 +40,8 @@ def require_bundled(encoder: str = DEFAULT_MODEL) -> Path:
         names = ", ".join(bundled_names())
         there = f"only for {names}" if names else "none with this copy of the package"
         raise ArtifactError(
-            f"no SAE was given, and none ships for the encoder {encoder!r} ({there}): train one on your documents with "
-            f"`sae-steer train --corpus ./docs --model {encoder} --output ./sae`, and give its folder."
+            f"no SAE was given, and none is bundled for the encoder {encoder!r} ({there}): train one on your documents "
+            f"with `sae-steer train --corpus ./docs --model {encoder} --output ./sae`, and give its folder."
         )
     return folder
 

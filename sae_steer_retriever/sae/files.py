@@ -138,9 +138,9 @@ def resolve_folder(path: str | Path, *, revision: str | None = None, token: str 
     if bundled is not None:
         return bundled
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path).startswith("."):
-        ships = f", or the name of one that ships: {', '.join(bundled_names())}" if bundled_names() else ""
+        or_bundled = f", or the name of a bundled one: {', '.join(bundled_names())}" if bundled_names() else ""
         raise ArtifactError(
-            f"no folder {path}: give the folder that `sae-steer train --output` wrote, a hub id{ships}."
+            f"no folder {path}: give the folder that `sae-steer train --output` wrote, a hub id{or_bundled}."
         )
     from huggingface_hub import snapshot_download
 

@@ -28,7 +28,7 @@ A = TypeVar("A", Tensor, NDArray[Any])
 
 
 @torch.no_grad()
-def pursue(
+def refine(
     x: Tensor, decoder: Tensor, indices: Tensor, values: Tensor, steps: int, candidates: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Returns codes of at most K positive latents with a lower error `|x - decoder^T h|^2` than the given ones.

@@ -29,7 +29,7 @@ from sae_steer_retriever.sae.files import (
     upload_folder,
     write_sae,
 )
-from sae_steer_retriever.sae.iterative_thresholding import dots, pursue
+from sae_steer_retriever.sae.iterative_thresholding import dots, refine
 
 # Rows are encoded in tiles, so that the dense pre-activations of a large dictionary need little memory.
 _TILE_BYTES = 32 * 2**20
@@ -129,7 +129,7 @@ class TopKSAE:
                 found, active = top.indices[:, :k], top.values[:, :k].relu_()
                 if steps:
                     candidates = None if among is None else top.indices
-                    found, active = pursue(part - self.b_dec, self.W_dec, found, active, steps, candidates)
+                    found, active = refine(part - self.b_dec, self.W_dec, found, active, steps, candidates)
                 indices[start : start + tile] = found
                 values[start : start + tile] = active
         if isinstance(x, np.ndarray):
