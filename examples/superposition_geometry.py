@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_steer_retriever.sae.codes import Array
-from sae_steer_retriever.sae.iterative_thresholding import pursue
+from sae_steer_retriever.sae.iterative_thresholding import refine
 
 # Directions drawn at once.
 _BATCH = 500
@@ -101,7 +101,7 @@ def recovered(directions: Tensor, planted: Tensor, steps: int = RECOVERY_STEPS, 
     sums = (amounts[:, :, None] * directions[planted]).sum(dim=1)
     found = (sums @ directions.T).topk(k, dim=1).indices
     if steps:
-        found, values = pursue(sums, directions, found, torch.zeros(found.shape), steps)
+        found, values = refine(sums, directions, found, torch.zeros(found.shape), steps)
         found = found.masked_fill(values <= 0, -1)
     hits = (found[:, :, None] == planted[:, None, :]).any(dim=1).sum(dim=1)
     shares: NDArray[np.float64] = hits.numpy() / k

@@ -1,8 +1,11 @@
-"""Passages: the texts that are embedded and stored, and the corpus they make up."""
+"""Passages: the texts that are embedded and stored, and the corpus that holds them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+Scalar = str | int | float | bool
+"""The values of metadata that vector stores take."""
 
 
 @dataclass(frozen=True)
@@ -11,27 +14,32 @@ class Passage:
 
     Attributes:
         id: Stable and unique in its corpus: the id of the row, or "relative/path.md#3".
-        text: The text, with its title ahead.
+        text: The text, after its title.
         title: The nearest heading or the row's title, or "".
-        metadata: `source` (the file's path relative to the corpus, with "/"), `title` where there is one, `page` of
-            a PDF file, and the other scalar fields of a row; a row's own `source` wins.
+        metadata: `source` (the file's path relative to the corpus, with "/"), `title` if there is one, `page` of a PDF
+            file, and the other scalar fields of a row. A row's own `source` replaces the file's.
+
+    Example:
+        >>> from sae_steer_retriever.corpus.passage import Passage
+        >>> Passage("handbook.md#1", "We refund within 14 days.", metadata={"source": "handbook.md"}).id
+        'handbook.md#1'
     """
 
     id: str
     text: str
     title: str = ""
-    metadata: dict[str, str | int | float | bool] = field(default_factory=dict)
+    metadata: dict[str, Scalar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What was read, and what was not.
+    """The passages of a file or folder, and what was left out.
 
     Attributes:
         passages: In the order of their files' paths and of the text in them.
         queries: Real queries: of the given file, and of the train judgements of a BEIR-layout folder.
         skipped: (path relative to the corpus, reason) of files, and of rows of a file, that were left out.
-        notes: (path, what to know) of files that were read, but not quite as they are: a guessed encoding.
+        notes: (path, note) of files that were read with a guess, such as their encoding.
     """
 
     passages: list[Passage]

@@ -1,4 +1,4 @@
-"""The folder of everything that can be made again: embeddings, codes, maps, replies of language models."""
+"""The cache folder: embeddings, codes, maps and language models' replies, all of which can be made again."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ CACHE_VARIABLE = "SAE_STEER_CACHE"
 
 
 def cache_root() -> Path:
-    """The folder for everything that can be made again; the environment variable SAE_STEER_CACHE moves it."""
+    """Returns the cache folder: the environment variable SAE_STEER_CACHE, or the user's cache folder."""
     return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("sae_steer_retriever", appauthor=False))

@@ -23,18 +23,14 @@ FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
-# What belongs to an SAE on the hub: weights, config, catalog, calibration and card.
+# Files of an SAE on the hub: weights, config, catalog, calibration and card.
 _SHARED = ["*.safetensors", "*.json", "README.md"]
-# And what does not, though it is in the folder: the names and notes that a person gave to features.
+# The names and notes that a person gave to features stay on this machine.
 _PRIVATE = ["annotations.json"]
 
 
 def write_sae(folder: Path, tensors: Mapping[str, Tensor], config: SAEConfig, fingerprint: str) -> None:
-    """Write both files, atomically.
-
-    Raises:
-        ArtifactError: The folder cannot be written; what was there is untouched.
-    """
+    """Writes both files atomically; an ArtifactError says that the folder cannot be written and is unchanged."""
     identity = {"format_version": str(FORMAT_VERSION), "encoder": config.encoder.name, "k": str(config.k)}
     body = {
         "format_version": FORMAT_VERSION,
@@ -51,7 +47,7 @@ def write_sae(folder: Path, tensors: Mapping[str, Tensor], config: SAEConfig, fi
 
 
 def _with_ordered_header(content: bytes) -> bytes:
-    """A safetensors file with its metadata in one order: the library writes them in another one each time."""
+    """Returns a safetensors file with sorted metadata, which the library writes in a random order."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -61,7 +57,7 @@ def _with_ordered_header(content: bytes) -> bytes:
 
 
 def read_config(path: Path) -> tuple[SAEConfig, str]:
-    """The config and the fingerprint of the weights it was written for.
+    """Returns the config, and the fingerprint of the weights that it was written for.
 
     Raises:
         ArtifactError: The file is missing, foreign, or of another format version.
@@ -88,7 +84,7 @@ def read_config(path: Path) -> tuple[SAEConfig, str]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The four tensors, `restored` to float32; nothing is ever unpickled.
+    """Returns the four tensors, `restored` to float32; nothing is ever unpickled.
 
     Raises:
         ArtifactError: The file is missing, truncated, or another model's.
@@ -108,13 +104,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def restored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as they are computed with: float32, and the decoder's rows of unit norm again where they were rounded.
+    """Returns a file's four tensors as float32, and rounded decoder rows normalised to unit norm again.
 
-    On any machine to the last bit, as an SAE's fingerprint is of these: squares of float16 numbers are whole multiples
-    of 2^-48, so float64 holds their sums exactly, in whatever order they are added.
-
-    Args:
-        tensors: The four, as a file holds them.
+    The result is equal to the last bit on every machine, because the fingerprint depends on it: squares of float16
+    numbers are whole multiples of 2^-48, so float64 holds their sums exactly in any order of addition.
     """
     rows = tensors["W_dec"]
     whole = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
@@ -126,10 +119,10 @@ def restored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def resolve_folder(path: str | Path, *, revision: str | None = None, token: str | None = None) -> Path:
-    """The local folder of a saved SAE: `path` itself, one that ships, or a downloaded snapshot of a hub repository.
+    """Returns the local folder of a saved SAE: `path` itself, a bundled one, or a downloaded snapshot of the hub.
 
     Args:
-        path: A folder, the name of an encoder that an SAE ships for, or a hub id.
+        path: A folder, the name of an encoder with a bundled SAE, or a hub id.
         revision: Branch, tag or commit on the hub.
         token: Access token for a private repository on the hub.
 
@@ -145,9 +138,9 @@ def resolve_folder(path: str | Path, *, revision: str | None = None, token: str 
     if bundled is not None:
         return bundled
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path).startswith("."):
-        ships = f", or the name of one that ships: {', '.join(bundled_names())}" if bundled_names() else ""
+        or_bundled = f", or the name of a bundled one: {', '.join(bundled_names())}" if bundled_names() else ""
         raise ArtifactError(
-            f"no folder {path}: give the folder that `sae-steer train --output` wrote, a hub id{ships}."
+            f"no folder {path}: give the folder that `sae-steer train --output` wrote, a hub id{or_bundled}."
         )
     from huggingface_hub import snapshot_download
 
@@ -160,10 +153,7 @@ def resolve_folder(path: str | Path, *, revision: str | None = None, token: str 
 
 
 def upload_folder(folder: Path, repo_id: str, *, private: bool, token: str | None, message: str) -> str:
-    """Upload a saved SAE with its catalog and card; the names and notes that a person gave stay here.
-
-    Returns:
-        The repository's address.
+    """Returns the hub repository's address after uploading a saved SAE with its catalog and card.
 
     Raises:
         ArtifactError: The hub cannot be reached, or refuses.

@@ -1,12 +1,12 @@
-"""From the encoder's guess of a code to one that reconstructs: iterative hard thresholding.
+"""Refinement of codes by iterative hard thresholding.
 
-A linear encoder guesses a code in one product. On text it was not fitted to the guess is off: on unseen queries it
-loses one and a half to three times as much variance as the same decoder needs to. A few gradient steps on the squared
-error, each followed by TopK, mend that with the decoder as it is.
+A linear encoder computes a code in one product. On unseen queries its codes lose one and a half to three times as much
+variance as the decoder's best codes. A few gradient steps on the squared error, each followed by TopK, recover most of
+that with the same decoder.
 
-The steps of one row would read the whole decoder again and again, which takes most of the time that a query's code
-takes. Among the few hundred latents that the encoder ranks first they are nearly free, and what is left is what calls
-of a tensor library cost. So few rows take the steps one by one on NumPy arrays, many together on tensors.
+Steps over the whole decoder would take most of a query's encoding time. Steps among the few hundred latents that the
+encoder ranks first take little, and most of that is the overhead of tensor calls. So few rows take their steps one by
+one on NumPy arrays, and many rows take them together on tensors.
 """
 
 from __future__ import annotations
@@ -28,26 +28,24 @@ A = TypeVar("A", Tensor, NDArray[Any])
 
 
 @torch.no_grad()
-def pursue(
+def refine(
     x: Tensor, decoder: Tensor, indices: Tensor, values: Tensor, steps: int, candidates: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Lower `|x - decoder^T h|^2` over codes h of at most K positive latents, from a code to start with.
+    """Returns codes of at most K positive latents with a lower error `|x - decoder^T h|^2` than the given ones.
 
     `h <- TopK(h + mu decoder (x - decoder^T h))`, normalised iterative hard thresholding (Blumensath & Davies,
     IEEE J. Sel. Topics Signal Process. 4(2), 2010): mu is the best step along the gradient on the present latents. A
-    row keeps a step only if its error falls, and otherwise tries half of it: coherent decoders need that.
+    row keeps a step only if its error falls, and otherwise tries half of it, which coherent decoders need.
 
-    The order is that of `<decoder_i, x>`: the latents that x itself points to come first. A refinement uses some
-    latents
-    to take back what others have too much of. These may have large values and say nothing of what x is about; the
-    first latents are what it is named by.
+    Latents are ordered by `<decoder_i, x>`, so that the first ones, the label latents, point to x itself. Some latents
+    only correct others: they may have large values and say nothing about x.
 
     Args:
         x: (B, d) rows less the decoder's bias.
         decoder: (n, d), unit rows.
         indices: (B, K) int64, the latents to start from.
         values: (B, K), >= 0.
-        steps: How many; each costs one product of every row with its candidates.
+        steps: Number of steps; each costs one product of every row with its candidates.
         candidates: (B, M) int64, the latents that a row's code may have, each once and `indices` first; all if None.
 
     Returns:
@@ -68,23 +66,19 @@ def pursue(
 
 
 def dots(directions: NDArray[Any], vector: NDArray[Any]) -> NDArray[Any]:
-    """`<direction_i, vector>`, (M,), one dot product after the other.
+    """Returns (M,) dot products of (M, d) directions with a (d,) vector, one after the other.
 
-    A product of the matrix would do the same, but may wake the BLAS library's threads: where the cores have other
-    work, waiting for these takes several times as long as the product.
-
-    Args:
-        directions: (M, d).
-        vector: (d,).
+    A matrix product may wake the BLAS library's threads. If the cores have other work, waiting for these takes several
+    times as long as the product.
     """
     products: NDArray[Any] = directions[:, None, :] @ vector[:, None]
     return products[:, 0, 0]
 
 
 class _Rows(Protocol[A]):
-    """What the steps need of rows, and of the directions of the latents that these may have.
+    """The operations of the steps, on many rows (tensors) or on one row (arrays without the first axis, B).
 
-    A place says which of those latents, of M to a row. One row alone has arrays without the first axis, B.
+    A place is the position of a latent among the M candidates of its row.
     """
 
     x: A
@@ -118,10 +112,10 @@ class _Rows(Protocol[A]):
 
 
 def _descend(rows: _Rows[A], places: A, values: A, steps: int) -> tuple[A, A]:
-    """The refinement itself, of one row or of many."""
+    """Takes the steps, for one row or for many."""
     residual = rows.x - rows.decode(places, values)
     error = rows.norm(residual)
-    share = error**0  # one for each row, of either kind of array
+    share = error**0  # ones, of either type of array
     for _ in range(steps):
         gradient = rows.matches(residual)
         present = rows.at(gradient, places)
@@ -144,7 +138,7 @@ class _Together:
         self.x, self._decoder, self._candidates = x, decoder, candidates
 
     def places(self, first: Tensor) -> Tensor:
-        """The places of a row's first candidates; their ids where all latents are."""
+        """The places of a row's first candidates; if all latents are candidates, their ids."""
         if self._candidates is None:
             return first
         return torch.arange(first.shape[1], device=first.device).expand_as(first)
@@ -187,7 +181,7 @@ class _Together:
 
 
 class _Alone:
-    """One row as NumPy arrays, with a copy of its candidates' directions, which stays in the processor's cache."""
+    """One row as NumPy arrays, with a copy of its candidates' directions that fits in the processor's cache."""
 
     def __init__(self, x: Tensor, decoder: Tensor, candidates: Tensor) -> None:
         self.x: NDArray[Any] = x.numpy()
@@ -229,6 +223,6 @@ class _Alone:
         return places[order], values[order]
 
     def _directions(self, places: NDArray[Any]) -> NDArray[Any]:
-        if self._present is None or self._present[0] is not places:  # a step that was tried is mostly the next's start
+        if self._present is None or self._present[0] is not places:  # the next step mostly starts where this one ends
             self._present = places, self._own.take(places, 0)
         return self._present[1]

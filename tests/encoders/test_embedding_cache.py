@@ -260,8 +260,7 @@ for start in range(0, 50, 5):
 
 
 def test_two_processes_may_write_at_once(tmp_path: Path) -> None:
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.getcwd()]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, Path(__file__).parents[:2]), os.getcwd()])}
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(tmp_path), str(seed)], env=environment, stderr=subprocess.PIPE

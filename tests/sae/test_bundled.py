@@ -79,7 +79,7 @@ def test_an_encoder_without_one_is_told_what_ships_and_what_to_do(ships: Path, t
         ArtifactError, match=rf"'BAAI/bge-small-en-v1.5' \(only for {NAME}\): train one .*sae-steer train"
     ):
         load_sae(embedding="BAAI/bge-small-en-v1.5")
-    with pytest.raises(ArtifactError, match=f"the name of one that ships: {NAME}"):
+    with pytest.raises(ArtifactError, match=f"the name of a bundled one: {NAME}"):
         TopKSAE.from_pretrained(tmp_path / "nowhere")
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import random_sae, unit_rows
 
-from sae_steer_retriever.sae.iterative_thresholding import pursue
+from sae_steer_retriever.sae.iterative_thresholding import refine
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
@@ -44,7 +44,7 @@ def test_no_row_gets_worse_and_codes_stay_codes(seed: int, k: int, steps: int, c
     x = torch.randn((7, 12), generator=generator)
     start = (x @ decoder.T).topk(k, dim=1)
     values = start.values.relu()
-    indices, refined = pursue(x, decoder, start.indices, values, steps)
+    indices, refined = refine(x, decoder, start.indices, values, steps)
     before, after = _errors(x, decoder, start.indices, values), _errors(x, decoder, indices, refined)
     assert (after <= before * (1 + 1e-4) + 1e-5).all()
     assert (refined >= 0).all()
@@ -70,7 +70,7 @@ def test_candidates_are_all_that_a_code_has_and_no_row_gets_worse(
     x = torch.randn((rows, 12), generator=torch.Generator().manual_seed(seed))
     guess = (x @ decoder.T + 0.1 * torch.randn((rows, 40), generator=torch.Generator().manual_seed(1))).topk(among)
     start, values = guess.indices[:, :k], guess.values[:, :k].relu()
-    indices, refined = pursue(x, decoder, start, values, steps, guess.indices)
+    indices, refined = refine(x, decoder, start, values, steps, guess.indices)
     before, after = _errors(x, decoder, start, values), _errors(x, decoder, indices, refined)
     assert (after <= before * (1 + 1e-4) + 1e-5).all()
     assert (refined >= 0).all()
@@ -87,8 +87,8 @@ def test_all_latents_as_candidates_are_the_refinement_without_any(seed: int, row
     x = torch.randn((rows, 24), generator=torch.Generator().manual_seed(seed))
     guess = (x @ decoder.T).topk(64, dim=1)
     start, values = guess.indices[:, :k], guess.values[:, :k].relu()
-    among_all = pursue(x, decoder, start, values, steps, guess.indices)
-    free = pursue(x, decoder, start, values, steps)
+    among_all = refine(x, decoder, start, values, steps, guess.indices)
+    free = refine(x, decoder, start, values, steps)
     # As sums: a near tie may end either way.
     np.testing.assert_allclose(_errors(x, decoder, *among_all), _errors(x, decoder, *free), rtol=1e-3, atol=1e-4)
 
@@ -118,9 +118,9 @@ def test_arrays_of_one_row_and_tensors_of_many_take_the_same_steps(
     guess = (x @ decoder.T).topk(16, dim=1)
     start, values = guess.indices[:, :k], guess.values[:, :k].relu()
     # 9 x 16 candidates are more than 64 latents: tensors. Fewer rows are taken one by one.
-    many = pursue(x, decoder, start, values, steps, guess.indices)
+    many = refine(x, decoder, start, values, steps, guess.indices)
     few = [
-        pursue(x[i : i + 3], decoder, start[i : i + 3], values[i : i + 3], steps, guess.indices[i : i + 3])
+        refine(x[i : i + 3], decoder, start[i : i + 3], values[i : i + 3], steps, guess.indices[i : i + 3])
         for i in (0, 3, 6)
     ]
     one_by_one = torch.cat([indices for indices, _ in few]), torch.cat([refined for _, refined in few])
@@ -153,7 +153,7 @@ def test_the_code_that_made_a_row_is_found() -> None:
     truth = torch.stack([torch.randperm(96, generator=generator)[:4] for _ in range(200)])
     x = torch.einsum("bk,bkd->bd", 0.5 + torch.rand((200, 4), generator=generator), decoder[truth])
     guess = (x @ decoder.T).topk(4, dim=1)
-    found, _ = pursue(x, decoder, guess.indices, guess.values, 30)
+    found, _ = refine(x, decoder, guess.indices, guess.values, 30)
 
     def share(indices: torch.Tensor) -> float:
         return float((truth[:, :, None] == indices[:, None, :]).any(dim=2).float().mean())
@@ -190,7 +190,7 @@ def test_candidates_survive_saving_and_older_folders_have_all(tmp_path: Path) ->
     assert TopKSAE.from_pretrained(tmp_path / "new").config.refine_candidates == 12
     config = _pursuing(random_sae(), 5).save_pretrained(tmp_path / "old") / "config.json"
     body = json.loads(config.read_text(encoding="utf-8"))
-    del body["refine_candidates"]
+    del body["pursuit_candidates"]  # files keep the keys of the first release
     config.write_text(json.dumps(body), encoding="utf-8")
     assert TopKSAE.from_pretrained(tmp_path / "old").config.refine_candidates is None
 

@@ -544,6 +544,20 @@ def test_another_encoder_is_refused_and_both_are_named(other: EncoderSpec, named
     assert all(part in str(caught.value) for part in [*named, "the SAE", "the embedder"])
 
 
-def test_k_names_never_exceeds_k() -> None:
+def test_k_labels_never_exceeds_k() -> None:
     config = SAEConfig(d=16, n=32, k=4, k_labels=8, encoder=EncoderSpec("toy/words", 16))
     assert config.k_labels == 4
+
+
+def test_names_of_the_first_release_work_and_warn() -> None:
+    settings = {"d": 6, "n": 24, "k": 6, "encoder": EncoderSpec("toy/words", 6)}
+    with pytest.warns(DeprecationWarning, match="is now"):
+        config = SAEConfig(**settings, k_names=2, pursuit_steps=3, pursuit_candidates=12)  # type: ignore[call-arg]
+    assert config == SAEConfig(**settings, k_labels=2, refine_steps=3, refine_candidates=12)
+    for former, value in {"k_names": 2, "pursuit_steps": 3, "pursuit_candidates": 12}.items():
+        with pytest.warns(DeprecationWarning, match=former):
+            assert getattr(config, former) == value
+    codes = random_sae().encode(unit_rows(0, 3))
+    with pytest.warns(DeprecationWarning, match="truncate"):
+        first = codes.leading(2)
+    np.testing.assert_array_equal(first.indices, codes.truncate(2).indices)
