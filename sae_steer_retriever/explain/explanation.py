@@ -77,7 +77,7 @@ class Explanation:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The parts of the score: steering, the largest features, all other features, bias, residual; they sum to it."""
+        """The parts of the score, which sum to it: steering, the largest features, all others, bias, residual."""
         why, share = self.attribution, self.attribution.share
         parts = [
             Part("steering", f"steering: {edit_name(term)} ({term.side})", None, term.value, share(term.value))
