@@ -8,7 +8,7 @@ from typing import Any
 from sae_steer_retriever.explain.attribution import Attribution
 from sae_steer_retriever.explain.text import excerpt, one_line
 
-_SHOWN_CHARACTERS = 80
+_LINE_CHARACTERS = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Hit:
         score: The score that ranks it; larger is better. Without steering it is the cosine similarity of unit
             embeddings (of power-normalised codes in the latent space); steering terms are added.
         base_score: Its score without steering.
-        base_rank: Its rank without steering, from 1; None if the plain search's candidates did not hold it.
+        base_rank: Its rank without steering, from 1; None if it is not among the plain search's candidates.
         attribution: The parts of its score; None if `explain=False`.
     """
 
@@ -47,10 +47,10 @@ class Hits(list[Hit]):
     """
 
     def __str__(self) -> str:
-        """The table: rank, score, rank without steering, id, and the beginning of the text."""
+        """Returns a table: rank, score, rank without steering, id, and the beginning of the text."""
         lines = [" rank   score   was  id, text"]
         for rank, hit in enumerate(self, start=1):
             was = "-" if hit.base_rank is None else str(hit.base_rank)
             line = f"{one_line(hit.id)}  {excerpt(hit.text)}"
-            lines.append(f"{rank:>5}  {hit.score:>6.3f}  {was:>4}  {line[:_SHOWN_CHARACTERS]}")
+            lines.append(f"{rank:>5}  {hit.score:>6.3f}  {was:>4}  {line[:_LINE_CHARACTERS]}")
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The parts that both adapters are made from: an SAE in any form that users have, and a store."""
+"""The core retriever of both adapters: opens an SAE in any form that users have, over a new or an existing store."""
 
 from __future__ import annotations
 
@@ -25,23 +25,19 @@ SAESource: TypeAlias = str | Path | tuple[TopKSAE, FeatureCatalog]
 
 
 class Parts(NamedTuple):
-    """The parts of a retriever beside its store.
+    """The parts of a retriever without its store.
 
     Attributes:
         sae: The SAE.
-        catalog: Its features' names.
+        catalog: Its catalog.
         embedder: Its encoder.
-        location: Where the SAE was loaded from, for the store to record; None if it was given loaded.
+        location: The SAE's location, for the sidecar to record; None if a loaded SAE was given.
     """
 
     sae: TopKSAE
     catalog: FeatureCatalog
     embedder: Embedder
     location: str | None
-
-    def retriever(self, store: ChromaStore) -> SteeredRetriever:
-        """Returns the core retriever over a store of this SAE."""
-        return SteeredRetriever(store, self.embedder, self.catalog)
 
 
 def load_parts(
@@ -54,10 +50,10 @@ def load_parts(
     """Returns the parts of a retriever.
 
     Args:
-        sae: Folder of the SAE, its hub id, the name of a bundled one, or the loaded SAE with its catalog. If None: the
-            SAE that the collection was indexed with, else the bundled one for the encoder.
+        sae: The SAE's folder, its hub id, the name of a bundled one, or a loaded SAE with its catalog. If None: the SAE
+            that the collection was indexed with, else the bundled one for the encoder.
         embedding: Anything `as_embedder` takes; the SAE's own encoder if None.
-        client: The store, if there is one: its collection records the SAE and its K.
+        client: The store, if it exists: its collection records the SAE and its K.
         collection: Name of the documents collection.
 
     Raises:
@@ -68,8 +64,8 @@ def load_parts(
     match sae:
         case (TopKSAE() as model, FeatureCatalog() as catalog):
             embedder = as_embedder(model.config.encoder.name if embedding is None else embedding)
-            given = Parts(model, catalog, embedder, None)
-            return given if client is None else given._replace(sae=at_recorded_k(model, client, collection))
+            own = model if client is None else at_recorded_k(model, client, collection)
+            return Parts(own, catalog, embedder, None)
         case None | str() | Path():
             opened = opened_sae(sae, client=client, collection=collection, embedding=embedding)
             catalog = FeatureCatalog.load(opened.folder, opened.sae.fingerprint)
@@ -85,21 +81,16 @@ def open_store(
     embedding: Any,  # noqa: ANN401 - see as_embedder
     persist_directory: str | Path | None,
     collection: str,
-) -> tuple[Parts, ChromaStore]:
-    """Returns a store in a folder, created if absent; without a folder, a private store that ends with its retriever.
+) -> SteeredRetriever:
+    """Returns a retriever over a store in a folder, created if absent; the arguments are those of `load_parts`.
 
-    Chroma's in-memory client is no substitute: all of one process share their data, and refuse each other's settings.
-
-    Args:
-        sae: See `load_parts`.
-        embedding: See `load_parts`.
-        persist_directory: Folder of the Chroma store, or None.
-        collection: Name of the documents collection.
+    Without a folder the store is private and is deleted with the retriever. Chroma's in-memory client is no substitute:
+    all in-memory clients of a process share their data and must have the same settings.
 
     Raises:
-        StoreError: The folder cannot be used; otherwise see `load_parts`.
+        StoreError: The folder cannot be used; for the other errors see `load_parts`.
     """
-    # A new folder becomes a store only if there is an SAE for it.
+    # The SAE is loaded first: a missing one must not leave a new folder behind.
     existing = persist_directory is not None and Path(persist_directory).is_dir()
     parts = load_parts(
         sae, embedding, client=connect(path=persist_directory) if existing else None, collection=collection
@@ -109,30 +100,27 @@ def open_store(
     store = ChromaStore.open(parts.sae, client=client, collection=collection, sae_location=parts.location)
     if persist_directory is None:
         weakref.finalize(store, _discard, client, [Path(folder), cache_root() / "codes" / store.sidecar.id])
-    return parts, store
+    return SteeredRetriever(store, parts.embedder, parts.catalog)
 
 
 def adopt_store(
     collection: Any,  # noqa: ANN401 - see ChromaStore.from_collection
     sae: SAESource | None,
     embedding: Any = None,  # noqa: ANN401 - see as_embedder
-) -> tuple[Parts, ChromaStore]:
-    """Returns a store over a collection that exists.
-
-    Args:
-        collection: See `ChromaStore.from_collection`.
-        sae: See `load_parts`.
-        embedding: The encoder of the collection; see `load_parts`.
+) -> SteeredRetriever:
+    """Returns a retriever over a collection that exists; `sae` and `embedding` as in `load_parts`.
 
     Raises:
-        TypeError: It is not a collection.
-        MismatchError: No SAE was given, and the bundled one cannot read its vectors; otherwise see `load_parts`.
+        TypeError: `collection` is not a collection; see `ChromaStore.from_collection`.
+        MismatchError: No SAE was given, and the bundled one cannot read the collection's vectors; for the other errors
+            see `load_parts`.
     """
     client, name = client_of(collection)
     parts = load_parts(sae, embedding, client=client, collection=name)
     if sae is None:
         require_readable(parts.sae, client, name)
-    return parts, ChromaStore.from_collection(collection, parts.sae, sae_location=parts.location)
+    store = ChromaStore.from_collection(collection, parts.sae, sae_location=parts.location)
+    return SteeredRetriever(store, parts.embedder, parts.catalog)
 
 
 def reopen_store(
@@ -140,29 +128,23 @@ def reopen_store(
     collection: str,
     sae: SAESource | None,
     embedding: Any = None,  # noqa: ANN401 - see as_embedder
-) -> tuple[Parts, ChromaStore]:
-    """Returns a store that exists; without `sae`, with the SAE that it was indexed with.
-
-    Args:
-        persist_directory: Folder of the Chroma store.
-        collection: Name of the documents collection.
-        sae: See `load_parts`.
-        embedding: See `load_parts`.
+) -> SteeredRetriever:
+    """Returns a retriever over a store in a folder, which must exist; the other arguments are those of `load_parts`.
 
     Raises:
-        StoreError: There is no such folder or collection; otherwise see `load_parts`.
+        StoreError: There is no such folder or collection; for the other errors see `load_parts`.
     """
     if not Path(persist_directory).is_dir():
         raise StoreError(f"there is no folder {str(persist_directory)!r}: index documents into it first.")
     client = connect(path=persist_directory)
     parts = load_parts(sae, embedding, client=client, collection=collection)
     store = ChromaStore.open(parts.sae, client=client, collection=collection, create=False, sae_location=parts.location)
-    return parts, store
+    return SteeredRetriever(store, parts.embedder, parts.catalog)
 
 
 def _discard(client: ClientAPI, folders: list[Path]) -> None:
     close = getattr(client, "close", None)
-    if close is not None:  # an open database cannot be deleted on Windows
+    if close is not None:  # Windows cannot delete an open database
         close()
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

@@ -220,8 +220,7 @@ def test_a_store_of_another_sae_keeps_its_own(ships: Path, filled_folder: Path, 
     own = SteeredRetriever.open(embedding=world.embedder, path=filled_folder / "chroma")
     assert own.sae.fingerprint == world.sae.fingerprint != TopKSAE.from_pretrained(ships).fingerprint
     collection = connect(path=filled_folder / "chroma").get_collection("docs", embedding_function=None)
-    parts, _ = adopt_store(collection, None, world.embedder)
-    assert parts.sae.fingerprint == world.sae.fingerprint
+    assert adopt_store(collection, None, world.embedder).sae.fingerprint == world.sae.fingerprint
     assert load_parts(None, world.embedder).location == NAME
 
 
