@@ -7,6 +7,7 @@ from typing import Any
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.features.text_reading import Concept
 from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
 from sae_steer_retriever.search.counterfactual import Counterfactual, CounterfactualSearch, own_edits
@@ -23,7 +24,6 @@ from sae_steer_retriever.steering.from_examples import (
 from sae_steer_retriever.steering.policy import (
     DEFAULT_DRIFT_CAP,
     DEFAULT_SIDE,
-    Resolution,
     Side,
     Steering,
     SteerLike,

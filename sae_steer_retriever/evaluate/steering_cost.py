@@ -17,8 +17,8 @@ from sae_steer_retriever.evaluate.steering_dictionaries import DEFAULT_NAME, Dic
 from sae_steer_retriever.evaluate.steering_methods import ADD_NAME, WORDS, Signal
 from sae_steer_retriever.evaluate.steering_setting import SteeringSetting, top_ten
 from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.steering.policy import Resolution
 
 _QUERIES = 200
 # A feature that fewer passages have moves nothing.

@@ -18,6 +18,7 @@ from sae_steer_retriever.evaluate.steering_methods import WORDS, Signal
 from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
 from sae_steer_retriever.features.calibration import Calibration, calibrate
 from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.features.text_reading import Concept, read_concept
 from sae_steer_retriever.labelling.gather_evidence import name_matches
 from sae_steer_retriever.sae.directions import data_directions, random_directions, spherical_kmeans
@@ -27,7 +28,6 @@ from sae_steer_retriever.steering.plan import Plan, plan
 from sae_steer_retriever.steering.policy import (
     DEFAULT_SIDE,
     Edit,
-    Resolution,
     Side,
     Steering,
 )

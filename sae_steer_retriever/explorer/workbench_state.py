@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sae_steer_retriever.errors import SteeringError, quoted
+from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.features.names import folded
 from sae_steer_retriever.search.query import Space
 from sae_steer_retriever.steering.edit import Condition, Edit
 from sae_steer_retriever.steering.operations import Add, AddRaw, Always, Clamp, Operation, Scale, Side, Suppress, When
-from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Resolution, Steering, SteerLike, parse
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering, SteerLike, parse
 
 if TYPE_CHECKING:
     from sae_steer_retriever.retriever import SteeredRetriever

@@ -24,12 +24,11 @@ from sae_steer_retriever.features.evidence import FeatureEvidence, read_evidence
 from sae_steer_retriever.features.family import Family
 from sae_steer_retriever.features.feature import Feature
 from sae_steer_retriever.features.feature_card import FeaturePage, NamedNeighbour
-from sae_steer_retriever.features.name_resolver import NameResolver
+from sae_steer_retriever.features.name_resolver import NameResolver, Resolution
 from sae_steer_retriever.features.names import feature_id, folded
 from sae_steer_retriever.features.search import FeatureSearch
 from sae_steer_retriever.features.text_reading import Concept
 from sae_steer_retriever.sae.topk_sae import Array, resolve_folder
-from sae_steer_retriever.steering.policy import Resolution
 
 _NEIGHBOURS = 5
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureErro
 from sae_steer_retriever.features.feature import BY_PERSON, CLEAR_FROM, Feature
 from sae_steer_retriever.features.names import feature_id, folded, stem
 from sae_steer_retriever.features.text_reading import Concept
-from sae_steer_retriever.steering.policy import Resolution
 
 if TYPE_CHECKING:
     from sae_steer_retriever.features.catalog import FeatureCatalog
@@ -34,6 +33,20 @@ _RIVAL_WITHIN, _RELATED_FROM = 0.1, 0.2
 # A name steers at most this many features, none with less than this share of the best one's relevance.
 _FAMILY_SIZE, _FAMILY_FROM = 5, 0.7
 _FAMILY_PREFIX = "family:"
+
+
+class Resolution(NamedTuple):
+    """Which features a name means.
+
+    Attributes:
+        features: Latent ids, the strongest first.
+        weights: Their shares, the largest 1.0.
+        how: "id", "label", "keyword" or "meaning".
+    """
+
+    features: tuple[int, ...]
+    weights: tuple[float, ...]
+    how: str
 
 
 class NameResolver:

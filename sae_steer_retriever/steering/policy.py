@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import ArtifactError, MismatchError, SteeringError
+from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.sae.atomic_files import write_files
 from sae_steer_retriever.sae.topk_sae import Array, Codes, SAEConfig
 from sae_steer_retriever.steering.edit import Condition, Edit
@@ -51,20 +52,6 @@ class Request(NamedTuple):
 
     name: str | int
     operation: Operation
-
-
-class Resolution(NamedTuple):
-    """Which features a name means.
-
-    Attributes:
-        features: Latent ids, the strongest first.
-        weights: Their shares, the largest 1.0.
-        how: "id", "label", "keyword" or "meaning".
-    """
-
-    features: tuple[int, ...]
-    weights: tuple[float, ...]
-    how: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,7 +289,6 @@ __all__ = [
     "Operation",
     "Plan",
     "Request",
-    "Resolution",
     "Scale",
     "Side",
     "SteerLike",

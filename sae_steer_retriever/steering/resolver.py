@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.features.text_reading import Concept, read_concept
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.steering.compose import compose
 from sae_steer_retriever.steering.edit import Edit
 from sae_steer_retriever.steering.policy import (
     DEFAULT_DRIFT_CAP,
-    Resolution,
     Side,
     Steering,
     SteerLike,

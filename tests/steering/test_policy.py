@@ -18,6 +18,7 @@ from small_world import World
 from toy import N, ToyEmbedder, catalog_for, random_sae, unit_rows
 
 from sae_steer_retriever.errors import ArtifactError, MismatchError, SteeringError, UnknownFeatureError
+from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.search.reranker import Reranker
 from sae_steer_retriever.steering.compose import compose
@@ -27,7 +28,6 @@ from sae_steer_retriever.steering.policy import (
     Add,
     AddRaw,
     Clamp,
-    Resolution,
     Scale,
     Steering,
     Suppress,

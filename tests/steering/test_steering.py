@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from toy import N, catalog_for, random_sae, unit_rows
 
 from sae_steer_retriever.errors import MismatchError, SteeringError
+from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.sae.topk_sae import Array
 from sae_steer_retriever.search.ranking import Ranker
 from sae_steer_retriever.steering.document_boost import FeatureMatch
@@ -25,7 +26,6 @@ from sae_steer_retriever.steering.policy import (
     Clamp,
     DocumentBoost,
     Plan,
-    Resolution,
     Scale,
     Steering,
     Suppress,
