@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix, csr_matrix
 
-from sae_steer_retriever.features.family import Family
+from sae_steer_retriever.features.feature import Family
 from sae_steer_retriever.features.names import stem
 from sae_steer_retriever.features.search import HUB_FROM
 from sae_steer_retriever.labelling.gather_evidence import Evidence

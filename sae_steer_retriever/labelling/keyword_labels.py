@@ -14,8 +14,7 @@ from sae_steer_retriever.encoders.vector_rows import VectorRows, Vectors
 from sae_steer_retriever.features.calibration import Calibration
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.evidence import FeatureEvidence
-from sae_steer_retriever.features.family import Family
-from sae_steer_retriever.features.feature import Feature, LabelScore
+from sae_steer_retriever.features.feature import Family, Feature, LabelScore
 from sae_steer_retriever.labelling.families import find_families
 from sae_steer_retriever.labelling.gather_evidence import (
     LABELLED_FROM,

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import MismatchError
+from sae_steer_retriever.features.trie import word_spans
 from sae_steer_retriever.labelling.token_attribution import (
     FeatureDirections,
     TokenReader,
     WordActivations,
     WordReader,
     unwrapped,
-    word_spans,
 )
 from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -12,12 +11,9 @@ from numpy.typing import NDArray
 from sae_steer_retriever.encoders.embedders import Embedder, SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import MismatchError
+from sae_steer_retriever.features.trie import Span, word_spans
 from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
 
-Span = tuple[int, int]
-
-# Letters and digits; what hyphens, apostrophes, points and underscores hold together is one word: COVID-19, IL-1.5.
-_WORD = re.compile(r"[^\W_]+(?:[-_.'\N{RIGHT SINGLE QUOTATION MARK}][^\W_]+)*")
 # Texts whose token vectors are in memory at once: 256 tokens of 1,024 numbers each are 1 MB a text.
 _TEXTS = 128
 # Two ways of adding the same token vectors up differ by less, two ways of pooling by far more.
@@ -26,11 +22,6 @@ _PROBES = (
     "A short text.",
     "Nominal wages in manufacturing rose; unemployment, at 4.2 %, did not (preliminary figures).",
 )
-
-
-def word_spans(text: str) -> list[Span]:
-    """Where the words of a text are: (start, end) of each, in characters."""
-    return [match.span() for match in _WORD.finditer(text)]
 
 
 class WordActivations(NamedTuple):
@@ -204,14 +195,3 @@ class TokenReader:
 class _Tokens(NamedTuple):
     vectors: Array
     spans: NDArray[np.int64]
-
-
-__all__ = [
-    "FeatureDirections",
-    "Span",
-    "TokenReader",
-    "WordActivations",
-    "WordReader",
-    "unwrapped",
-    "word_spans",
-]
