@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import CorpusError
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 if TYPE_CHECKING:
     from sae_steer_retriever.audit.read_only_store import ReadOnlyStore
@@ -86,8 +87,8 @@ def sentences_of_passages(store: ReadOnlyStore, embedder: Embedder, *, limit: in
     Raises:
         CorpusError: The passages hold too few sentences.
     """
+    from sae_steer_retriever.corpus.passage import Passage
     from sae_steer_retriever.corpus.query_texts import query_texts
-    from sae_steer_retriever.corpus.read_corpus import Passage
 
     drawn = _sample(len(store.ids), _PER_SENTENCE * limit, seed)
     texts = store.texts([store.ids[row] for row in drawn])

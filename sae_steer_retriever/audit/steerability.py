@@ -13,7 +13,7 @@ from sae_steer_retriever.audit.subject import Subject
 from sae_steer_retriever.errors import SAESteerError
 from sae_steer_retriever.features.search import HUB_FROM
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes
 from sae_steer_retriever.search.query_drift import query_drift
 from sae_steer_retriever.steering.policy import Steering
 

@@ -16,7 +16,7 @@ from sae_steer_retriever.audit.read_only_store import ReadOnlyStore
 from sae_steer_retriever.audit.top_hits import TopHits
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import CLEAR_FROM
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes
 
 # Characters of a passage or a query that are shown.
 _EXCERPT = 160

@@ -8,7 +8,7 @@ import numpy as np
 
 from sae_steer_retriever.audit.subject import Excerpt, Subject, shortened
 from sae_steer_retriever.explain.attribution import Attribution, Explainer
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes
 from sae_steer_retriever.store.code_index import StoredVectors
 
 DEPTH = 5

@@ -18,7 +18,7 @@ from sae_steer_retriever.corpus.rows import json_objects, read_text, text_field
 from sae_steer_retriever.errors import CorpusError
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.corpus.read_corpus import Passage
+    from sae_steer_retriever.corpus.passage import Passage
 
 SHORTEST_SENTENCE, LONGEST_SENTENCE = 20, 300
 """Characters of the sentences that are used."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_steer_retriever.corpus.decoding import UnreadableFileError
 from sae_steer_retriever.corpus.documents import DOCUMENT_SUFFIXES, read_document
 from sae_steer_retriever.corpus.folders import files_below
+from sae_steer_retriever.corpus.passage import Corpus, Passage
 from sae_steer_retriever.corpus.query_texts import read_queries
 from sae_steer_retriever.corpus.rows import ROW_SUFFIXES, Row, json_objects, read_rows, read_text, row_id, text_field
 from sae_steer_retriever.corpus.splitting import split_text
@@ -19,41 +19,6 @@ SUFFIXES = (*DOCUMENT_SUFFIXES, *ROW_SUFFIXES)
 
 _SHORTEST_PASSAGE = 50
 _READ_IN_BEIR = ("corpus.jsonl", "corpus.jsonl.gz", "queries.jsonl", "queries.jsonl.gz")
-
-
-@dataclass(frozen=True)
-class Passage:
-    """One text to embed and to store.
-
-    Attributes:
-        id: Stable and unique in its corpus: the id of the row, or "relative/path.md#3".
-        text: The text, with its title ahead.
-        title: The nearest heading or the row's title, or "".
-        metadata: `source` (the file's path relative to the corpus, with "/"), `title` where there is one, `page` of
-            a PDF file, and the other scalar fields of a row; a row's own `source` wins.
-    """
-
-    id: str
-    text: str
-    title: str = ""
-    metadata: dict[str, str | int | float | bool] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """What was read, and what was not.
-
-    Attributes:
-        passages: In the order of their files' paths and of the text in them.
-        queries: Real queries: of the given file, and of the train judgements of a BEIR-layout folder.
-        skipped: (path relative to the corpus, reason) of files, and of rows of a file, that were left out.
-        notes: (path, what to know) of files that were read, but not quite as they are: a guessed encoding.
-    """
-
-    passages: list[Passage]
-    queries: list[str] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[tuple[str, str]] = field(default_factory=list)
 
 
 def read_corpus(

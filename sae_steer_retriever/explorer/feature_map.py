@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.encoders.embedding_cache import cache_root
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.encoders.cache_root import cache_root
+from sae_steer_retriever.sae.codes import Array
 
 if TYPE_CHECKING:
     from sae_steer_retriever.features.catalog import FeatureCatalog

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 if TYPE_CHECKING:
     from sae_steer_retriever.encoders.embedders import Embedder

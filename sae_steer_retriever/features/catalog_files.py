@@ -13,7 +13,8 @@ from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.features.calibration import CALIBRATION_FILE, Calibration, load_calibration, save_calibration
 from sae_steer_retriever.features.feature import Family, Feature, LabelScore
 from sae_steer_retriever.sae.atomic_files import write_files
-from sae_steer_retriever.sae.topk_sae import Array, resolve_folder
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.files import resolve_folder
 
 FEATURES_FILE = "features.json"
 # Version 1 had one figure for a label's score, and no families.

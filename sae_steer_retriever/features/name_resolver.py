@@ -12,7 +12,7 @@ from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureErro
 from sae_steer_retriever.features.feature import BY_PERSON, Family, Feature
 from sae_steer_retriever.features.names import feature_id, folded, stem
 from sae_steer_retriever.features.text_reading import Concept
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 # A name's relevance to a feature is its cosine with the label plus its cosine with the feature's direction. Under
 # all-MiniLM-L6-v2 names of what a corpus is about reach 0.85 to 1.5 with their best feature, names of what it lacks

@@ -11,7 +11,7 @@ from sae_steer_retriever.features.calibration import Calibration
 from sae_steer_retriever.features.feature import BY_PERSON, Feature
 from sae_steer_retriever.features.names import stem
 from sae_steer_retriever.features.text_reading import Concept
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 # A hub is a feature that more than this share of the passages has; in a dictionary so small that every feature is
 # frequent, more than this many times the average feature's share.

@@ -13,13 +13,13 @@ from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.features.trie import word_spans
 from sae_steer_retriever.labelling.token_attribution import (
-    FeatureDirections,
     TokenReader,
     WordActivations,
     WordReader,
     unwrapped,
 )
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import FeatureDirections, TopKSAE
 
 logger = logging.getLogger(__name__)
 
