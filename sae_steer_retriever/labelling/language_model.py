@@ -222,7 +222,7 @@ def require_model_name(text: str) -> str:
     """
     provider, _, model = text.strip().partition(":")
     if not provider or not model:
-        raise ValueError(f"{text!r} is not the name of a language model: expected provider:model, e.g. openai:gpt-4o-mini.")
+        raise ValueError(f"{text!r} is no model name: expected provider:model, e.g. openai:gpt-4o-mini.")
     return text.strip()
 
 

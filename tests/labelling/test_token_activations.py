@@ -14,8 +14,7 @@ from sae_steer_retriever.encoders.embedders import LangChainEmbedder, SentenceTr
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.features.trie import word_spans
-from sae_steer_retriever.labelling.prefix_attribution import PrefixReader, word_reader
-from sae_steer_retriever.labelling.token_attribution import TokenReader, unwrapped
+from sae_steer_retriever.labelling.word_attribution import PrefixReader, TokenReader, unwrapped, word_reader
 from sae_steer_retriever.sae.topk_sae import FeatureDirections, TopKSAE
 
 TEXTS = st.text(
