@@ -166,10 +166,6 @@ def carry(old_folder: str | Path, new_sae: TopKSAE) -> Annotations:
 def annotations_for(folder: Path, fingerprint: str) -> Annotations:
     """Returns the labels kept in an SAE's folder; labels of an earlier SAE are carried to the features that match.
 
-    Args:
-        folder: The SAE's folder; not changed.
-        fingerprint: Of the SAE in it.
-
     Raises:
         ArtifactError: The labels are damaged.
     """
@@ -181,15 +177,12 @@ def annotations_for(folder: Path, fingerprint: str) -> Annotations:
     decoder = directions_of(folder, fingerprint)
     carried = _carried(found, fingerprint, np.empty((0, 0), np.float32) if decoder is None else decoder, None)
     if carried.unmatched:
-        lost = ", ".join(repr(one.label) for one in carried.unmatched[:5])
+        lost, every = len(carried.unmatched), len(carried.unmatched) + len(carried.names)
+        labels = ", ".join(repr(one.label) for one in carried.unmatched[:5]) + (", ..." if lost > 5 else "")
         logger.warning(
-            "%d of %d names given by a person have no counterpart among this SAE's features: %s%s. %s keeps them.",
-            len(carried.unmatched),
-            len(carried.unmatched) + len(carried.names),
-            lost,
-            ", ..." if len(carried.unmatched) > 5 else "",
-            ANNOTATIONS_FILE,
-        )
+            "%d of %d labels by a person match no feature of this SAE: %s. %s keeps them.",
+            lost, every, labels, ANNOTATIONS_FILE,
+        )  # fmt: skip
     return carried
 
 

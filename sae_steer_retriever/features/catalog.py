@@ -62,16 +62,7 @@ class FeatureCatalog:
         families: Sequence[Family] = (),
         evidence: Mapping[int, FeatureEvidence] | None = None,
     ) -> None:
-        """Make a catalog in memory.
-
-        Args:
-            features: One per latent, in order of their ids.
-            calibration: Statistics of their activations.
-            fingerprint: Of the SAE.
-            label_embeddings: (n, d) unit vectors of the labels, zero rows where there is none.
-            families: Groups of features.
-            evidence: Passages and words of each feature, by feature id.
-        """
+        """Make a catalog in memory of the parts that the class documents; `evidence` is by feature id."""
         self.calibration = calibration
         self.fingerprint = fingerprint
         self.families = tuple(families)
@@ -158,14 +149,20 @@ class FeatureCatalog:
         )
 
     def resolve(self, name: str | int, concept: Callable[[str], Concept] | None = None) -> Resolution:
-        """Returns the features that a name means; see `NameResolver.resolve`.
+        """Returns the features that a name means.
+
+        The name is looked up, in order, as an id (`84340`, `"#84340"`), a label, a family (its name, or
+        `"family:12"`), and by its meaning. By meaning, a feature is relevant if the text is near its label and its
+        direction; features rank by relevance plus label score. A text may mean up to five features, with weights that
+        fall as the square of relevance. A feature with a weak label is found by its id and its whole label only.
 
         Args:
-            name: As the user wrote it: an id, a label, a family, a keyword or free text.
-            concept: Embeds and encodes a text; without it free text is not understood.
+            name: As the user wrote it.
+            concept: Embeds and encodes a text; without it names are looked up by id, label, family and keyword.
 
         Raises:
-            UnknownFeatureError: No live feature has the name; the nearest names are listed.
+            UnknownFeatureError: No live feature has the name, or only one with a weak label has; the nearest names
+                are listed.
             AmbiguousFeatureError: Several unrelated features have it; they are listed.
 
         Example:

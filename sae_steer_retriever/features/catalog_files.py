@@ -25,13 +25,7 @@ _Parsed = TypeVar("_Parsed")
 
 
 def read_json(path: Path, parsed: Callable[[Any], _Parsed], problem: str, remedy: str = "") -> _Parsed:
-    """Returns a JSON file's content as `parsed` makes it.
-
-    Args:
-        path: The file.
-        parsed: Takes the parsed JSON; may raise KeyError, TypeError, ValueError, or an `ArtifactError` of its own.
-        problem: How the error describes a damaged file, e.g. "holds no labels".
-        remedy: What the error tells the user to do.
+    """Returns a JSON file's content as `parsed` makes it; `problem` and `remedy` go into the error.
 
     Raises:
         ArtifactError: The file is damaged.
@@ -75,11 +69,7 @@ def write_catalog(
 
 
 def read_catalog(folder: str | Path, fingerprint: str) -> CatalogParts:
-    """Returns the content of both files.
-
-    Args:
-        folder: The SAE's folder, or its hub id.
-        fingerprint: Of the SAE that was loaded from it.
+    """Returns the content of both files in an SAE's folder (or hub id).
 
     Raises:
         ArtifactError: A file is missing, damaged, or belongs to another SAE.

@@ -65,13 +65,7 @@ class FeatureEvidence:
 
 
 def write_evidence(folder: str | Path, evidence: Mapping[int, FeatureEvidence], fingerprint: str) -> None:
-    """Write `evidence.json` into the SAE's folder, atomically.
-
-    Args:
-        folder: The SAE's folder.
-        evidence: By feature id.
-        fingerprint: Of the SAE.
-    """
+    """Write `evidence.json` into the SAE's folder, atomically; `evidence` is by feature id."""
     # `asdict` would copy every passage; JSON writes named tuples as lists.
     rows = {str(feature): vars(found) for feature, found in sorted(evidence.items())}
     body = {"format_version": _FORMAT_VERSION, "fingerprint": fingerprint, "features": rows}
@@ -80,10 +74,6 @@ def write_evidence(folder: str | Path, evidence: Mapping[int, FeatureEvidence], 
 
 def read_evidence(folder: str | Path, fingerprint: str) -> dict[int, FeatureEvidence]:
     """Returns the content of `evidence.json`, by feature id; nothing where the SAE was labelled without evidence.
-
-    Args:
-        folder: The SAE's folder.
-        fingerprint: Of the SAE that was loaded from it.
 
     Raises:
         ArtifactError: The file is damaged, of another format, or of another SAE.

@@ -94,8 +94,8 @@ class FeaturePage:
         lines += [f"{name:<{_WIDTH}}{value}" for name, value in self._facts()]
         if self.neighbours:
             lines.append(_NEAREST)
-        for other in self.neighbours:
-            lines.append(f"    {other.cosine:+.2f}  #{other.feature.id} {_printable(_named(other.feature))}")
+        for other, cosine in self.neighbours:
+            lines.append(f"    {cosine:+.2f}  #{other.id} {_printable(_named(other))}")
         trie = self._trie_lines()
         if trie:
             lines += [_WORDS, *(f"    {line}" for line in trie)]
@@ -119,11 +119,11 @@ class FeaturePage:
             f'<table style="border-collapse:collapse">{facts}</table>',
         ]
         if self.neighbours:
-            rows = (
-                f"<li>{other.cosine:+.2f} {_faint(f'#{other.feature.id}')} {_escaped(_named(other.feature))}</li>"
-                for other in self.neighbours
+            rows = "".join(
+                f"<li>{cosine:+.2f} {_faint(f'#{other.id}')} {_escaped(_named(other))}</li>"
+                for other, cosine in self.neighbours
             )
-            parts.append(f"<h5>{_NEAREST}</h5><ul>{''.join(rows)}</ul>")
+            parts.append(f"<h5>{_NEAREST}</h5><ul>{rows}</ul>")
         trie = self._trie_lines()
         if trie:
             parts.append(f"<h5>{_WORDS}</h5><pre>{html.escape(chr(10).join(trie))}</pre>")
@@ -141,10 +141,7 @@ class FeaturePage:
         """The page as data, for JSON."""
         feature, evidence = self.feature, self.evidence
         passages = {
-            part.key: [
-                {"id": example.id, "strength": example.strength, "text": self.texts.get(example.id)}
-                for example in part.examples
-            ]
+            part.key: [{**example._asdict(), "text": self.texts.get(example.id)} for example in part.examples]
             for part in self._parts()
             if part.key != "examples"
         }
@@ -165,10 +162,7 @@ class FeaturePage:
             "maximum": self.maximum,
             "quantiles": dict(zip(map(str, QUANTILES), evidence.quantiles, strict=False)) if evidence else None,
             "family": None if self.family is None else {"id": self.family.id, "name": self.family.name},
-            "nearest": [
-                {"id": other.feature.id, "label": other.feature.name, "cosine": other.cosine}
-                for other in self.neighbours
-            ],
+            "nearest": [{"id": one.id, "label": one.name, "cosine": cosine} for one, cosine in self.neighbours],
             "examples": [{"id": name, "text": self.texts.get(name)} for name in feature.examples],
             **passages,
             "trie": None if evidence is None or evidence.trie is None else dict(evidence.trie),
@@ -226,12 +220,11 @@ def _named(feature: Feature) -> str:
 def score_line(feature: Feature) -> str:
     """A label's score with its intervals, or the reason why it has none."""
     if feature.score is None:
-        reason = "not measured: too few unseen passages with it, or too few of its neighbours' without it"
         if not feature.label:
-            reason = "it has no label"
-        elif feature.label_by == BY_PERSON:
-            reason = "a person's name is not measured"
-        return f"-  ({reason})"
+            return "-  (it has no label)"
+        if feature.label_by == BY_PERSON:
+            return "-  (a person's name is not measured)"
+        return "-  (not measured: too few unseen passages with it, or too few of its neighbours' without it)"
     score = feature.score
     line = f"{score.hard:.2f}{_interval(score.hard_interval)} against near misses"
     if math.isfinite(score.random):

@@ -62,14 +62,10 @@ class NameResolver:
         label_embeddings: Array | None = None,
         nearest: Callable[[str, Concept | None], Sequence[Feature]] = lambda text, concept: (),
     ) -> None:
-        """Index labels, keywords and families.
+        """Index labels, keywords and families; see `FeatureCatalog`.
 
-        Args:
-            features: One per latent, in order of their ids.
-            count: (n,) passages in which each feature is active.
-            families: Groups of features.
-            label_embeddings: (n, d) unit vectors of the labels, zero rows where there is none.
-            nearest: Finds the features that the error for an unknown name suggests.
+        `count` (n,) holds the passages in which each feature is active; `nearest` finds the features that the error
+        for an unknown name suggests.
         """
         self._features, self._count, self._families = features, count, families
         self._label_embeddings, self._nearest = label_embeddings, nearest
@@ -94,22 +90,7 @@ class NameResolver:
         self._eligible = named & ~self._weak
 
     def resolve(self, name: str | int, concept: Callable[[str], Concept] | None = None) -> Resolution:
-        """Returns the features that a name means.
-
-        The name is looked up, in order, as an id (`84340`, `"#84340"`), a label, a family (its name, or
-        `"family:12"`), and by its meaning. By meaning, a feature is relevant if the text is near its label and its
-        direction; features rank by relevance plus label score. A text may mean up to five features, with weights that
-        fall as the square of relevance. A feature with a weak label is found by its id and its whole label only.
-
-        Args:
-            name: As the user wrote it.
-            concept: Embeds and encodes a text; without it names are looked up by id, label, family and keyword.
-
-        Raises:
-            UnknownFeatureError: No live feature has the name, or only one with a weak label has; the nearest names
-                are listed.
-            AmbiguousFeatureError: Several unrelated features have it; they are listed.
-        """
+        """The features that a name means; see `FeatureCatalog.resolve`."""
         latent = feature_id(name)
         if latent is not None:
             return self._alive([find_feature(self._features, latent).id], "id")

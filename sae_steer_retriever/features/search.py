@@ -32,13 +32,7 @@ class FeatureSearch:
     def __init__(
         self, features: Sequence[Feature], calibration: Calibration, label_embeddings: Array | None = None
     ) -> None:
-        """Index the keywords of the labels.
-
-        Args:
-            features: One per latent, in order of their ids.
-            calibration: Their statistics.
-            label_embeddings: (n, d) unit vectors of the labels, zero rows where there is none.
-        """
+        """Index the keywords of the labels; see `FeatureCatalog` for the arguments."""
         self._features, self._calibration, self._label_embeddings = features, calibration, label_embeddings
         # By stem of a keyword or of one of its words: the features that have it, each with its place in the label.
         self._by_word: dict[str, dict[int, int]] = {}

@@ -109,8 +109,8 @@ class Trie:
         return sum(1 for _ in self.nodes())
 
     def nodes(self) -> Iterator[tuple[tuple[str, ...], TrieNode]]:
-        """All nodes, depth first, each with its words in the order of a text."""
-        yield from walk(self.roots, ())
+        """All nodes, depth first, each with its words in the order of the text."""
+        return walk(self.roots)
 
     def matches(self, words: Sequence[str]) -> bool:
         """Whether the words of a text, in order, contain one of the trie's windows."""
@@ -125,7 +125,7 @@ class Trie:
 
         A phrase is left out where its last words carry the feature alone.
         """
-        found = sorted(_shortest(self.roots, ()), key=lambda one: (-one[1], one[0]))
+        found = sorted(_shortest(self.roots), key=lambda one: (-one[1], one[0]))
         return tuple(words for words, _ in found[:limit])
 
     def to_json(self) -> dict[str, Any]:
@@ -164,13 +164,7 @@ class Trie:
 
 
 def detection(trie: Trie, texts_with: Sequence[str], texts_without: Sequence[str]) -> TrieScore:
-    """Returns how well a trie detects its feature in texts that it was not made of.
-
-    Args:
-        trie: The trie.
-        texts_with: Texts that have the feature.
-        texts_without: Texts that do not have it; precision depends on how many there are.
-    """
+    """How well a trie detects its feature in texts with it and texts without it that it was not made of."""
     hits = sum(trie.matches(_words(text)) for text in texts_with)
     mistakes = sum(trie.matches(_words(text)) for text in texts_without)
     precision = hits / (hits + mistakes) if hits + mistakes else math.nan
@@ -223,19 +217,14 @@ def _grow(paths: Sequence[tuple[tuple[str, ...], float]]) -> tuple[TrieNode, ...
 
 
 def walk(nodes: Sequence[TrieNode], after: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], TrieNode]]:
-    """Yields nodes and their descendants, depth first, each with its words in the order of the text.
-
-    Args:
-        nodes: Roots, or the children of a node.
-        after: The words that follow them.
-    """
+    """Nodes and their descendants, depth first, each with its words in the order of the text, before `after`."""
     for node in nodes:
         words = (node.word, *after)
         yield words, node
         yield from walk(node.children, words)
 
 
-def _shortest(nodes: Sequence[TrieNode], after: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+def _shortest(nodes: Sequence[TrieNode], after: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
     for node in nodes:
         words = (node.word, *after)
         if node.end:

@@ -64,10 +64,12 @@ def label_adapted(
     scores |= score_labels(kept, embeddings, vectors, evidence, seed)
     family = {member: group.id for group in parent.families for member in group.features}
     features = [
-        _kept(feature, kept[feature.id], scores.get(feature.id)) if feature.id in kept else feature
+        dataclasses.replace(
+            _kept(feature, kept[feature.id], scores.get(feature.id)) if feature.id in kept else feature,
+            family=family.get(feature.id),
+        )
         for feature in own.catalog.features
     ]
-    features = [dataclasses.replace(feature, family=family.get(feature.id)) for feature in features]
     catalog = FeatureCatalog(features, calibration, sae.fingerprint, embeddings, parent.families, own.evidence)
     for one in parent.annotations.names.values():
         catalog.annotate(one.feature, one.label, one.note, embedding=one.embedding)

@@ -60,13 +60,7 @@ class Evidence:
 def gather_evidence(
     names: Codes[NDArray[Any]], neighbours: NDArray[np.int64], rows: NDArray[np.int64] | None = None
 ) -> Evidence:
-    """Returns the evidence in the label latents of passages.
-
-    Args:
-        names: (N, k_labels) codes of the passages.
-        neighbours: (n, 5) of `nearest_features`.
-        rows: The passages to take; all if not given.
-    """
+    """The evidence in (N, k_labels) label latents of passages, or of some `rows` of them."""
     if rows is not None:
         names = Codes(names.indices[rows], names.values[rows])
     row, place = np.nonzero(names.values > 0)
@@ -110,10 +104,7 @@ def name_matches(sae: TopKSAE, vectors: Vectors, names: Codes[NDArray[Any]]) -> 
 def nearest_features(sae: TopKSAE, among: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
     """Returns (n, 5) the features whose decoder directions are nearest by cosine; fewer columns for fewer features.
 
-    Args:
-        sae: The dictionary.
-        among: (n,) which features may be neighbours, e.g. `frequent_features`: a rare feature gives no near misses.
-            All if not given.
+    Only the features in `among` (n,), if given, may be neighbours: a rare feature has no near misses to offer.
     """
     decoder = sae.decoder
     counted = np.arange(sae.config.n) if among is None else np.flatnonzero(among)

@@ -60,7 +60,11 @@ class Vocabulary:
             self.matrix, self.words = csr_matrix((len(texts), 0), dtype=np.float32), np.empty(0, dtype=np.str_)
         frequency = np.asarray(self.matrix.sum(axis=0)).ravel()
         self.rarity = np.log(len(texts) / np.maximum(frequency, 1.0))
-        self.meanings = _centred(embedder.embed_queries(self.words.tolist()))
+        self.meanings = embedder.embed_queries(self.words.tolist())
+        if len(self.words):
+            centred = self.meanings - self.meanings.mean(axis=0)
+            lengths = np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+            self.meanings = np.asarray(centred / lengths, dtype=np.float32)
 
 
 def contrastive_keywords(feature: int, evidence: Evidence, vocabulary: Vocabulary, direction: Array) -> tuple[str, ...]:
@@ -101,10 +105,3 @@ def contrastive_keywords(feature: int, evidence: Evidence, vocabulary: Vocabular
 def _same_stem(one: str, other: str) -> bool:
     shorter, longer = sorted((one, other), key=len)
     return longer.startswith(shorter[: max(4, len(shorter) - 2)]) and len(longer) - len(shorter) <= 4
-
-
-def _centred(vectors: Array) -> Array:
-    if not len(vectors):
-        return vectors
-    centred = vectors - vectors.mean(axis=0)
-    return np.asarray(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12), dtype=np.float32)

@@ -48,11 +48,11 @@ class LabelCache:
         return len(self._replies)
 
     def get(self, model: str, prompt: str) -> str | None:
-        """The reply of the model with a name to the prompt with a hash (`prompt_hash`), if it is known."""
+        """The reply of the model with a name to the prompt with a hash (`LabelPrompt.hash`), if it is known."""
         return self._replies.get((model, prompt))
 
     def keep(self, model: str, replies: Mapping[str, str]) -> None:
-        """Add a model's replies, by `prompt_hash`; a prompt that has a reply keeps it.
+        """Add a model's replies, by `LabelPrompt.hash`; a prompt that has a reply keeps it.
 
         Raises:
             ArtifactError: The file cannot be written.

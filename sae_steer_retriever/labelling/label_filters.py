@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_steer_retriever.errors import quoted
 from sae_steer_retriever.features.names import stem
 from sae_steer_retriever.labelling.label_prompt import EXAMPLE, FEWEST_KEYWORDS, MOST_KEYWORDS
 from sae_steer_retriever.sae.codes import Array
@@ -85,21 +86,21 @@ def keywords_of(reply: str, passages: Iterable[str] = (), marker: str = "") -> t
     if not text:
         return Rejection("empty", "the reply is empty")
     if _REFUSAL.search(text):
-        return Rejection("refusal", f"the model declined: {_shown(text)}")
+        return Rejection("refusal", f"the model declined: {quoted(text)}")
     parts = _parts(text)
     if parts is None:
-        return Rejection("too long", f"no single line of keywords: {_shown(text)}")
+        return Rejection("too long", f"no single line of keywords: {quoted(text)}")
     keywords = _distinct(" ".join(part.strip(" \t\"'“”‘’`*.;").casefold().split()) for part in parts)
     if len(keywords) > MOST_KEYWORDS:
-        return Rejection("too long", f"{len(keywords)} keywords: {_shown(text)}")
+        return Rejection("too long", f"{len(keywords)} keywords: {quoted(text)}")
     for keyword in keywords:
         words = keyword.split()
         if len(words) > _MOST_WORDS or len(keyword) > _MOST_CHARACTERS:
-            return Rejection("too long", f"no keyword but a sentence: {_shown(keyword)}")
+            return Rejection("too long", f"no keyword but a sentence: {quoted(keyword)}")
         if not all(_is_word(word) for word in words):
-            return Rejection("not words", f"not in plain words: {_shown(keyword)}")
+            return Rejection("not words", f"not in plain words: {quoted(keyword)}")
     if len(keywords) < FEWEST_KEYWORDS:
-        return Rejection("not words", f"{len(keywords)} keywords, expected at least {FEWEST_KEYWORDS}: {_shown(text)}")
+        return Rejection("not words", f"{len(keywords)} keywords, expected at least {FEWEST_KEYWORDS}: {quoted(text)}")
     leaks = _leaks(keywords, passages, marker)
     if leaks:
         return Rejection("prompt leak", f"words of the prompt, not of the passages: {', '.join(leaks)}")
@@ -121,14 +122,9 @@ def without_generic(keywords: Sequence[str], generic: Collection[str]) -> tuple[
 
 
 def central_labels(embeddings: Array, among: Array) -> NDArray[np.bool_]:
-    """Returns (m,) which labels are near the centroid of all labels, and so name nothing in particular.
+    """Returns (m,) which of the (m, d) labels are near the centroid of all (all, d) labels, and so name nothing.
 
-    Their cosine with the centroid lies three standard deviations above the mean cosine; there are none among fewer
-    than 50 labels.
-
-    Args:
-        embeddings: (m, d) unit vectors of some labels.
-        among: (all, d) unit vectors of all labels.
+    Their cosine with the centroid lies three standard deviations above the mean; among fewer than 50 labels none does.
     """
     if not len(embeddings) or len(among) < _CENTRAL_FROM:
         return np.zeros(len(embeddings), dtype=np.bool_)
@@ -193,7 +189,3 @@ def _leaks(keywords: Sequence[str], passages: Iterable[str], marker: str) -> lis
     # One word of the example may be meant; several are an echo of it.
     echoes = absent(echoes)
     return absent(suspects) + (echoes if len(echoes) > 1 else [])
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 80 else f"{text[:79]}…")

@@ -46,7 +46,7 @@ class LabelPrompt(NamedTuple):
     @property
     def hash(self) -> str:
         """Hash of the text: recorded with each label, and the key of its cached reply."""
-        return prompt_hash(self.text)
+        return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def label_prompt(
@@ -79,11 +79,6 @@ def label_prompt(
     if complaint:
         blocks.insert(1, f"An earlier answer was refused: {complaint}\n")
     return LabelPrompt("\n".join(blocks), having, marker)
-
-
-def prompt_hash(text: str) -> str:
-    """16 hexadecimal digits of a prompt's SHA-256."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def one_line(text: str, characters: int) -> str:

@@ -65,15 +65,9 @@ def score_labels(
 
 
 def sample_others(rows: NDArray[np.int64], count: int, most: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Returns up to `most` different numbers below `count` that are not among `rows`, each equally likely.
+    """Returns up to `most` different numbers below `count` that are not among the different `rows`, equally likely.
 
     The time depends on the sizes of `rows` and of the sample, not on `count`.
-
-    Args:
-        rows: Different numbers below `count`, in any order.
-        count: The upper bound.
-        most: Size of the sample; fewer where there are fewer numbers.
-        generator: For the sample.
     """
     left = count - len(rows)
     ranks = generator.choice(left, size=min(most, left), replace=False)
@@ -95,15 +89,10 @@ def auroc(positives: NDArray[np.floating], negatives: NDArray[np.floating]) -> f
 
 
 def auroc_interval(area: float, positives: int, negatives: int) -> tuple[float, float]:
-    """Returns the 95 % interval of an AUROC.
+    """Returns the 95 % interval of an AUROC from the numbers of positives and negatives.
 
     Method 5 of Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2"
     (Statistics in Medicine 25, 2006); unlike an interval by standard errors, it is not empty at 1.0.
-
-    Args:
-        area: The AUROC, in [0, 1].
-        positives: Number of positives.
-        negatives: Number of negatives.
     """
     mean = (positives + negatives) / 2
 

@@ -132,41 +132,25 @@ class FunctionModel:
 class LangChainModel(FunctionModel):
     """A LangChain `BaseChatModel`, or another runnable that returns a message or a text, as a `LanguageModel`."""
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        name: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
-        concurrency: int = DEFAULT_CONCURRENCY,
-    ) -> None:
-        """Adapt any object with `invoke(text)`; by default it is named by its class and `model_name` or `model`.
+    def __init__(self, model: Any, *, name: str | None = None, **options: Any) -> None:
+        """Adapt any object with `invoke(text)`, named by its class and its `model_name` or `model` if not by `name`.
 
-        See `FunctionModel` for the other arguments.
+        The `options` are those of `FunctionModel`.
         """
         name = name or _name_of(model, "langchain", getattr(model, "model", None))
-        super().__init__(
-            lambda prompt: _message_text(model.invoke(prompt)), name=name, timeout=timeout, concurrency=concurrency
-        )
+        super().__init__(lambda prompt: _message_text(model.invoke(prompt)), name=name, **options)
 
 
 class LlamaIndexModel(FunctionModel):
     """A LlamaIndex `LLM`, as a `LanguageModel`."""
 
-    def __init__(
-        self,
-        llm: Any,
-        *,
-        name: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
-        concurrency: int = DEFAULT_CONCURRENCY,
-    ) -> None:
-        """Adapt any object with `complete(text)`; by default it is named by its class and `metadata.model_name`.
+    def __init__(self, llm: Any, *, name: str | None = None, **options: Any) -> None:
+        """Adapt any object with `complete(text)`, named by its class and `metadata.model_name` if not by `name`.
 
-        See `FunctionModel` for the other arguments.
+        The `options` are those of `FunctionModel`.
         """
         name = name or _name_of(llm, "llama_index", getattr(getattr(llm, "metadata", None), "model_name", None))
-        super().__init__(lambda prompt: llm.complete(prompt).text, name=name, timeout=timeout, concurrency=concurrency)
+        super().__init__(lambda prompt: llm.complete(prompt).text, name=name, **options)
 
 
 def as_language_model(

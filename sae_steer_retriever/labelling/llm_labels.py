@@ -124,14 +124,7 @@ class Estimate(NamedTuple):
 def estimate_labels(
     prompts: Mapping[int, LabelPrompt], model: str, cache: LabelCache | None = None, price: Price | None = None
 ) -> Estimate:
-    """Returns the estimated cost of having prompts answered.
-
-    Args:
-        prompts: By feature id.
-        model: The model's name.
-        cache: Known replies, which cost nothing.
-        price: Of the model's tokens.
-    """
+    """The estimated cost of having prompts answered by the model with a name; replies in the cache cost nothing."""
     texts = {prompt.hash: prompt.text for prompt in prompts.values()}
     asked = [text for key, text in texts.items() if cache is None or cache.get(model, key) is None]
     tokens_in = sum(-(-len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN) for text in asked)
@@ -168,12 +161,7 @@ class LabellingResult:
         return dict(Counter(failure.reason for failure in self.failures.values()).most_common())
 
     def applied(self, features: Sequence[Feature], embeddings: Array | None) -> tuple[list[Feature], Array | None]:
-        """Returns all features and all label embeddings, with the new ones in their places.
-
-        Args:
-            features: One per latent, in order of their ids.
-            embeddings: (n, d) of their labels, zero rows where there is none.
-        """
+        """All n features and their labels' (n, d) embeddings, with the new labels in their places."""
         changed = [self.features.get(feature.id, feature) for feature in features]
         if not self.embeddings:
             return changed, embeddings
@@ -364,18 +352,9 @@ def _embedded(labels: Mapping[int, Sequence[str]], embed: Embed) -> Array:
 
 
 def _specific(labels: Mapping[int, tuple[str, ...]], generic: frozenset[str], rows: Array, among: Array) -> _Found:
-    """Labels without their generic keywords; a label near the centroid of all labels is rejected.
-
-    Args:
-        labels: Keywords by feature.
-        generic: Stems of keywords that too many labels have.
-        rows: (m, d) of these labels.
-        among: (all, d) of all labels.
-    """
+    """Labels, with (m, d) embeddings `rows`, without generic keywords; labels near the centroid of all are rejected."""
     found: _Found = {}
     for (feature, keywords), is_central in zip(labels.items(), central_labels(rows, among), strict=True):
-        found[feature] = without_generic(keywords, generic)
-        if is_central:
-            detail = f"nearest to the centroid of all labels: {', '.join(keywords)}"
-            found[feature] = Rejection("generic", detail)
+        central = Rejection("generic", f"nearest to the centroid of all labels: {', '.join(keywords)}")
+        found[feature] = central if is_central else without_generic(keywords, generic)
     return found

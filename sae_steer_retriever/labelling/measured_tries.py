@@ -11,7 +11,7 @@ from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.encoders.vector_rows import Vectors
 from sae_steer_retriever.errors import MismatchError, UnknownFeatureError
 from sae_steer_retriever.features.trie import Trie, TrieScore, detection
-from sae_steer_retriever.labelling.gather_evidence import Evidence, gather_evidence, read_label_latents, strengths
+from sae_steer_retriever.labelling.gather_evidence import gather_evidence, read_label_latents, strengths
 from sae_steer_retriever.labelling.keyword_labels import split_halves
 from sae_steer_retriever.labelling.label_scores import sample_others
 from sae_steer_retriever.labelling.neuron2graph import PASSAGES, grow_tries
@@ -50,9 +50,10 @@ def measured_tries(
     how: Reading = "auto",
     substitutes: bool = False,
 ) -> dict[int, MeasuredTrie]:
-    """Returns a trie for each feature, made of one half of a corpus and tested on the other.
+    """Returns a trie for each feature, by feature id, made of one half of a corpus and tested on the other.
 
-    The halves are those of `label_features`. A passage has a feature if it is among the passage's label latents.
+    The halves are those of `label_features`. A passage has a feature if it is among the passage's label latents. Where
+    no passage of a half has the feature, the trie is empty or its score is NaN.
 
     Args:
         sae: Whose features.
@@ -65,10 +66,6 @@ def measured_tries(
         limit: Passages of a feature that its trie is made of, the strongest; 512 at most.
         how: How matches are split over words; see `word_reader`.
         substitutes: Whether to try the half's own words in each other's place (`Substitutes`).
-
-    Returns:
-        Tries by feature id, in the order given. Where no passage of a half has the feature, the trie is empty or its
-        score is NaN.
 
     Raises:
         MismatchError: There is not one vector a text, or the encoder's embeddings cannot be split (`how="split"`).
@@ -92,16 +89,11 @@ def measured_tries(
     words = Substitutes.of_texts([texts[row] for row in halves.made_of], embedder) if substitutes else None
     tries = grow_tries(texts, passages, embedder, sae, reader=reader, substitutes=words, limit=limit)
     tested = [texts[row] for row in halves.unseen]
-    return {
-        feature: _measured(tries[feature], len(passages[feature]), feature, unseen, tested, seed) for feature in chosen
-    }
-
-
-def _measured(
-    trie: Trie, made_of: int, feature: int, unseen: Evidence, texts: Sequence[str], seed: int
-) -> MeasuredTrie:
-    having, _ = unseen.passages(feature)
-    # A generator for each feature: a score does not depend on which other tries are measured.
-    lacking = sample_others(having, len(texts), len(having), np.random.default_rng([seed, feature]))
-    score = detection(trie, [texts[row] for row in having], [texts[row] for row in lacking])
-    return MeasuredTrie(trie, score, made_of, len(having), len(lacking))
+    found = {}
+    for feature in chosen:
+        having, _ = unseen.passages(feature)
+        # A generator for each feature: a score does not depend on which other tries are measured.
+        lacking = sample_others(having, len(tested), len(having), np.random.default_rng([seed, feature]))
+        score = detection(tries[feature], [tested[row] for row in having], [tested[row] for row in lacking])
+        found[feature] = MeasuredTrie(tries[feature], score, len(passages[feature]), len(having), len(lacking))
+    return found

@@ -117,14 +117,10 @@ def _draw(boxes: Sequence[_Box], path: Path, title: str, left_out: int) -> Path:
             line = [x, x + half, next_x - next_half, next_x], [y, y, next_y, next_y]
             axes.plot(*line, color="#888888", linewidth=1, zorder=1)
         share = min(max(box.node.activation / strongest, 0.0), 1.0)
-        style = {
-            "facecolor": (1 - 0.6 * share, 1 - 0.35 * share, 1.0),
-            "edgecolor": "#333333",
-            "boxstyle": "round,pad=.3",
-        }
+        colour, edge = (1 - 0.6 * share, 1 - 0.35 * share, 1.0), 1.8 if box.node.end else 0.5
         axes.text(
             x, y, box.text, ha="center", va="center", fontsize=8, parse_math=False, zorder=2,
-            bbox={**style, "linewidth": 1.8 if box.node.end else 0.5},
+            bbox={"facecolor": colour, "edgecolor": "#333333", "boxstyle": "round,pad=.3", "linewidth": edge},
         )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
