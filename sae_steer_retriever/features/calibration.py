@@ -176,8 +176,7 @@ def load_calibration(path: Path, n: int) -> tuple[Calibration, Array | None]:
         raise ArtifactError(f"{path} is truncated or not a calibration of this library ({error}).") from error
     labels = tensors.get("label_embeddings")
     units = (calibration.unit, calibration.match_unit)
-    arrays: list[NDArray[Any] | None] = [calibration.count, *units, calibration.maximum, labels]
-    if any(array is not None and len(array) != n for array in arrays):
+    if any(array is not None and len(array) != n for array in (calibration.count, *units, calibration.maximum, labels)):
         raise ArtifactError(f"{path} describes {len(calibration.unit)} latents, the SAE has {n}.")
     if not all(np.isfinite(unit).all() and (unit > 0).all() for unit in units):
         raise ArtifactError(f"{path} holds units that are not above zero: train again.")

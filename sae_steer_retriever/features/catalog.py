@@ -250,11 +250,7 @@ class FeatureCatalog:
         return tuple(NamedNeighbour(other, float(cosines[other.id])) for other in others[:_NEIGHBOURS])
 
     def family(self, name: str | int) -> Family:
-        """Returns the family with a name or number.
-
-        Raises:
-            TypeError: `name` is neither a number nor a text.
-            UnknownFeatureError: There is no such family; the nearest names are listed.
+        """Returns the family with a name or number; see `find_family` for the errors.
 
         Example:
             >>> [catalog.family(family.id).name == family.name for family in catalog.families[:1]]

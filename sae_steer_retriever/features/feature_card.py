@@ -16,6 +16,12 @@ _SHOWN_CHARACTERS = 240
 _TRIE_LINES = 30
 _WIDTH = 11
 _NEAREST, _WORDS = "nearest", "words that carry it"
+_TITLES = {
+    "examples": "examples",
+    "top": "where it is strongest",
+    "middle": "across its range",
+    "near_misses": "near misses: its neighbours' passages, without it",
+}
 _CELL = "padding:.15em .9em .15em 0;vertical-align:top;text-align:left"
 # Opacity, not a colour: the notebook's page may be light or dark.
 _FAINT = "opacity:.65"
@@ -31,12 +37,6 @@ class NamedNeighbour(NamedTuple):
 
     feature: Feature
     cosine: float
-
-
-class _Passages(NamedTuple):
-    key: str
-    title: str
-    examples: tuple[Example, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class FeaturePage:
     @property
     def passages(self) -> tuple[str, ...]:
         """Ids of all passages on the page, each once."""
-        return tuple(dict.fromkeys(example.id for part in self._parts() for example in part.examples))
+        return tuple(dict.fromkeys(example.id for part in self._parts().values() for example in part))
 
     def with_texts(self, texts: Mapping[str, str]) -> FeaturePage:
         """The same page with the passages' texts, given by id; a passage without one is shown by its id."""
@@ -99,9 +99,9 @@ class FeaturePage:
         trie = self._trie_lines()
         if trie:
             lines += [_WORDS, *(f"    {line}" for line in trie)]
-        for part in self._parts():
-            lines.append(part.title)
-            for example in part.examples:
+        for key, examples in self._parts().items():
+            lines.append(_TITLES[key])
+            for example in examples:
                 lines.append(f"    {_strength(example)}{_printable(example.id)}")
                 text = _shortened(self.texts.get(example.id, ""))
                 if text:
@@ -127,23 +127,23 @@ class FeaturePage:
         trie = self._trie_lines()
         if trie:
             parts.append(f"<h5>{_WORDS}</h5><pre>{html.escape(chr(10).join(trie))}</pre>")
-        for part in self._parts():
-            examples = "".join(
+        for key, examples in self._parts().items():
+            rows = "".join(
                 f"<li>{_faint(_strength(example) + example.id)} "
                 f"{_escaped(_shortened(self.texts.get(example.id, '')))}</li>"
-                for example in part.examples
+                for example in examples
             )
-            is_open = " open" if part.key in ("top", "examples") else ""
-            parts.append(f"<details{is_open}><summary>{_escaped(part.title)}</summary><ul>{examples}</ul></details>")
+            is_open = " open" if key in ("top", "examples") else ""
+            parts.append(f"<details{is_open}><summary>{_escaped(_TITLES[key])}</summary><ul>{rows}</ul></details>")
         return f"<div>{''.join(parts)}</div>"
 
     def to_dict(self) -> dict[str, Any]:
         """The page as data, for JSON."""
         feature, evidence = self.feature, self.evidence
         passages = {
-            part.key: [{**example._asdict(), "text": self.texts.get(example.id)} for example in part.examples]
-            for part in self._parts()
-            if part.key != "examples"
+            key: [{**example._asdict(), "text": self.texts.get(example.id)} for example in examples]
+            for key, examples in self._parts().items()
+            if key != "examples"
         }
         return {
             "id": feature.id,
@@ -201,16 +201,13 @@ class FeaturePage:
         more = len(lines) - _TRIE_LINES
         return lines if more <= 0 else [*lines[:_TRIE_LINES], f"... and {more} more"]
 
-    def _parts(self) -> tuple[_Passages, ...]:
+    def _parts(self) -> dict[str, tuple[Example, ...]]:
+        """Passages by their key in `_TITLES`."""
         if self.evidence is None:
-            named = tuple(Example(name, math.nan) for name in self.feature.examples)
-            return (_Passages("examples", "examples", named),) if named else ()
-        groups = (
-            _Passages("top", "where it is strongest", self.evidence.top),
-            _Passages("middle", "across its range", self.evidence.middle),
-            _Passages("near_misses", "near misses: its neighbours' passages, without it", self.evidence.near_misses),
-        )
-        return tuple(group for group in groups if group.examples)
+            found = {"examples": tuple(Example(name, math.nan) for name in self.feature.examples)}
+        else:
+            found = {key: getattr(self.evidence, key) for key in ("top", "middle", "near_misses")}
+        return {key: examples for key, examples in found.items() if examples}
 
 
 def _named(feature: Feature) -> str:

@@ -146,21 +146,16 @@ class Trie:
 
     def to_text(self) -> str:
         """An indented tree: a peak at the margin, the words before it below, "*" where no further word is needed."""
-        lines = []
-        for words, node in self.nodes():
-            mark = " *" if node.end else ""
-            lines.append(f"{'  ' * (len(words) - 1)}{node.word}{mark}  {node.activation:.2f} in {node.count}")
-        return "\n".join(lines)
+        return "\n".join(
+            f"{'  ' * (len(words) - 1)}{node.word}{' *' if node.end else ''}  {node.activation:.2f} in {node.count}"
+            for words, node in self.nodes()
+        )
 
     def _strongest(self, words: Sequence[str]) -> float | None:
         keys = [_keys(word) for word in words]
         by_key = {word_key(node.word): node for node in self.roots}
-        return _largest(
-            _strongest_before(by_key[key], keys, place)
-            for place in range(len(keys))
-            for key in keys[place]
-            if key in by_key
-        )
+        peaks = ((by_key[key], place) for place, own in enumerate(keys) for key in own & by_key.keys())
+        return max((activation for node, place in peaks for activation in _ending(node, keys, place)), default=None)
 
 
 def detection(trie: Trie, texts_with: Sequence[str], texts_without: Sequence[str]) -> TrieScore:
@@ -233,17 +228,13 @@ def _shortest(nodes: Sequence[TrieNode], after: tuple[str, ...] = ()) -> Iterato
             yield from _shortest(node.children, words)
 
 
-def _strongest_before(node: TrieNode, keys: Sequence[set[str]], place: int) -> float | None:
-    further = [
-        _strongest_before(child, keys, place - 1)
-        for child in node.children
-        if place > 0 and word_key(child.word) in keys[place - 1]
-    ]
-    return _largest([node.activation if node.end else None, *further])
-
-
-def _largest(found: Iterable[float | None]) -> float | None:
-    return max((activation for activation in found if activation is not None), default=None)
+def _ending(node: TrieNode, keys: Sequence[set[str]], place: int) -> Iterator[float]:
+    """Activations of the windows below a node that end with the word at a place of a text."""
+    if node.end:
+        yield node.activation
+    for child in node.children:
+        if place > 0 and word_key(child.word) in keys[place - 1]:
+            yield from _ending(child, keys, place - 1)
 
 
 def _node_to_json(node: TrieNode) -> dict[str, Any]:

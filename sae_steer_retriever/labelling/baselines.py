@@ -1,4 +1,4 @@
-"""Untrained dictionaries: the baselines that label scores are compared with."""
+"""Untrained dictionaries, the baselines of label scores; without refinement, which worsens their label latents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from sae_steer_retriever.encoders.vector_rows import Vectors
-from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.sae.directions import kmeans_directions, random_directions
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 
@@ -19,7 +18,9 @@ _POINTS = 200_000
 def random_dictionary(sae: TopKSAE, seed: int = 0) -> TopKSAE:
     """A random dictionary of the same sizes: unit Gaussian rows, codes are the TopK of centred projections."""
     rows = random_directions(sae.config.n, sae.config.d, torch.Generator().manual_seed(seed))
-    return TopKSAE(rows, torch.zeros(sae.config.n), rows, sae.b_dec.cpu(), _plain(sae.config))
+    return TopKSAE(
+        rows, torch.zeros(sae.config.n), rows, sae.b_dec.cpu(), dataclasses.replace(sae.config, refine_steps=0)
+    )
 
 
 def kmeans_dictionary(sae: TopKSAE, vectors: Vectors, seed: int = 0) -> TopKSAE:
@@ -38,9 +39,4 @@ def kmeans_dictionary(sae: TopKSAE, vectors: Vectors, seed: int = 0) -> TopKSAE:
     points = torch.from_numpy(np.asarray(vectors[chosen], dtype=np.float32))
     mean = points.mean(dim=0)
     rows = kmeans_directions(points.sub_(mean), sae.config.n, generator)
-    return TopKSAE(rows, torch.zeros(sae.config.n), rows, mean, _plain(sae.config))
-
-
-def _plain(config: SAEConfig) -> SAEConfig:
-    """Without refinement, which makes the label latents of an untrained dictionary worse."""
-    return dataclasses.replace(config, refine_steps=0)
+    return TopKSAE(rows, torch.zeros(sae.config.n), rows, mean, dataclasses.replace(sae.config, refine_steps=0))
