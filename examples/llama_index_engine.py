@@ -15,7 +15,8 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import get_response_synthesizer
 from quickstart import DATA, QUESTION, prepare
 
-from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever, SteeredQuery
+from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever
+from sae_steer_retriever.integrations.llama_index_types import SteeredQuery
 
 
 def main() -> int:

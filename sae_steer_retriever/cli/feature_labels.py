@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
     from sae_steer_retriever.encoders.vector_rows import VectorRows
     from sae_steer_retriever.features.catalog import FeatureCatalog
-    from sae_steer_retriever.labelling.label_estimate import Price
-    from sae_steer_retriever.labelling.label_results import LabellingResult
-    from sae_steer_retriever.labelling.llm_labels import Progress
+    from sae_steer_retriever.labelling.llm_labels import LabellingResult, Price, Progress
     from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 logger = logging.getLogger(__name__)
@@ -184,11 +182,10 @@ def _tries(opened: _Opened) -> dict[int, Any]:
 
 def _by_model(arguments: argparse.Namespace, name: str) -> Outcome:
     from sae_steer_retriever.features.catalog_files import read_catalog, write_catalog
-    from sae_steer_retriever.labelling.corpus_halves import LabelHalves
+    from sae_steer_retriever.labelling.keyword_labels import LabelHalves
     from sae_steer_retriever.labelling.label_cache import LabelCache, default_label_cache
-    from sae_steer_retriever.labelling.label_estimate import Price, estimate_labels
     from sae_steer_retriever.labelling.language_model import as_language_model
-    from sae_steer_retriever.labelling.llm_labels import label_prompts, label_with
+    from sae_steer_retriever.labelling.llm_labels import Price, estimate_labels, label_prompts, label_with
 
     # Before anything is embedded, so that a missing package or key is reported at once.
     model = None

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from sae_steer_retriever.explorer.feature_passages import feature_passages
 from sae_steer_retriever.explorer.page_data import SHOWN
 from sae_steer_retriever.labelling.neuron2graph import PASSAGES, grow_tries
-from sae_steer_retriever.labelling.prefix_attribution import word_reader
+from sae_steer_retriever.labelling.word_attribution import word_reader
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.labelling.token_attribution import WordReader
+    from sae_steer_retriever.labelling.word_attribution import WordReader
     from sae_steer_retriever.retriever import SteeredRetriever
 
 # Of a passage: encoders read no more of it.

@@ -1,4 +1,4 @@
-"""An SAE with all that belongs to it: its catalog and its encoder."""
+"""Opening an SAE with its catalog and its encoder."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def load_sae(
     embedding: Any = None,  # noqa: ANN401 - see as_embedder
     k: int | None = None,
 ) -> tuple[TopKSAE, FeatureCatalog, Embedder]:
-    """An SAE, its catalog and its encoder.
+    """Returns an SAE, its catalog and its encoder.
 
     Args:
-        path: The SAE's folder, its hub id, or the name of one that ships; if None, the bundled one for the encoder.
+        path: The SAE's folder, its hub id, or the name of a bundled SAE; if None, the bundled one for the encoder.
         embedding: Anything `as_embedder` takes; the SAE's own encoder if not given.
-        k: Active latents per embedding, in place of those it was fitted for; see `TopKSAE.with_k`.
+        k: Active latents per embedding, in place of the number it was fitted for; see `TopKSAE.with_k`.
 
     Raises:
-        ArtifactError: A file is missing or damaged, or no SAE was given and none ships for the encoder.
+        ArtifactError: A file is missing or damaged, or no SAE was given and none is bundled for the encoder.
         MismatchError: The given encoder is not the SAE's.
         ValueError: `k` is out of range.
     """

@@ -1,4 +1,4 @@
-"""A text as an SAE reads it: what a name is compared with the features by."""
+"""A text as an SAE reads it: its embedding, its codes and its match with each feature."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 class Concept(NamedTuple):
-    """A name read as text.
+    """A text as an SAE reads it.
 
     Attributes:
         embedding: (d,) unit vector.
         codes: (1, K) its codes.
-        matches: (n,) cosines of the embedding, less the decoder's bias, with the features' directions.
+        matches: (n,) cosine of the embedding, less the decoder's bias, with each feature's direction.
     """
 
     embedding: Array
@@ -26,16 +26,18 @@ class Concept(NamedTuple):
 
 
 def read_concept(sae: TopKSAE, embedding: Array) -> Concept:
-    """Read a text's embedding.
+    """Returns a text as the SAE reads it.
 
     Args:
         sae: The dictionary.
-        embedding: (d,) unit vector, as a query's.
+        embedding: (d,) unit vector of the text, embedded as a query.
+
+    Example:
+        >>> concept = read_concept(sae, embedder.embed_queries(["open a file"])[0])
+        >>> concept.matches.shape == (sae.config.n,)
+        True
     """
     centred = embedding - sae.bias
     length = max(float(np.linalg.norm(centred)), 1e-12)
     matches = np.asarray(sae.decoder @ (centred / np.float32(length)), dtype=np.float32)
     return Concept(embedding, sae.encode(embedding[None]), matches)
-
-
-__all__ = ["Concept", "read_concept"]

@@ -1,4 +1,4 @@
-"""Labels of an adapted SAE: its parent's, scored on the corpus, and new ones for what the corpus adds."""
+"""Labels of an adapted SAE: its parent's labels, scored on the corpus, and new labels for the other features."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sae_steer_retriever.labelling.gather_evidence import (
     strengths,
 )
 from sae_steer_retriever.labelling.keyword_labels import LabelReport, label_features
-from sae_steer_retriever.labelling.label_scores import score_label
+from sae_steer_retriever.labelling.label_scores import score_labels
 from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 
@@ -38,12 +38,11 @@ def label_adapted(
     names: Codes[NDArray[Any]],
     seed: int = 0,
 ) -> LabelReport:
-    """The catalog of an adapted SAE: a view of its parent's on one corpus.
+    """Returns the catalog of an adapted SAE; its `scores` are those measured on the corpus.
 
-    Frequencies, units, examples and evidence are of the corpus. A feature that the parent has a label for keeps it,
-    with the parent's family. Its score is measured again where enough passages have it, on all of them, because none
-    was used for the label: what the corpus contradicts is shown as unclear. Else the parent's score stands. Features
-    that the parent has no label for, the added ones among them, are labelled as in any corpus.
+    Frequencies, units, examples and evidence come from the corpus. A feature with a label in the parent keeps the
+    label and the family. If enough passages have the feature, the label is scored again, on all of them, because none
+    was used for it; otherwise the parent's score stays. Other features are labelled as in any corpus.
 
     Args:
         sae: The adapted dictionary, whose first features are the parent's.
@@ -55,9 +54,6 @@ def label_adapted(
         embedder: Embeds labels that have no embedding yet.
         names: (N, k_labels) their label latents.
         seed: Of the halves that new labels are made of and scored on, and of the negatives.
-
-    Returns:
-        The catalog and all figures of it; `scores` are of the corpus alone.
     """
     own = label_features(sae, calibration, ids, texts, vectors, embedder, names=names, seed=seed)
     kept = {feature.id: feature for feature in parent.generated if feature.label}
@@ -65,17 +61,15 @@ def label_adapted(
     neighbours = nearest_features(sae, frequent_features(names, sae.config.n))
     evidence = gather_evidence(strengths(sae, vectors, names), neighbours)
     scores = {feature: score for feature, score in own.scores.items() if feature not in kept}
-    for feature in kept:
-        generator = np.random.default_rng([seed, feature])
-        score = score_label(feature, embeddings[feature], vectors, evidence, generator)
-        if score is not None:
-            scores[feature] = score
+    scores |= score_labels(kept, embeddings, vectors, evidence, seed)
     family = {member: group.id for group in parent.families for member in group.features}
     features = [
-        _kept(feature, kept[feature.id], scores.get(feature.id)) if feature.id in kept else feature
+        dataclasses.replace(
+            _kept(feature, kept[feature.id], scores.get(feature.id)) if feature.id in kept else feature,
+            family=family.get(feature.id),
+        )
         for feature in own.catalog.features
     ]
-    features = [dataclasses.replace(feature, family=family.get(feature.id)) for feature in features]
     catalog = FeatureCatalog(features, calibration, sae.fingerprint, embeddings, parent.families, own.evidence)
     for one in parent.annotations.names.values():
         catalog.annotate(one.feature, one.label, one.note, embedding=one.embedding)
@@ -83,7 +77,6 @@ def label_adapted(
 
 
 def _kept(found: Feature, parent: Feature, score: LabelScore | None) -> Feature:
-    """A feature as the corpus has it, under the parent's label."""
     return dataclasses.replace(
         found,
         label=parent.label,
@@ -95,11 +88,11 @@ def _kept(found: Feature, parent: Feature, score: LabelScore | None) -> Feature:
 
 
 def _label_embeddings(own: LabelReport, parent: FeatureCatalog, kept: dict[int, Feature], embedder: Embedder) -> Array:
-    """(n, d) of the corpus' own labels, with the parent's over them."""
+    """(n, d) of the labels: the parent's where it has one, else the corpus' own."""
     embeddings = np.zeros((len(own.catalog), embedder.spec.dimension), dtype=np.float32)
     if own.catalog.label_embeddings is not None:
         embeddings[:] = own.catalog.label_embeddings
-    # A label that a person changed has its own embedding there.
+    # Where a person changed the label, the parent's row embeds that label and not the generated one.
     unknown = list(kept)
     if parent.label_embeddings is not None:
         known = [feature for feature in kept if feature not in parent.annotations.names]
@@ -108,6 +101,3 @@ def _label_embeddings(own: LabelReport, parent: FeatureCatalog, kept: dict[int, 
     if unknown:
         embeddings[unknown] = embedder.embed_queries([kept[feature].label for feature in unknown])
     return embeddings
-
-
-__all__ = ["label_adapted"]

@@ -26,7 +26,7 @@ from sae_steer_retriever.labelling.gather_evidence import read_label_latents
 from sae_steer_retriever.labelling.keyword_labels import split_halves
 from sae_steer_retriever.labelling.measured_tries import MeasuredTrie, measured_tries
 from sae_steer_retriever.labelling.neuron2graph import _MOST_PASSAGES, PASSAGES
-from sae_steer_retriever.labelling.prefix_attribution import Reading
+from sae_steer_retriever.labelling.word_attribution import Reading
 from sae_steer_retriever.sae.config import EncoderSpec
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.connection import connect

@@ -44,7 +44,9 @@ from sae_steer_retriever.errors import (
     StoreError,
     UnknownFeatureError,
 )
-from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever, SAESteerPostprocessor, SteeredQuery
+from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever
+from sae_steer_retriever.integrations.llama_index_postprocessor import SAESteerPostprocessor
+from sae_steer_retriever.integrations.llama_index_types import SteeredQuery
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.search.reranker import Reranker
 from sae_steer_retriever.steering.operations import Clamp, Suppress

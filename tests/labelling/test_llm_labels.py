@@ -21,12 +21,10 @@ from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import BY_KEYWORDS, BY_PERSON
 from sae_steer_retriever.labelling import language_model
-from sae_steer_retriever.labelling.corpus_halves import LabelHalves
+from sae_steer_retriever.labelling.keyword_labels import LabelHalves
 from sae_steer_retriever.labelling.label_cache import LabelCache
-from sae_steer_retriever.labelling.label_estimate import Price, estimate_labels
-from sae_steer_retriever.labelling.label_results import LabellingResult
 from sae_steer_retriever.labelling.language_model import Failure, FunctionModel, LanguageModel, as_language_model
-from sae_steer_retriever.labelling.llm_labels import label_prompts, label_with
+from sae_steer_retriever.labelling.llm_labels import LabellingResult, Price, estimate_labels, label_prompts, label_with
 
 
 @pytest.fixture(scope="session")

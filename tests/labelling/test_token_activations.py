@@ -13,8 +13,8 @@ from toy import D, ToyEmbedder, random_sae
 from sae_steer_retriever.encoders.embedders import LangChainEmbedder, SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import MismatchError
-from sae_steer_retriever.labelling.prefix_attribution import PrefixReader, word_reader
-from sae_steer_retriever.labelling.token_attribution import TokenReader, unwrapped, word_spans
+from sae_steer_retriever.features.trie import word_spans
+from sae_steer_retriever.labelling.word_attribution import PrefixReader, TokenReader, unwrapped, word_reader
 from sae_steer_retriever.sae.topk_sae import FeatureDirections, TopKSAE
 
 TEXTS = st.text(
