@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paper.fits import FitSeries
 from sae_steer_retriever.corpus.read_corpus import Corpus, read_corpus
 from sae_steer_retriever.encoders.embedders import Embedder, SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
@@ -28,7 +29,6 @@ from sae_steer_retriever.evaluate.agreement import held_out_queries, measure_agr
 from sae_steer_retriever.evaluate.datasets import read_retrieval_set
 from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.fidelity import measure_fidelity
-from sae_steer_retriever.evaluate.fits import FitSeries
 from sae_steer_retriever.evaluate.meaning import measure_dictionary
 from sae_steer_retriever.evaluate.recurrence import measure_recurrence
 from sae_steer_retriever.sae.topk_sae import Array, TopKSAE

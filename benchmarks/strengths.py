@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.steering.corpus import QUESTIONS
+from benchmarks.steering.dictionaries import encoded
 from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
-from sae_steer_retriever.evaluate.steering_corpus import QUESTIONS
-from sae_steer_retriever.evaluate.steering_dictionaries import encoded
 from sae_steer_retriever.labelling.gather_evidence import LABELLED_FROM
 from sae_steer_retriever.retriever import load_sae
 from sae_steer_retriever.sae.topk_sae import Array

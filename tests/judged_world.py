@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 from toy import ToyEmbedder
 
+from benchmarks.paper.fits import FitSeries
+from benchmarks.paper.seed_average import JudgedSet
 from sae_steer_retriever.corpus.read_corpus import Corpus, Passage
 from sae_steer_retriever.evaluate.bootstrap import Estimate
 from sae_steer_retriever.evaluate.datasets import RetrievalSet
 from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.fidelity import ROWS, Fidelity
-from sae_steer_retriever.evaluate.fits import FitSeries
 from sae_steer_retriever.evaluate.metrics import Quality
-from sae_steer_retriever.evaluate.seed_average import JudgedSet
 from sae_steer_retriever.train.config import TrainConfig
 
 CONFIG = TrainConfig(latents=32, k=4, k_labels=2, steps=4, batch_size=32, list_queries=4, list_size=4, sentences=0)

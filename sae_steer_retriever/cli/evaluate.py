@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.paper.command import FITTING, controllability, study
 from sae_steer_retriever.cli.evaluate_parts import DEFAULT_OUTPUT, cached_embedder, written
-from sae_steer_retriever.cli.evaluate_studies import FITTING, controllability, study
 from sae_steer_retriever.cli.outcome import Outcome, UsageError
 from sae_steer_retriever.cli.runner import add_common_arguments, count
 from sae_steer_retriever.cli.store_options import make_folder
@@ -182,14 +182,14 @@ def _steering(arguments: argparse.Namespace) -> Outcome:
             raise UsageError(f"--{option}: no such file: {path}")
     if arguments.output is not None:
         make_folder(arguments.output, "--output")
-    from sae_steer_retriever.evaluate.datasets import read_retrieval_set
-    from sae_steer_retriever.evaluate.steering_benchmark import measure_steering
-    from sae_steer_retriever.evaluate.steering_corpus import (
+    from benchmarks.steering.benchmark import measure_steering
+    from benchmarks.steering.corpus import (
         QUESTIONS,
         read_concepts,
         read_labelled_corpus,
         read_questions,
     )
+    from sae_steer_retriever.evaluate.datasets import read_retrieval_set
     from sae_steer_retriever.features.catalog import FeatureCatalog
     from sae_steer_retriever.sae.topk_sae import TopKSAE
 

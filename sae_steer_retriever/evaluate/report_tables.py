@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.paper.tables import SHOWN_METRICS, SHOWN_NAMES, kept
 from sae_steer_retriever.evaluate.agreement import Agreement
 from sae_steer_retriever.evaluate.bootstrap import Estimate
 from sae_steer_retriever.evaluate.fidelity import MIXED, ORIGINAL, Fidelity
 from sae_steer_retriever.evaluate.metrics import METRICS
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
-from sae_steer_retriever.evaluate.tables import SHOWN_METRICS, SHOWN_NAMES, kept
 from sae_steer_retriever.evaluate.verdict import JSONObject
 
 _NAMES = {**SHOWN_NAMES, MIXED: "Original query, recon"}

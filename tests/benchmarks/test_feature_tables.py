@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from small_world import World
 from toy import catalog_for, random_sae, unit_rows
 
+from benchmarks.paper.feature_samples import frequency_regions, sample_region, strongest_features
+from benchmarks.paper.feature_tables import document_table, query_table, region_tables
 from sae_steer_retriever.cli import feature_tables
 from sae_steer_retriever.cli.feature_options import add_options
 from sae_steer_retriever.cli.runner import main_of
-from sae_steer_retriever.evaluate.feature_tables import document_table, query_table, region_tables
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import LabelScore
 from sae_steer_retriever.labelling.gather_evidence import read_label_latents, strengths
-from sae_steer_retriever.labelling.tables import frequency_regions, sample_region, strongest_features
 from sae_steer_retriever.store.chroma_store import connect
 
 QUESTIONS = ("wait for a thread to finish", "a socket over a network", "parse a date")

@@ -10,15 +10,15 @@ import torch
 from small_world import World
 from toy import catalog_for
 
-from sae_steer_retriever.errors import CorpusError, MismatchError
-from sae_steer_retriever.evaluate.perspective_questions import (
+from benchmarks.paper.perspective_questions import (
     NEWSGROUP_QUESTIONS,
     PAPER_QUESTIONS,
     BinaryQuestion,
     Perspective,
 )
-from sae_steer_retriever.evaluate.perspective_search import PerspectiveSearch
-from sae_steer_retriever.evaluate.perspectives_table import labelled_table_4, run_trials, table_4
+from benchmarks.paper.perspective_search import PerspectiveSearch
+from benchmarks.paper.perspectives_table import labelled_table_4, run_trials, table_4
+from sae_steer_retriever.errors import CorpusError, MismatchError
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, SAEConfig, TopKSAE

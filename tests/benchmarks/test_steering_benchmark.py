@@ -12,13 +12,8 @@ import pytest
 from small_world import World
 from toy import D, ToyEmbedder, catalog_for, random_sae
 
-from sae_steer_retriever.__main__ import main
-from sae_steer_retriever.corpus.read_corpus import Passage
-from sae_steer_retriever.encoders.embedding_cache import CACHE_VARIABLE, CachedEmbedder
-from sae_steer_retriever.errors import CorpusError
-from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
-from sae_steer_retriever.evaluate.steering_benchmark import measure_steering
-from sae_steer_retriever.evaluate.steering_corpus import (
+from benchmarks.steering.benchmark import measure_steering
+from benchmarks.steering.corpus import (
     QUESTIONS,
     LabelledCorpus,
     frequent_labels,
@@ -27,14 +22,19 @@ from sae_steer_retriever.evaluate.steering_corpus import (
     read_questions,
     words_of,
 )
-from sae_steer_retriever.evaluate.steering_cost import steering_costs
-from sae_steer_retriever.evaluate.steering_curve import Outcomes, area, chosen_strength, outcomes, read_off
-from sae_steer_retriever.evaluate.steering_dictionaries import DEFAULT_NAME, Dictionary, product
-from sae_steer_retriever.evaluate.steering_methods import ADD_NAME, ORACLE_NAME, Signal, vector_methods
-from sae_steer_retriever.evaluate.steering_pairs import combined
-from sae_steer_retriever.evaluate.steering_removal import removals
-from sae_steer_retriever.evaluate.steering_setting import EXAMPLES, SteeringSetting, setting_of, top_ten
-from sae_steer_retriever.evaluate.steering_study import compare, halves
+from benchmarks.steering.cost import steering_costs
+from benchmarks.steering.curve import Outcomes, area, chosen_strength, outcomes, read_off
+from benchmarks.steering.dictionaries import DEFAULT_NAME, Dictionary, product
+from benchmarks.steering.methods import ADD_NAME, ORACLE_NAME, Signal, vector_methods
+from benchmarks.steering.pairs import combined
+from benchmarks.steering.removal import removals
+from benchmarks.steering.setting import EXAMPLES, SteeringSetting, setting_of, top_ten
+from benchmarks.steering.study import compare, halves
+from sae_steer_retriever.__main__ import main
+from sae_steer_retriever.corpus.read_corpus import Passage
+from sae_steer_retriever.encoders.embedding_cache import CACHE_VARIABLE, CachedEmbedder
+from sae_steer_retriever.errors import CorpusError
+from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
 
 CONCEPTS, QUERIES, EACH = 6, 8, 80
 

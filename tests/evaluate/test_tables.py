@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from judged_world import fit_series, judged_set
 from toy import random_sae
 
+from benchmarks.paper.fits import FitSeries
+from benchmarks.paper.paper import TABLE_1_IN_DOMAIN, TABLE_1_OUT_OF_DOMAIN, TABLE_8, PaperSet
+from benchmarks.paper.seed_average import JudgedSet, average_seeds, pool, score_sets
+from benchmarks.paper.tables import table_1, table_8
 from sae_steer_retriever.evaluate.bootstrap import Estimate
 from sae_steer_retriever.evaluate.fidelity import LATENT, RECONSTRUCTED, measure_fidelity
-from sae_steer_retriever.evaluate.fits import FitSeries
-from sae_steer_retriever.evaluate.paper import TABLE_1_IN_DOMAIN, TABLE_1_OUT_OF_DOMAIN, TABLE_8, PaperSet
 from sae_steer_retriever.evaluate.plots import draw_table_1, save
-from sae_steer_retriever.evaluate.seed_average import JudgedSet, average_seeds, pool, score_sets
 from sae_steer_retriever.evaluate.table import Column, Range, Table
-from sae_steer_retriever.evaluate.tables import table_1, table_8
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 TABLE = Table(

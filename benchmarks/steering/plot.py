@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from benchmarks.steering.curve import DRIFTS
 from sae_steer_retriever.evaluate.bootstrap import Estimate
 from sae_steer_retriever.evaluate.panel import Panel
 from sae_steer_retriever.evaluate.plots import Plot, error_lengths, finish_axes, line_style, new_canvas, percent_format
-from sae_steer_retriever.evaluate.steering_curve import DRIFTS
 
 PLOT_CAPTION = (
     "Higher is better at equal drift. Bars are 95 % intervals by bootstrap over questions and perspectives, moved "

@@ -6,16 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.paper.figures import figure_2
+from benchmarks.paper.fits import FitSeries
+from benchmarks.paper.tables import table_1, table_8
 from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.evaluate.datasets import RetrievalSet, read_retrieval_set
 from sae_steer_retriever.evaluate.embedded import EmbeddedSet, embed_set
 from sae_steer_retriever.evaluate.figure import Figure
-from sae_steer_retriever.evaluate.figures import figure_2
-from sae_steer_retriever.evaluate.fits import FitSeries
 from sae_steer_retriever.evaluate.plots import Plot, draw_table_1
 from sae_steer_retriever.evaluate.table import Table
-from sae_steer_retriever.evaluate.tables import table_1, table_8
 from sae_steer_retriever.train.config import LossName, TrainConfig
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.steering.curve import SteeringMethod, Values
+from benchmarks.steering.methods import WORDS, Signal
+from benchmarks.steering.setting import SteeringSetting
 from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError
-from sae_steer_retriever.evaluate.steering_curve import SteeringMethod, Values
-from sae_steer_retriever.evaluate.steering_methods import WORDS, Signal
-from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
 from sae_steer_retriever.features.calibration import Calibration, calibrate
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.text_reading import Concept, read_concept

@@ -8,8 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from sae_steer_retriever.evaluate.bootstrap import Estimate
-from sae_steer_retriever.evaluate.steering_curve import (
+from benchmarks.steering.curve import (
     OPERATING_DRIFT,
     DerivedMethod,
     Outcomes,
@@ -17,7 +16,8 @@ from sae_steer_retriever.evaluate.steering_curve import (
     Values,
     outcomes,
 )
-from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
+from benchmarks.steering.setting import SteeringSetting
+from sae_steer_retriever.evaluate.bootstrap import Estimate
 from sae_steer_retriever.sae.topk_sae import Array
 
 # What is hardly there need not be removed.

@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.steering.corpus import LabelledCorpus
 from sae_steer_retriever.encoders.embedders import Embedder
-from sae_steer_retriever.evaluate.steering_corpus import LabelledCorpus
 from sae_steer_retriever.sae.topk_sae import Array
 
 DEPTH = 10

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae_steer_retriever.evaluate.steering_curve import (
+from benchmarks.steering.curve import (
     OPERATING_DRIFT,
     DerivedMethod,
     Outcomes,
@@ -17,7 +17,7 @@ from sae_steer_retriever.evaluate.steering_curve import (
     outcomes,
     read_off,
 )
-from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
+from benchmarks.steering.setting import SteeringSetting
 from sae_steer_retriever.sae.topk_sae import Array
 
 _PAIRS = 20

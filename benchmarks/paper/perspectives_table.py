@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from sae_steer_retriever.errors import CorpusError
-from sae_steer_retriever.evaluate.perspective_questions import (
+from benchmarks.paper.perspective_questions import (
     NEWSGROUP_QUESTIONS,
     PAPER_QUESTIONS,
     BinaryQuestion,
     Perspective,
 )
-from sae_steer_retriever.evaluate.perspective_search import TOP, Change, PerspectiveSearch
+from benchmarks.paper.perspective_search import TOP, Change, PerspectiveSearch
+from sae_steer_retriever.errors import CorpusError
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
 from sae_steer_retriever.explain.text import one_line
 

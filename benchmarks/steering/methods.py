@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.evaluate.steering_curve import SteeringMethod, Values
-from sae_steer_retriever.evaluate.steering_setting import DEPTH, EXAMPLES, SteeringSetting
+from benchmarks.steering.curve import SteeringMethod, Values
+from benchmarks.steering.setting import DEPTH, EXAMPLES, SteeringSetting
 from sae_steer_retriever.sae.topk_sae import Array
 
 Rewrite = Callable[[str, str], str]

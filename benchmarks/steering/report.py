@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.steering.cost import Cost
+from benchmarks.steering.curve import DRIFTS, OPERATING_DRIFT
+from benchmarks.steering.dictionaries import DEFAULT_NAME, RANDOM_NAME
+from benchmarks.steering.methods import ADD_NAME, ORACLE_NAME
+from benchmarks.steering.pairs import Combination
+from benchmarks.steering.plot import draw_steering
+from benchmarks.steering.removal import PRESENT_FROM, Removal
+from benchmarks.steering.study import Compared, MethodResult
 from sae_steer_retriever.evaluate.panel import Line, Panel
-from sae_steer_retriever.evaluate.steering_cost import Cost
-from sae_steer_retriever.evaluate.steering_curve import DRIFTS, OPERATING_DRIFT
-from sae_steer_retriever.evaluate.steering_dictionaries import DEFAULT_NAME, RANDOM_NAME
-from sae_steer_retriever.evaluate.steering_methods import ADD_NAME, ORACLE_NAME
-from sae_steer_retriever.evaluate.steering_pairs import Combination
-from sae_steer_retriever.evaluate.steering_plot import draw_steering
-from sae_steer_retriever.evaluate.steering_removal import PRESENT_FROM, Removal
-from sae_steer_retriever.evaluate.steering_study import Compared, MethodResult
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
 
 _AT = [f"{drift:.0%}" for drift in DRIFTS]

@@ -36,7 +36,7 @@ def study(arguments: argparse.Namespace) -> Outcome:
         raise UsageError(f"{FITTING} fit the queries of the split train: measure on another, e.g. test.")
     if arguments.figure == "2" and "mse" not in arguments.losses:
         raise UsageError("--figure 2 compares with mse: expected mse among the losses, e.g. --losses mse rkl.")
-    from sae_steer_retriever.evaluate.study import Study, write_table
+    from benchmarks.paper.study import Study, write_table
 
     config = _config(arguments)
     output = arguments.output or DEFAULT_OUTPUT
@@ -70,7 +70,7 @@ def controllability(arguments: argparse.Namespace) -> Outcome:
     _require_controllability(arguments)
     output = arguments.output or DEFAULT_OUTPUT
     make_folder(output, "--output")
-    from sae_steer_retriever.evaluate.controllability import manipulation_study, perspectives_study
+    from benchmarks.paper.controllability import manipulation_study, perspectives_study
     from sae_steer_retriever.sae.topk_sae import TopKSAE
 
     model = arguments.model or TopKSAE.from_pretrained(arguments.sae).config.encoder.name

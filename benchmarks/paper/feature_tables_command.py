@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         SAESteerError: The SAE is damaged, the store does not answer, or matplotlib is not installed.
     """
     _check(arguments)
-    from sae_steer_retriever.evaluate.feature_tables import TOP, document_table, query_table, region_tables
+    from benchmarks.paper.feature_tables import TOP, document_table, query_table, region_tables
 
     opened = open_catalog(arguments)
     sae, catalog, limit = opened.sae, opened.catalog, arguments.limit or TOP

@@ -7,12 +7,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sae_steer_retriever.encoders.embedders import Embedder
-from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
-from sae_steer_retriever.evaluate.steering_corpus import QUESTIONS, LabelledCorpus, frequent_labels, words_of
-from sae_steer_retriever.evaluate.steering_cost import steering_costs
-from sae_steer_retriever.evaluate.steering_curve import SteeringMethod
-from sae_steer_retriever.evaluate.steering_dictionaries import (
+from benchmarks.steering.corpus import QUESTIONS, LabelledCorpus, frequent_labels, words_of
+from benchmarks.steering.cost import steering_costs
+from benchmarks.steering.curve import SteeringMethod
+from benchmarks.steering.dictionaries import (
     DEFAULT_NAME,
     RANDOM_NAME,
     Dictionary,
@@ -21,12 +19,14 @@ from sae_steer_retriever.evaluate.steering_dictionaries import (
     product,
     untrained_methods,
 )
-from sae_steer_retriever.evaluate.steering_methods import ADD_NAME, ORACLE_NAME, Rewrite, Signal, vector_methods
-from sae_steer_retriever.evaluate.steering_pairs import combined
-from sae_steer_retriever.evaluate.steering_removal import removals
-from sae_steer_retriever.evaluate.steering_report import SteeringReport, unsteered_share
-from sae_steer_retriever.evaluate.steering_setting import SteeringSetting, make_setting
-from sae_steer_retriever.evaluate.steering_study import compare
+from benchmarks.steering.methods import ADD_NAME, ORACLE_NAME, Rewrite, Signal, vector_methods
+from benchmarks.steering.pairs import combined
+from benchmarks.steering.removal import removals
+from benchmarks.steering.report import SteeringReport, unsteered_share
+from benchmarks.steering.setting import SteeringSetting, make_setting
+from benchmarks.steering.study import compare
+from sae_steer_retriever.encoders.embedders import Embedder
+from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
 

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sae_steer_retriever.evaluate.bootstrap import Estimate, estimate
-from sae_steer_retriever.evaluate.embedded import EmbeddedSet
-from sae_steer_retriever.evaluate.figure import Figure
-from sae_steer_retriever.evaluate.manipulation import (
+from benchmarks.paper.manipulation import (
     PRODUCTS,
     SIDES,
     STRENGTHS,
@@ -20,13 +17,16 @@ from sae_steer_retriever.evaluate.manipulation import (
     judged_from,
     manipulate,
 )
+from benchmarks.paper.strength_plot import draw_strengths
+from benchmarks.paper.tables import SHOWN_METRICS
+from sae_steer_retriever.evaluate.bootstrap import Estimate, estimate
+from sae_steer_retriever.evaluate.embedded import EmbeddedSet
+from sae_steer_retriever.evaluate.figure import Figure
 from sae_steer_retriever.evaluate.metrics import PerQuery
 from sae_steer_retriever.evaluate.panel import Line, Panel
 from sae_steer_retriever.evaluate.plots import Plot
 from sae_steer_retriever.evaluate.retrieval_set import RELEVANT, RetrievalSet
-from sae_steer_retriever.evaluate.strength_plot import draw_strengths
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
-from sae_steer_retriever.evaluate.tables import SHOWN_METRICS
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 _METRICS = ("mrr@10", "p@10", "ndcg@10")

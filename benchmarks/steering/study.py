@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sae_steer_retriever.errors import SteeringError, nearest_names
-from sae_steer_retriever.evaluate.bootstrap import Estimate
-from sae_steer_retriever.evaluate.steering_curve import (
+from benchmarks.steering.curve import (
     DRIFTS,
     Draws,
     Outcomes,
@@ -26,7 +24,9 @@ from sae_steer_retriever.evaluate.steering_curve import (
     outcomes,
     read_off,
 )
-from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
+from benchmarks.steering.setting import SteeringSetting
+from sae_steer_retriever.errors import SteeringError, nearest_names
+from sae_steer_retriever.evaluate.bootstrap import Estimate
 
 logger = logging.getLogger(__name__)
 

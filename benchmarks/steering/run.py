@@ -21,11 +21,11 @@ import numpy as np
 from name_resolution import CONCEPTS
 from numpy.typing import NDArray
 
+from benchmarks.steering.benchmark import measure_steering
+from benchmarks.steering.corpus import QUESTIONS, read_labelled_corpus
+from benchmarks.steering.dictionaries import encoded
+from benchmarks.steering.setting import SteeringSetting
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
-from sae_steer_retriever.evaluate.steering_benchmark import measure_steering
-from sae_steer_retriever.evaluate.steering_corpus import QUESTIONS, read_labelled_corpus
-from sae_steer_retriever.evaluate.steering_dictionaries import encoded
-from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
 from sae_steer_retriever.retriever import load_sae
 from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from sae_steer_retriever.evaluate.bootstrap import Estimate
-from sae_steer_retriever.evaluate.table import Cell, Column, Table
-from sae_steer_retriever.explain.text import one_line
-from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.features.feature import CLEAR_FROM, Feature
-from sae_steer_retriever.labelling.tables import (
+from benchmarks.paper.feature_samples import (
     Region,
     StrongFeature,
     frequency_regions,
     sample_region,
     strongest_features,
 )
+from sae_steer_retriever.evaluate.bootstrap import Estimate
+from sae_steer_retriever.evaluate.table import Cell, Column, Table
+from sae_steer_retriever.explain.text import one_line
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.feature import CLEAR_FROM, Feature
 from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
 
 TOP = 5

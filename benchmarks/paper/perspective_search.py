@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.paper.manipulation import ReconstructedSearch
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import AmbiguousFeatureError, MismatchError, UnknownFeatureError
 from sae_steer_retriever.evaluate.fidelity import decode_in_batches, encode_in_batches
-from sae_steer_retriever.evaluate.manipulation import ReconstructedSearch
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.text_reading import Concept, read_concept
 from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.paper.manipulation_figure import figure_4
+from benchmarks.paper.perspective_search import PerspectiveSearch
+from benchmarks.paper.perspectives_table import labelled_table_4, table_4
+from benchmarks.steering.corpus import read_labelled_corpus
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.evaluate.datasets import read_retrieval_set
 from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.figure import Figure
-from sae_steer_retriever.evaluate.manipulation_figure import figure_4
-from sae_steer_retriever.evaluate.perspective_search import PerspectiveSearch
-from sae_steer_retriever.evaluate.perspectives_table import labelled_table_4, table_4
 from sae_steer_retriever.evaluate.retrieval_set import RELEVANT
-from sae_steer_retriever.evaluate.steering_corpus import read_labelled_corpus
 from sae_steer_retriever.evaluate.table import Table
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.sae.topk_sae import TopKSAE

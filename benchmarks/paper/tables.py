@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from benchmarks.paper.fits import FitSeries
+from benchmarks.paper.paper import TABLE_1_IN_DOMAIN, TABLE_1_OUT_OF_DOMAIN, TABLE_8, PaperRow, PaperSet
+from benchmarks.paper.seed_average import JudgedSet, SeedAverage, average_seeds, score_sets
 from sae_steer_retriever.evaluate.bootstrap import Estimate
 from sae_steer_retriever.evaluate.fidelity import LATENT, LATENT_COSINE, LATENT_NORMALISED, ORIGINAL, RECONSTRUCTED
-from sae_steer_retriever.evaluate.fits import FitSeries
 from sae_steer_retriever.evaluate.metrics import METRICS, Quality
-from sae_steer_retriever.evaluate.paper import TABLE_1_IN_DOMAIN, TABLE_1_OUT_OF_DOMAIN, TABLE_8, PaperRow, PaperSet
-from sae_steer_retriever.evaluate.seed_average import JudgedSet, SeedAverage, average_seeds, score_sets
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
 from sae_steer_retriever.store.latent_index import POWER
 

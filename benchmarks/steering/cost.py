@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.steering.curve import DRIFTS, SteeringMethod, read_off
+from benchmarks.steering.dictionaries import DEFAULT_NAME, Dictionary, DictionarySteering
+from benchmarks.steering.methods import ADD_NAME, WORDS, Signal
+from benchmarks.steering.setting import SteeringSetting, top_ten
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import CorpusError
 from sae_steer_retriever.evaluate.bootstrap import Estimate, difference
 from sae_steer_retriever.evaluate.metrics import score_rankings
 from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
-from sae_steer_retriever.evaluate.steering_curve import DRIFTS, SteeringMethod, read_off
-from sae_steer_retriever.evaluate.steering_dictionaries import DEFAULT_NAME, Dictionary, DictionarySteering
-from sae_steer_retriever.evaluate.steering_methods import ADD_NAME, WORDS, Signal
-from sae_steer_retriever.evaluate.steering_setting import SteeringSetting, top_ten
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.steering.policy import Resolution

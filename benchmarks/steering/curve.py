@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.evaluate.steering_setting import SteeringSetting, top_ten
+from benchmarks.steering.setting import SteeringSetting, top_ten
 from sae_steer_retriever.sae.topk_sae import Array
 
 DRIFTS = (0.02, 0.05, 0.10)

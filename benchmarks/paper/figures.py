@@ -6,16 +6,16 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from benchmarks.paper.fits import FitSeries
+from benchmarks.paper.paper import FIGURE_2
+from benchmarks.paper.seed_average import JudgedSet, SeedAverage, average_seeds, score_sets
+from benchmarks.paper.tables import SHOWN_METRICS, SHOWN_NAMES, kept
 from sae_steer_retriever.evaluate.bootstrap import Estimate, difference
 from sae_steer_retriever.evaluate.fidelity import LATENT, LATENT_COSINE, LATENT_NORMALISED, RECONSTRUCTED
 from sae_steer_retriever.evaluate.figure import Figure
-from sae_steer_retriever.evaluate.fits import FitSeries
 from sae_steer_retriever.evaluate.panel import Line, Panel
-from sae_steer_retriever.evaluate.paper import FIGURE_2
 from sae_steer_retriever.evaluate.ranks import figure_3
-from sae_steer_retriever.evaluate.seed_average import JudgedSet, SeedAverage, average_seeds, score_sets
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
-from sae_steer_retriever.evaluate.tables import SHOWN_METRICS, SHOWN_NAMES, kept
 from sae_steer_retriever.train.config import LossName
 
 __all__ = ["REFERENCE_LOSS", "Figure", "figure_2", "figure_3"]
