@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from sae_steer_retriever.encoders.embedders import SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.evaluate.datasets import read_retrieval_set
-from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.fidelity import Fidelity, measure_fidelity
+from sae_steer_retriever.evaluate.retrieval_set import embed_set
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
 from sae_steer_retriever.train.config import TrainConfig

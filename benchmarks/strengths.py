@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from steering.corpus import QUESTIONS
+from steering.dictionaries import encoded
 
-from benchmarks.steering.corpus import QUESTIONS
-from benchmarks.steering.dictionaries import encoded
 from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.labelling.gather_evidence import LABELLED_FROM

@@ -1,4 +1,4 @@
-"""Which features a table shows: samples by frequency, and the strongest of a text (arXiv 2411.00786, Tables 2 to 7)."""
+"""The features that a table shows: samples by frequency, and the strongest features of a text."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from sae_steer_retriever.features.feature import Feature
 from sae_steer_retriever.labelling.gather_evidence import read_label_latents, strengths
 from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
 
-# Of the live features, ranked by frequency: the first tenth, what follows up to the half, and the second half.
+# Shares of the live features, ranked by frequency: the head ends at a tenth, the torso at a half.
 _HEAD, _TORSO = 0.1, 0.5
 
 
 class Region(NamedTuple):
-    """Live features of like frequency.
+    """Live features of similar frequency.
 
     Attributes:
         name: "head", "torso" or "tail".
         first: Rank of the most frequent one, from 1.
-        features: All of them, the most frequent first.
+        features: The features, the most frequent first.
     """
 
     name: str
@@ -30,28 +30,23 @@ class Region(NamedTuple):
 
     @property
     def labelled(self) -> int:
-        """How many have a label."""
+        """Returns the number of features with a label."""
         return sum(bool(feature.label) for feature in self.features)
 
 
 class RankedFeature(NamedTuple):
-    """A feature, and where it stands among those that are alive.
-
-    Attributes:
-        rank: By frequency, from 1.
-        feature: The feature.
-    """
+    """A feature and its rank by frequency among the live features, from 1."""
 
     rank: int
     feature: Feature
 
 
 class StrongFeature(NamedTuple):
-    """A feature that a text has.
+    """A feature of a text.
 
     Attributes:
         feature: The feature.
-        strength: How strongly: what passages are ordered by, see `interpret.evidence.strengths`.
+        strength: Its strength in the text, from `labelling.gather_evidence.strengths`.
     """
 
     feature: Feature
@@ -59,13 +54,13 @@ class StrongFeature(NamedTuple):
 
 
 def frequency_regions(catalog: FeatureCatalog) -> tuple[Region, ...]:
-    """The live features by frequency: a head of the first tenth by rank, a torso up to the half, and a tail.
+    """Returns the live features by frequency: a head of the first tenth by rank, a torso up to the half, and a tail.
 
-    The paper does not say where its regions end. Features of the same frequency keep the order of their ids. Of fewer
+    The paper does not say where its regions end. Features of the same frequency keep the order of their ids. With fewer
     than three live features some regions are empty.
 
     Args:
-        catalog: Whose features; a feature is alive if it is active in a passage that it was calibrated on.
+        catalog: The features; a feature is alive if it is active in a passage of the calibration.
     """
     alive = [feature for feature in catalog.features if catalog.calibration.count[feature.id] > 0]
     alive.sort(key=lambda feature: (-feature.frequency, feature.id))
@@ -76,14 +71,14 @@ def frequency_regions(catalog: FeatureCatalog) -> tuple[Region, ...]:
 
 
 def sample_region(region: Region, count: int, seed: int = 0) -> tuple[RankedFeature, ...]:
-    """Features drawn from a region, the most frequent first.
+    """Returns features drawn from a region, the most frequent first.
 
-    They are drawn from those that have a label, weak ones included; from all, where none has one.
+    They are drawn from the features with a label, weak labels included, or from all features if none has a label.
 
     Args:
         region: One of `frequency_regions`.
-        count: How many; all that there are if fewer.
-        seed: Of the draw.
+        count: Number of features; all candidates if there are fewer.
+        seed: Seed of the draw.
     """
     ranked = [RankedFeature(rank, feature) for rank, feature in enumerate(region.features, start=region.first)]
     candidates = [entry for entry in ranked if entry.feature.label] or ranked
@@ -94,16 +89,13 @@ def sample_region(region: Region, count: int, seed: int = 0) -> tuple[RankedFeat
 def strongest_features(
     sae: TopKSAE, catalog: FeatureCatalog, vectors: Array, limit: int = 5
 ) -> list[tuple[StrongFeature, ...]]:
-    """The strongest features of texts, of those that name a text.
+    """Returns the strongest label latents of each text, strongest first.
 
     Args:
         sae: The dictionary.
         catalog: Its features.
         vectors: (batch, d) unit embeddings of the texts.
-        limit: How many at most; no text has more than `k_labels`.
-
-    Returns:
-        Of each text, strongest first.
+        limit: Number of features at most; a text has `k_labels` at most.
     """
     codes = strengths(sae, vectors, read_label_latents(sae, vectors))
     found = []
@@ -111,13 +103,3 @@ def strongest_features(
         order = [place for place in np.argsort(-values, kind="stable")[:limit].tolist() if values[place] > 0]
         found.append(tuple(StrongFeature(catalog[int(latents[place])], float(values[place])) for place in order))
     return found
-
-
-__all__ = [
-    "RankedFeature",
-    "Region",
-    "StrongFeature",
-    "frequency_regions",
-    "sample_region",
-    "strongest_features",
-]

@@ -1,17 +1,10 @@
-"""Tables of features: by frequency (2 and 6 of arXiv 2411.00786), of documents (3), and of queries (7 and 11)."""
+"""Feature tables of arXiv 2411.00786: features by frequency (2, 6), of documents (3), of queries (7, 11)."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from benchmarks.paper.feature_samples import (
-    Region,
-    StrongFeature,
-    frequency_regions,
-    sample_region,
-    strongest_features,
-)
 from sae_steer_retriever.evaluate.bootstrap import Estimate
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
 from sae_steer_retriever.explain.text import one_line
@@ -19,24 +12,32 @@ from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import CLEAR_FROM, Feature
 from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
 
+from .feature_samples import (
+    Region,
+    StrongFeature,
+    frequency_regions,
+    sample_region,
+    strongest_features,
+)
+
 TOP = 5
-"""How many features of a text are listed, as in the paper."""
+"""Number of features listed for a text, as in the paper."""
 
 _SAMPLED = {"table-2": 3, "table-6": 6}
 _FEATURE_COLUMNS = (Column("id"), Column("label"), Column("AUROC", ".2f"), Column("frequency", ".2%"))
 _LABEL_NOTE = (
-    "AUROC: how well a label tells its feature's passages from those of neighbouring features that lack it, on "
-    "passages that the label was not made of (0.5 is chance); in brackets the 95 % interval. A label below 0.7 is "
-    "marked unclear; a feature in too few passages has no label, or none that could be scored."
+    "AUROC: how well a label tells its feature's passages from those of neighbouring features, on passages that the "
+    "label was not made from (0.5 is chance); in brackets the 95 % interval. A label below 0.7 is marked unclear; a "
+    "feature in too few passages has no label, or no score."
 )
 
 
 def region_tables(catalog: FeatureCatalog, seed: int = 0) -> list[Table]:
-    """Tables 2 and 6 of arXiv 2411.00786: three and six features of the head, the torso and the tail by frequency.
+    """Returns Tables 2 and 6: three and six features of the head, the torso and the tail by frequency.
 
     Args:
-        catalog: Whose features.
-        seed: Of the samples.
+        catalog: The features.
+        seed: Seed of the samples.
     """
     regions = frequency_regions(catalog)
     columns = (Column("region"), Column("rank"), *_FEATURE_COLUMNS)
@@ -56,14 +57,14 @@ def region_tables(catalog: FeatureCatalog, seed: int = 0) -> list[Table]:
 def document_table(
     sae: TopKSAE, catalog: FeatureCatalog, ids: Sequence[str], vectors: Array, limit: int = TOP
 ) -> Table:
-    """Table 3 of arXiv 2411.00786: the strongest features of documents.
+    """Returns Table 3: the strongest features of documents.
 
     Args:
         sae: The dictionary.
         catalog: Its features.
-        ids: Of the documents.
+        ids: Ids of the documents.
         vectors: (len(ids), d) their unit embeddings.
-        limit: How many features of each, `k_labels` at most.
+        limit: Number of features of each, `k_labels` at most.
     """
     titled = ("table-3", "Table 3: the strongest features of documents")
     return _text_table(titled, "document", ids, strongest_features(sae, catalog, vectors, limit))
@@ -72,14 +73,14 @@ def document_table(
 def query_table(
     sae: TopKSAE, catalog: FeatureCatalog, queries: Sequence[str], vectors: Array, limit: int = TOP
 ) -> Table:
-    """Table 7 (and 11) of arXiv 2411.00786: the strongest features of queries.
+    """Returns Table 7 (and 11): the strongest features of queries.
 
     Args:
         sae: The dictionary.
         catalog: Its features.
         queries: The queries.
         vectors: (len(queries), d) their unit embeddings.
-        limit: How many features of each, `k_labels` at most.
+        limit: Number of features of each, `k_labels` at most.
     """
     titled = ("table-7", "Table 7: the strongest features of queries")
     return _text_table(titled, "query", queries, strongest_features(sae, catalog, vectors, limit))
@@ -99,7 +100,7 @@ def _text_table(
 
 
 def _cells(feature: Feature) -> tuple[Cell, ...]:
-    """What is said of a feature everywhere; ids are texts: they are no quantities."""
+    """The cells of `_FEATURE_COLUMNS`; an id is a text, not a quantity."""
     label, score = one_line(feature.label), feature.score
     weak = score is not None and score.hard < CLEAR_FROM
     shown = f"unclear: {label}" if weak else label or None
@@ -108,7 +109,7 @@ def _cells(feature: Feature) -> tuple[Cell, ...]:
 
 
 def _rule(regions: Sequence[Region]) -> str:
-    """Where the regions end."""
+    """A note on the ends of the regions."""
     alive = sum(len(region.features) for region in regions)
     spans = [
         f"{region.name} {region.first:,} to {region.first + len(region.features) - 1:,} ({region.labelled:,} labelled)"
@@ -122,7 +123,7 @@ def _rule(regions: Sequence[Region]) -> str:
 
 
 def _shared(what: str, found: Sequence[Sequence[StrongFeature]]) -> list[str]:
-    """Features that most of the texts have: hubs, or what the texts are all about."""
+    """Notes on features that most of the texts have: hubs, or the common topic of the texts."""
     counts = Counter(strong.feature.id for features in found for strong in features)
     common = [(latent, count) for latent, count in counts.most_common() if count > 2 and 2 * count > len(found)]
     plural = "queries" if what == "query" else f"{what}s"
@@ -130,6 +131,3 @@ def _shared(what: str, found: Sequence[Sequence[StrongFeature]]) -> list[str]:
         f"Feature {latent} is among the strongest of {count:,} of the {len(found):,} {plural}."
         for latent, count in common
     ]
-
-
-__all__ = ["TOP", "document_table", "query_table", "region_tables"]

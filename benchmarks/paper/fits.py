@@ -1,4 +1,4 @@
-"""Fits that are compared: SAEs of one corpus that differ in a few settings, each fitted once."""
+"""SAEs of one corpus that differ in a few settings, each fitted once and kept in a folder."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from sae_steer_retriever.train.embedded_corpus import EmbeddedCorpus, embed_corp
 from sae_steer_retriever.train.pipeline import fitted_sae, prepare
 from sae_steer_retriever.train.sizing import choose_sizes
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"sae_steer_retriever.{__name__}")
 
 
 class FitSeries:
     """SAEs of one corpus, each in a folder of its own, named after its settings.
 
-    A fit that is there already is loaded; one that was interrupted is taken up where it stopped. Several processes may
-    share the folder: a fit that another one is making is waited for.
+    A finished fit is loaded, an interrupted one resumes. Several processes may share the folder: each waits for a fit
+    that another one is making.
     """
 
     def __init__(
         self, corpus: Corpus, folder: Path, embedder: Embedder, base: TrainConfig, *, progress: bool = False
     ) -> None:
-        """Take what all fits share.
+        """Keeps the settings that all fits share.
 
         Args:
-            corpus: Passages, and the real queries that may be fitted.
-            folder: Where the SAEs are kept.
-            embedder: A caching one.
-            base: The settings that are not changed.
+            corpus: Passages, and the real queries to fit.
+            folder: Folder for the SAEs.
+            embedder: A `CachedEmbedder`.
+            base: Settings of all fits.
             progress: Whether to show progress bars on stderr.
         """
         self._corpus = corpus
@@ -56,13 +56,13 @@ class FitSeries:
         self._embedded: tuple[int, EmbeddedCorpus] | None = None
 
     def sae(self, **changes: Any) -> TopKSAE:  # noqa: ANN401 - settings of `TrainConfig`
-        """The SAE with these settings changed.
+        """Returns the SAE with some settings changed.
 
         Args:
             **changes: Fields of `TrainConfig`.
 
         Raises:
-            ArtifactError: The folder cannot be written, or what is in it is damaged.
+            ArtifactError: The folder cannot be written, or a fit in it is damaged.
             CorpusError: The corpus is too small, for any SAE or for this K.
         """
         config = dataclasses.replace(self._base, **changes)
@@ -73,7 +73,7 @@ class FitSeries:
         except OSError as error:
             raise ArtifactError(f"cannot keep fits in {self._folder}: {error.strerror or error}.") from error
         with FileLock(self._folder / f".{digest}.lock"):
-            # The same settings may have been asked for in other words: a default that was given, or not.
+            # The same settings may have another name: a default may be given or left out.
             known = sorted(self._folder.glob(f"*-{digest}"))
             return self._loaded_or_fitted(config, known[0] if known else self._folder / name)
 
@@ -99,14 +99,14 @@ class FitSeries:
         return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()
 
     def _embed(self, config: TrainConfig) -> EmbeddedCorpus:
-        """The embeddings; a seed decides which rows are held out, and which sentences are taken."""
+        """The embeddings; the seed decides which rows are held out and which sentences are drawn."""
         if self._embedded is None or self._embedded[0] != config.seed:
             self._embedded = (config.seed, embed_corpus(self._corpus, config, self._embedder))
         return self._embedded[1]
 
 
 def _require_k(config: TrainConfig, k: int, n: int) -> None:
-    """Refuse a fit that would stand under a K that it has not."""
+    """Refuses a fit whose K is not the one that was asked for."""
     if k != config.k:
         raise CorpusError(
             f"K = {config.k}: the corpus bears only {n:,} latents, and these only K = {k}; compare smaller K (--ks), "

@@ -1,4 +1,4 @@
-"""Figure 4 of arXiv 2411.00786: what adding to one latent of documents, or of queries, does to their ranking."""
+"""The measurement of Figure 4 of arXiv 2411.00786: adds to one latent of documents or queries, and ranks again."""
 
 from __future__ import annotations
 
@@ -10,34 +10,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import CorpusError, MismatchError
-from sae_steer_retriever.evaluate.embedded import EmbeddedSet
 from sae_steer_retriever.evaluate.fidelity import decode_in_batches, encode_in_batches, unit
 from sae_steer_retriever.evaluate.metrics import DEPTH, PerQuery, score_rankings
-from sae_steer_retriever.evaluate.retrieval_set import RELEVANT, RetrievalSet
+from sae_steer_retriever.evaluate.retrieval_set import RELEVANT, EmbeddedSet, RetrievalSet
 from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
 
 SMALLEST_STRENGTH = 0.0004
-"""Where the paper's grid starts: the smallest value of a latent that it saw."""
+"""Start of the paper's grid: the smallest latent value that it observed."""
 
 STRENGTHS = tuple(SMALLEST_STRENGTH * 2**doubling for doubling in range(15))
-"""The paper's doubling grid, and three doublings beyond it: by then either side has shown where it goes."""
+"""The paper's doubling grid and three more doublings, so that both curves show their end."""
 
 ManipulatedSide = Literal["document", "query"]
 Product = Literal["dot", "cosine"]
 SIDES: tuple[ManipulatedSide, ...] = ("document", "query")
 PRODUCTS: tuple[Product, ...] = ("dot", "cosine")
 
-# Scores held at once: queries are taken in tiles.
+# Scores in memory at a time.
 _TILE_SCORES = 2**24
 
 
 class UsualValues(NamedTuple):
-    """How large latents are without any manipulation.
+    """Usual sizes of latents.
 
     Attributes:
-        median: Of all active latents.
-        percentile: Their 95th percentile.
-        largest: Median of the largest of each text.
+        median: Median of all active latents.
+        percentile: 95th percentile of all active latents.
+        largest: Median over texts of the largest latent.
     """
 
     median: float
@@ -46,14 +45,14 @@ class UsualValues(NamedTuple):
 
 
 class Manipulation(NamedTuple):
-    """A judged set searched again and again, with more and more added to a latent.
+    """Metrics of a judged set, for growing additions to a latent.
 
     Attributes:
-        strengths: P strengths in embedding units, ascending, without the 0.
-        unchanged: Product -> metric -> (Q,) values of the reconstructions as they are.
-        curves: (product, side) -> for each strength metric -> (Q,) values.
+        strengths: P strengths in embedding units, ascending, without 0.
+        unchanged: Product -> metric -> (Q,) values of the unchanged reconstructions.
+        curves: (product, side) -> for each strength: metric -> (Q,) values.
         queries: Usual values of the queries' latents.
-        documents: Those of the documents'.
+        documents: Usual values of the documents' latents.
     """
 
     strengths: tuple[float, ...]
@@ -66,21 +65,20 @@ class Manipulation(NamedTuple):
 def manipulate(
     sae: TopKSAE, judged: RetrievalSet, vectors: EmbeddedSet, strengths: Sequence[float] = STRENGTHS
 ) -> Manipulation:
-    """Add to one latent, decode, and search the reconstructions: "decode-replace".
+    """Returns the metrics of "decode-replace": adds to one latent of a code, decodes, and searches the reconstructions.
 
-    Document side: of each query's relevant documents, and of no others, the latent that is largest in the query. This
-    uses the judgments, so that it says what a latent can do and nothing of retrieval. Query side: of the query, the
-    latent whose values in its relevant documents have the largest sum. What is added to is the code, also to a latent
-    that was not active in it; no TopK follows.
+    Document side: the query's largest latent is raised in the query's relevant documents and in no others. This uses
+    the judgments: it shows the effect of a latent, not a way to retrieve. Query side: the latent with the largest sum
+    over the relevant documents is raised in the query. The latent need not be active before; no TopK follows.
 
     Args:
         sae: The dictionary.
         judged: Queries and judgments.
-        vectors: The set's embeddings by the SAE's encoder.
-        strengths: What is added, in embedding units, ascending.
+        vectors: Embeddings of the set by the SAE's encoder.
+        strengths: Additions in embedding units.
 
     Raises:
-        MismatchError: The embeddings are of another encoder, or not those of the set.
+        MismatchError: The embeddings belong to another encoder or set.
         CorpusError: No query has a relevant document in the corpus.
         ValueError: There is no strength, or one is not above 0.
     """
@@ -116,28 +114,27 @@ def manipulate(
 
 
 class ReconstructedSearch:
-    """Exact search of reconstructed documents by reconstructed queries, of which either may be changed."""
+    """Exact search of reconstructed documents by reconstructed queries, with changes to either side."""
 
     def __init__(self, x_hat: Array, q_hat: Array, product: Product) -> None:
-        """Take the reconstructions, as they are decoded.
+        """Keeps the reconstructions.
 
         Args:
-            x_hat: (N, d) documents.
-            q_hat: (Q, d) queries.
-            product: What to rank by: the dot product as in the paper, or the cosine, for which everything that is
-                searched is scaled to unit norm again.
+            x_hat: (N, d) documents, as decoded.
+            q_hat: (Q, d) queries, as decoded.
+            product: Score of the ranking: the dot product, as in the paper, or the cosine.
         """
         self._plain = x_hat
         self._product = product
         self._documents = self._scaled(x_hat)
-        # A query's own length changes no ranking.
+        # The length of a query changes no ranking.
         self._queries = q_hat
 
     def queries_changed(self, directions: Array, strengths: Sequence[float]) -> list[list[NDArray[np.int64]]]:
-        """The ten best rows of each query, with its direction added at each strength.
+        """Returns the ten best rows of each query, with a direction added to it at each strength.
 
         Args:
-            directions: (Q, d) what is added to each query.
+            directions: (Q, d) one direction a query.
             strengths: P factors.
 
         Returns:
@@ -153,10 +150,10 @@ class ReconstructedSearch:
     def documents_changed(
         self, directions: Array, relevant: Sequence[NDArray[np.int64]], strengths: Sequence[float]
     ) -> list[list[NDArray[np.int64]]]:
-        """The ten best rows of each query, with its direction added to its relevant documents only.
+        """Returns the ten best rows of each query, with a direction added to its relevant documents only.
 
         Args:
-            directions: (Q, d) what is added for each query.
+            directions: (Q, d) one direction a query.
             relevant: Q arrays of rows.
             strengths: P factors.
 
@@ -166,7 +163,7 @@ class ReconstructedSearch:
         found: list[list[NDArray[np.int64]]] = [[] for _ in strengths]
         for own in self._tiles():
             scores = self._queries[own] @ self._documents.T
-            # One line for each pair of a query of this tile and a document relevant to it.
+            # One entry for each pair of a query of this tile and a document relevant to it.
             query = np.repeat(np.arange(own.start, own.stop), [len(rows) for rows in relevant[own]])
             row = np.concatenate([*relevant[own], np.empty(0, dtype=np.int64)])
             for place, strength in enumerate(strengths):
@@ -184,17 +181,17 @@ class ReconstructedSearch:
 
 
 def judged_from(judged: RetrievalSet, vectors: EmbeddedSet, grade: int) -> tuple[RetrievalSet, EmbeddedSet]:
-    """The set with only those documents relevant that have at least a grade, without queries that have none of them.
+    """Returns the set with a higher bar for relevance, without the queries that have no relevant document then.
 
     Where nearly every hit is relevant to some degree, no manipulation could raise a metric.
 
     Args:
         judged: Queries and judgments.
-        vectors: The set's embeddings.
-        grade: The smallest grade that counts.
+        vectors: Embeddings of the set.
+        grade: The smallest grade that counts as relevant.
 
     Raises:
-        CorpusError: No document has it.
+        CorpusError: No document has that grade.
     """
     if grade <= RELEVANT:
         return judged, vectors
@@ -219,7 +216,7 @@ def judged_from(judged: RetrievalSet, vectors: EmbeddedSet, grade: int) -> tuple
 
 
 def relevant_rows(judged: RetrievalSet) -> list[NDArray[np.int64]]:
-    """Q arrays: the rows of the documents that are relevant to each query, without those that are not there."""
+    """Returns Q arrays: the rows of the documents of the corpus that are relevant to each query."""
     row_of = {name: row for row, name in enumerate(judged.document_ids)}
     return [
         np.array(
@@ -231,13 +228,13 @@ def relevant_rows(judged: RetrievalSet) -> list[NDArray[np.int64]]:
 
 
 def largest_latents(codes: Codes[NDArray[Any]]) -> NDArray[np.int64]:
-    """(Q,) the latent with the largest value of each code: the most active one, whatever the code's order."""
+    """Returns (Q,) the most active latent of each code, in whatever order the code is."""
     rows = np.arange(len(codes.indices))
     return np.asarray(codes.indices[rows, codes.values.argmax(axis=1)], dtype=np.int64)
 
 
 def summed_latents(codes: Codes[NDArray[Any]], relevant: Sequence[NDArray[np.int64]], n: int) -> NDArray[np.int64]:
-    """(Q,) the latent whose values over some rows have the largest sum; 0 where there are no rows.
+    """Returns (Q,) the latent with the largest sum over some rows; 0 where there are no rows.
 
     Args:
         codes: (N, K) codes of the documents.
@@ -252,7 +249,7 @@ def summed_latents(codes: Codes[NDArray[Any]], relevant: Sequence[NDArray[np.int
 
 
 def usual_values(codes: Codes[NDArray[Any]]) -> UsualValues:
-    """How large the active latents of some codes are."""
+    """Returns the usual sizes of the active latents of some codes."""
     active = codes.values[codes.values > 0]
     if not len(active):
         return UsualValues(0.0, 0.0, 0.0)
@@ -261,7 +258,7 @@ def usual_values(codes: Codes[NDArray[Any]]) -> UsualValues:
 
 
 def best_rows(scores: Array, depth: int = DEPTH) -> NDArray[np.int64]:
-    """(Q, depth) columns of the largest scores, best first; ties in the order of the columns among those found."""
+    """Returns (Q, depth) columns of the largest scores, best first; ties keep the order of the columns."""
     depth = min(depth, scores.shape[1])
     if depth < scores.shape[1]:
         found = np.sort(np.argpartition(-scores, depth - 1, axis=1)[:, :depth], axis=1)
@@ -269,16 +266,3 @@ def best_rows(scores: Array, depth: int = DEPTH) -> NDArray[np.int64]:
         found = np.broadcast_to(np.arange(depth), scores.shape)
     order = np.argsort(-np.take_along_axis(scores, found, axis=1), axis=1, kind="stable")
     return np.asarray(np.take_along_axis(found, order, axis=1), dtype=np.int64)
-
-
-__all__ = [
-    "PRODUCTS",
-    "SIDES",
-    "SMALLEST_STRENGTH",
-    "STRENGTHS",
-    "Manipulation",
-    "ReconstructedSearch",
-    "UsualValues",
-    "judged_from",
-    "manipulate",
-]

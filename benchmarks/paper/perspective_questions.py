@@ -1,4 +1,4 @@
-"""Questions with two natural groups of answers: those of arXiv 2411.00786, and twenty on 20 Newsgroups."""
+"""Questions with two natural groups of answers: the paper's (arXiv 2411.00786), and twenty for 20 Newsgroups."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ class Perspective(NamedTuple):
     """One of the two groups of answers.
 
     Attributes:
-        words: What names it: what a person types.
-        label: The label of its passages, where a corpus has labels; "" otherwise.
-        printed: How many of the top 5 the paper counts before and after; None if the question is not of the paper.
+        words: Its name, as a person types it.
+        label: Label of its passages in a labelled corpus; "" otherwise.
+        printed: The paper's counts in the top 5 before and after; None for questions that are not the paper's.
     """
 
     words: str
@@ -25,7 +25,7 @@ class BinaryQuestion(NamedTuple):
     Attributes:
         text: The question.
         perspectives: Its two groups of answers.
-        source: Where it is from.
+        source: Its origin.
     """
 
     text: str
@@ -98,7 +98,7 @@ PAPER_QUESTIONS = (
         ("glasses, eyewear, sunglasses, styles, features", 2, 4),
     ),
 )
-"""The questions of Tables 4, 5 and 9, with the labels of the paper's features and what it counts."""
+"""The questions of Tables 4, 5 and 9, with the labels of the paper's features and its counts."""
 
 NEWSGROUP_QUESTIONS = (
     _groups("what is the best engine?", "rec.autos", "rec.motorcycles"),
@@ -122,7 +122,4 @@ NEWSGROUP_QUESTIONS = (
     _groups("what did the president decide?", "talk.politics.misc", "talk.politics.mideast"),
     _groups("how can I protect myself?", "talk.politics.guns", "sci.crypt"),
 )
-"""Twenty of our own, written down before any was searched; the labels say which group a passage belongs to."""
-
-
-__all__ = ["NEWSGROUP_QUESTIONS", "PAPER_QUESTIONS", "BinaryQuestion", "Perspective"]
+"""Twenty of our own, written down before any was searched; labels assign the passages to the groups."""

@@ -1,4 +1,4 @@
-"""Searching for a question's perspective: the top 5 before and after one feature is raised."""
+"""Search for a perspective of a question: the top 5 before and after one feature is raised."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.paper.manipulation import ReconstructedSearch
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import AmbiguousFeatureError, MismatchError, UnknownFeatureError
 from sae_steer_retriever.evaluate.fidelity import decode_in_batches, encode_in_batches
@@ -21,22 +20,25 @@ from sae_steer_retriever.search.ranking import Ranker
 from sae_steer_retriever.steering.plan import plan
 from sae_steer_retriever.steering.policy import Resolution, Steering, parse, resolve
 
+from .manipulation import ReconstructedSearch
+
 TOP = 5
-"""Passages that are counted, as in the paper."""
+"""Depth of the counts, as in the paper."""
 
 
 class Change(NamedTuple):
-    """What a steering does to a question's top 5.
+    """The effect of a steering on a question's top 5.
 
     Attributes:
-        before: (5,) rows of the passages that are found without it.
-        after: (5,) rows of those found with it.
-        drift: 1 - the mean cosine of question and passage after, over that of the plain search.
+        before: (5,) rows of the passages found without it.
+        after: (5,) rows of the passages found with it.
+        cosine_loss: Relative fall of the mean query cosine: 1 - (mean cosine of question and top 5 after) / (the same
+            of the plain search).
     """
 
     before: NDArray[np.int64]
     after: NDArray[np.int64]
-    drift: float
+    cosine_loss: float
 
 
 class PerspectiveSearch:
@@ -53,7 +55,7 @@ class PerspectiveSearch:
     def __init__(
         self, sae: TopKSAE, catalog: FeatureCatalog, embedder: Embedder, ids: Sequence[str], vectors: Array
     ) -> None:
-        """Encode the passages.
+        """Encodes the passages.
 
         Args:
             sae: The dictionary.
@@ -63,7 +65,7 @@ class PerspectiveSearch:
             vectors: (N, d) unit embeddings of the passages.
 
         Raises:
-            MismatchError: The embeddings are not one a passage, or of another encoder.
+            MismatchError: Ids and embeddings differ in number.
         """
         if len(ids) != len(vectors):
             raise MismatchError(f"{len(vectors)} embeddings of {len(ids)} passages: expected one each.")
@@ -72,14 +74,16 @@ class PerspectiveSearch:
         self.codes: Codes[NDArray[Any]] = encode_in_batches(sae, vectors)
 
     def meant(self, words: str) -> Resolution | None:
-        """The features that a name means; None if it means none, or several unrelated ones."""
+        """Returns the features that a name means; None if it means none, or several unrelated ones."""
         try:
             return self.catalog.resolve(words, self._concept)
         except (UnknownFeatureError, AmbiguousFeatureError):
             return None
 
     def replaced(self, question: str, feature: int, strength: float) -> Change:
-        """The paper's way: add to the feature in the question's code, decode, search the reconstructions by cosine.
+        """Returns the change by the paper's decode-replace: adds to a feature of the question's code and decodes it.
+
+        Reconstructions are searched by cosine.
 
         Args:
             question: The question.
@@ -92,7 +96,7 @@ class PerspectiveSearch:
         return self._change(q[0], before[0][:TOP], after[0][:TOP])
 
     def steered(self, question: str, steering: Steering) -> Change:
-        """The product's way: the top 5 of `SteeredRetriever.search(question, steer=steering)`.
+        """Returns the change by the product's steering, `SteeredRetriever.search(question, steer=steering)`.
 
         Args:
             question: The question.
@@ -115,7 +119,7 @@ class PerspectiveSearch:
         return self._change(q[0], plain, np.array([int(place) for place in found.ids]))
 
     def steering(self, words: str, meant: Resolution, strength: float) -> Steering:
-        """What `steer={words: strength}` means.
+        """Returns the steering that `steer={words: strength}` means.
 
         Args:
             words: A name.
@@ -123,19 +127,19 @@ class PerspectiveSearch:
             strength: In units.
         """
         one = resolve(parse({words: 1.0}), lambda _: meant, fingerprint=self.sae.fingerprint)
-        # Resolved at 1.0: strengths past the useful range are tried on purpose here, and need no warning.
+        # Resolved at 1.0, as strengths past the useful range are deliberate here and need no warning.
         edits = tuple(dataclasses.replace(edit, strength=strength) for edit in one.edits)
         return dataclasses.replace(one, edits=edits)
 
     def named(self, feature: int) -> NDArray[np.bool_]:
-        """(N,) whether a feature is among a passage's names."""
+        """Returns (N,) whether a feature is a label latent of each passage."""
         names = self.codes.truncate(self.sae.config.k_labels)
         return np.asarray(((names.indices == feature) & (names.values > 0)).any(axis=1))
 
     def near_label(self, feature: int) -> NDArray[np.bool_] | None:
-        """(N,) whether a passage's cosine with the feature's label is at least the median of those it is a name of.
+        """Returns (N,) whether a passage's cosine with the feature's label is at least the median of the `named` ones.
 
-        None if it is a name of no passage here, or its label was not embedded.
+        It is None if the feature is a label latent of no passage here, or its label was not embedded.
         """
         embeddings, named = self.catalog.label_embeddings, self.named(feature)
         if embeddings is None or not embeddings[feature].any() or not named.any():
@@ -159,9 +163,6 @@ class PerspectiveSearch:
     def _change(self, q: Array, before: NDArray[np.int64], after: NDArray[np.int64]) -> Change:
         base = self.vectors @ q
         plain = float(np.sort(base)[-TOP:].mean())
-        # Nothing is nearer than the plain search's: below 0 there is rounding only.
+        # No passages are nearer than those of the plain search: a value below 0 is rounding.
         lost = max(0.0, 1.0 - float(base[after].mean()) / plain) if plain > 0 else 0.0
         return Change(before, after, lost)
-
-
-__all__ = ["TOP", "Change", "PerspectiveSearch"]

@@ -1,4 +1,4 @@
-"""Several fits as one: what SAEs keep that differ in nothing but the seed, and several sets pooled."""
+"""Averages over fits that differ only in the seed, and scores pooled over several sets."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.evaluate.datasets import RELEVANT, RetrievalSet
-from sae_steer_retriever.evaluate.embedded import EmbeddedSet
 from sae_steer_retriever.evaluate.fidelity import ORIGINAL, measure_fidelity
 from sae_steer_retriever.evaluate.metrics import PerQuery, Quality, summarise
+from sae_steer_retriever.evaluate.retrieval_set import RELEVANT, EmbeddedSet, RetrievalSet
 from sae_steer_retriever.evaluate.table import Range
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 
@@ -27,10 +26,10 @@ class Scores:
     """One SAE on one set, query by query.
 
     Attributes:
-        domain: Whether the SAE was fitted to the set's documents: "in domain" or "out of domain".
-        dataset: The set's name.
+        domain: "in domain" if the SAE was fitted to the set's documents, else "out of domain".
+        dataset: Name of the set.
         mse: Mean squared error per dimension over the judged queries and their relevant documents.
-        vectors: How many those are.
+        vectors: Number of these queries and documents.
         per_query: Way to search -> metric -> (Q,) values.
     """
 
@@ -47,12 +46,12 @@ class SeedAverage:
 
     Attributes:
         domain: "in domain" or "out of domain".
-        dataset: The set's name.
-        queries: How many.
+        dataset: Name of the set.
+        queries: Number of queries.
         mse: Mean over the fits.
-        rows: Way to search -> its quality: each query's values are averaged over the fits, then over queries, so that
-            the intervals are over queries.
-        means: Way to search -> metric -> (fits,) the mean of each fit, in the order of the seeds.
+        rows: Way to search -> its quality. Each query's values are averaged over the fits first, so the intervals are
+            over queries.
+        means: Way to search -> metric -> (fits,) mean of each fit, in the order of the seeds.
     """
 
     domain: str
@@ -63,7 +62,7 @@ class SeedAverage:
     means: dict[str, dict[str, NDArray[np.float64]]]
 
     def extremes(self, search: str, metric: str) -> Range | None:
-        """Lowest and highest retention of a single fit; None if there is only one."""
+        """Returns the lowest and highest retention of a single fit; None if there is only one."""
         kept = self.means[search][metric]
         base = self.rows[ORIGINAL].values[metric]
         if len(kept) < 2 or not base:
@@ -71,17 +70,17 @@ class SeedAverage:
         return Range(float(kept.min() / base), float(kept.max() / base))
 
     def gained(self, other: SeedAverage, search: str, metric: str) -> Range | None:
-        """Lowest and highest difference of a fit to the other's of the same seed; None if there is only one."""
+        """Returns the lowest and highest difference between fits of the same seed; None if there is only one."""
         found = self.means[search][metric] - other.means[search][metric]
         return Range(float(found.min()), float(found.max())) if len(found) > 1 else None
 
 
 def score_sets(sae: TopKSAE, sets: Sequence[JudgedSet]) -> list[Scores]:
-    """Measure an SAE on each set, and on all queries out of domain together where there are several such sets.
+    """Returns the scores of an SAE on each set, and on all queries out of domain if there are several such sets.
 
     Args:
         sae: The SAE.
-        sets: The set whose documents it was fitted to, then others.
+        sets: First the set that it was fitted to, then others.
     """
     found = [_scores(sae, sets[0], IN_DOMAIN)]
     others = [_scores(sae, judged, OUT_OF_DOMAIN) for judged in sets[1:]]
@@ -89,7 +88,7 @@ def score_sets(sae: TopKSAE, sets: Sequence[JudgedSet]) -> list[Scores]:
 
 
 def pool(sets: Sequence[Scores]) -> Scores:
-    """One SAE on the queries of several sets, each query counting alike.
+    """Returns the scores of one SAE on the queries of several sets; all queries weigh the same.
 
     Args:
         sets: At least one.
@@ -109,7 +108,7 @@ def pool(sets: Sequence[Scores]) -> Scores:
 
 
 def average_seeds(fits: Sequence[Scores]) -> SeedAverage:
-    """Average fits that differ in their seeds.
+    """Returns the average of fits that differ in their seeds.
 
     Args:
         fits: At least one, all on the same set.

@@ -7,10 +7,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from benchmarks.steering.corpus import QUESTIONS, LabelledCorpus, frequent_labels, words_of
-from benchmarks.steering.cost import steering_costs
-from benchmarks.steering.curve import SteeringMethod
-from benchmarks.steering.dictionaries import (
+from sae_steer_retriever.encoders.embedders import Embedder
+from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
+
+from .corpus import QUESTIONS, LabelledCorpus, frequent_labels, words_of
+from .cost import steering_costs
+from .curve import SteeringMethod
+from .dictionaries import (
     DEFAULT_NAME,
     RANDOM_NAME,
     Dictionary,
@@ -19,18 +24,14 @@ from benchmarks.steering.dictionaries import (
     product,
     untrained_methods,
 )
-from benchmarks.steering.methods import ADD_NAME, ORACLE_NAME, Rewrite, Signal, vector_methods
-from benchmarks.steering.pairs import combined
-from benchmarks.steering.removal import removals
-from benchmarks.steering.report import SteeringReport, unsteered_share
-from benchmarks.steering.setting import SteeringSetting, make_setting
-from benchmarks.steering.study import compare
-from sae_steer_retriever.encoders.embedders import Embedder
-from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
-from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
+from .methods import ADD_NAME, ORACLE_NAME, Rewrite, Signal, vector_methods
+from .pairs import combined
+from .removal import removals
+from .report import SteeringReport, unsteered_share
+from .setting import SteeringSetting, make_setting
+from .study import compare
 
-# What is also steered away with, and towards two concepts.
+# Methods that are also used to steer away from a concept and towards two concepts.
 _FURTHER = (DEFAULT_NAME, "SAE, side=query", "SAE, side=both", ADD_NAME, "DiffMean", RANDOM_NAME, ORACLE_NAME)
 
 FurtherMethods = Callable[[SteeringSetting, Dictionary], Sequence[SteeringMethod]]
@@ -54,24 +55,24 @@ def measure_steering(
     seed: int = 0,
     progress: bool = False,
 ) -> SteeringReport:
-    """Compare every way to steer on one corpus.
+    """Returns a comparison of all ways to steer on one corpus.
 
     Args:
         sae: The dictionary.
         catalog: Its names and units.
-        embedder: Its encoder; a `CachedEmbedder`, so that no later run has to embed a passage again.
-        corpus: Passages with labels.
-        name: Of the corpus, for titles and files.
-        concepts: Label -> the words a person types; without it the labels themselves.
+        embedder: Its encoder, a `CachedEmbedder`.
+        corpus: Labelled passages.
+        name: Name of the corpus, for titles and files.
+        concepts: Label -> the words that a person types; the labels themselves if not given.
         questions: The queries.
-        rewrite: From a query and a concept's words to a query by a language model; left out if not given.
-        further: Makes other methods to compare.
-        codes: Gives the passages' codes, where they are kept; encoded if not given.
-        judged: A set to measure the cost in nDCG on.
+        rewrite: Rewrites a query for a concept with a language model; left out if not given.
+        further: Builds more methods to compare.
+        codes: Returns stored codes of the passages; encoded if not given.
+        judged: A judged set to measure the cost in nDCG on.
         extras: Whether to measure removal and combinations too.
-        draws: For the intervals.
-        seed: Of the examples, of untrained dictionaries and of pairs of concepts.
-        progress: Whether to show a bar on a terminal.
+        draws: Number of bootstrap draws for the intervals.
+        seed: Seed of the examples, of untrained dictionaries and of pairs of concepts.
+        progress: Whether to show a progress bar on a terminal.
 
     Raises:
         CorpusError: Too few labels have enough passages, or no concept names one of them.

@@ -1,4 +1,4 @@
-"""What steering is measured on: passages with labels, the words that name the labels, ambiguous questions."""
+"""Inputs of the steering benchmark: labelled passages, names for the labels, ambiguous questions."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ QUESTIONS = (
 )
 """Questions that a passage of nearly any subject may answer."""
 
-# A perspective with fewer passages says little of a top 10; more perspectives than these take long.
+# A label needs this many passages for a meaningful top 10; more labels than these take long.
 LEAST_PASSAGES, MOST_PERSPECTIVES = 50, 40
 
 
 class LabelledCorpus(NamedTuple):
-    """Passages with the perspectives that they belong to.
+    """Labelled passages.
 
     Attributes:
         ids: N unique ids.
-        texts: N texts, the title on a line ahead.
+        texts: N texts; a title stands on a line before its text.
         labels: N sets of labels; a set may be empty.
-        notes: What a reader of the figures has to know, one sentence each.
+        notes: Remarks for readers of the figures, one sentence each.
     """
 
     ids: list[str]
@@ -59,14 +59,14 @@ class LabelledCorpus(NamedTuple):
 
 
 def read_labelled_corpus(path: Path, *, limit: int | None = None, seed: int = 0) -> LabelledCorpus:
-    """Read a `.jsonl` or `.jsonl.gz` file of rows with `text` and `label` or `labels`, and optionally `_id`, `title`.
+    """Returns the rows of a `.jsonl` or `.jsonl.gz` file with `text` and `label` or `labels`, `_id`, `title`.
 
-    Rows are passages as they are, never split. Of rows with the same id the first is read.
+    Each row is one passage, never split. Rows that repeat an id are skipped.
 
     Args:
         path: The file.
         limit: At most this many passages, drawn by the seed.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Raises:
         CorpusError: The file cannot be read, a row is malformed, or no row has both a text and a label.
@@ -101,12 +101,12 @@ def read_labelled_corpus(path: Path, *, limit: int | None = None, seed: int = 0)
 def frequent_labels(
     corpus: LabelledCorpus, *, least: int = LEAST_PASSAGES, most: int = MOST_PERSPECTIVES
 ) -> tuple[str, ...]:
-    """The labels to steer towards, most frequent first.
+    """Returns the labels to steer towards, most frequent first.
 
     Args:
         corpus: The passages.
-        least: Passages that a label needs.
-        most: How many labels at most.
+        least: Number of passages that a label needs.
+        most: Number of labels at most.
 
     Raises:
         CorpusError: Fewer than two labels have enough passages.
@@ -122,10 +122,10 @@ def frequent_labels(
 
 
 def read_concepts(path: Path) -> dict[str, str]:
-    """Read a JSON file that maps labels to the words a person types for them.
+    """Returns the names of labels from a JSON file: label -> the words that a person types.
 
     Raises:
-        CorpusError: The file is no such mapping.
+        CorpusError: The file is not such a mapping.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -137,14 +137,14 @@ def read_concepts(path: Path) -> dict[str, str]:
 
 
 def words_of(labels: tuple[str, ...], concepts: Mapping[str, str] | None) -> tuple[str, ...]:
-    """The words that name each label: those given, else the label itself with punctuation turned to spaces.
+    """Returns the name of each label: the given words, else the label with punctuation replaced by spaces.
 
     Args:
-        labels: Of the corpus.
-        concepts: Label -> words; labels that are not among the perspectives are passed over.
+        labels: Labels of the corpus.
+        concepts: Label -> words; other labels are ignored.
 
     Raises:
-        CorpusError: Concepts are given, and none of them is of one of these labels.
+        CorpusError: Concepts are given, and none of them belongs to one of these labels.
     """
     given = concepts or {}
     if given and not any(label in given for label in labels):
@@ -155,7 +155,7 @@ def words_of(labels: tuple[str, ...], concepts: Mapping[str, str] | None) -> tup
 
 
 def read_questions(path: Path) -> tuple[str, ...]:
-    """Read a file with one question a line.
+    """Returns the questions of a file, one a line.
 
     Raises:
         CorpusError: The file cannot be read, or holds fewer than two questions.
@@ -171,7 +171,7 @@ def read_questions(path: Path) -> tuple[str, ...]:
 
 
 def _headed(title: str, text: str) -> str:
-    # As `read_corpus` makes its passages: what an SAE was fitted to need not be embedded again.
+    # The same texts as from `read_corpus`: the cache knows the embeddings of an SAE's training passages.
     begins_with_it = text.startswith(title) and not text[len(title) : len(title) + 1].isalnum()
     return text if not title or begins_with_it else f"{title}\n{text}"
 

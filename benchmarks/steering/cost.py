@@ -1,4 +1,4 @@
-"""What steering costs who did not ask for it: nDCG on judged queries, steered by a feature drawn at random."""
+"""nDCG lost on judged queries under a steering by a feature drawn at random."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.steering.curve import DRIFTS, SteeringMethod, read_off
-from benchmarks.steering.dictionaries import DEFAULT_NAME, Dictionary, DictionarySteering
-from benchmarks.steering.methods import ADD_NAME, WORDS, Signal
-from benchmarks.steering.setting import SteeringSetting, top_ten
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import CorpusError
 from sae_steer_retriever.evaluate.bootstrap import Estimate, difference
@@ -20,22 +16,27 @@ from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.steering.policy import Resolution
 
+from .curve import LOSSES, SteeringMethod, read_off
+from .dictionaries import DEFAULT_NAME, Dictionary, DictionarySteering
+from .methods import ADD_NAME, WORDS, Signal
+from .setting import SteeringSetting, top_ten
+
 _QUERIES = 200
-# A feature that fewer passages have moves nothing.
+# A feature of fewer passages hardly changes a ranking.
 _LEAST_PASSAGES = 20
 _STRIDE = 3
 _METRIC = "ndcg@10"
 
 
 class Cost(NamedTuple):
-    """What one way to steer costs on judged queries.
+    """The cost of one method on judged queries.
 
     Attributes:
-        name: Of the method.
-        queries: How many.
+        name: Name of the method.
+        queries: Number of queries.
         before: nDCG@10 of the unsteered ranking.
-        at: nDCG@10 at 2, 5 and 10 % drift.
-        at_half: What a strength of 0.5 changes in nDCG@10, for methods with the product's units.
+        at: nDCG@10 at 2, 5 and 10 % score loss.
+        at_half: Change of nDCG@10 at a strength of 0.5, for methods in the product's units.
     """
 
     name: str
@@ -48,14 +49,14 @@ class Cost(NamedTuple):
 def steering_costs(
     sae: TopKSAE, catalog: FeatureCatalog, embedder: Embedder, judged: RetrievalSet, *, seed: int = 0
 ) -> list[Cost]:
-    """Steer judged queries by a labelled feature each, drawn at random, and judge the rankings.
+    """Returns the nDCG of judged queries, each steered by a labelled feature drawn at random.
 
     Args:
         sae: The dictionary.
-        catalog: Its names.
-        embedder: Its encoder; a `CachedEmbedder`.
+        catalog: Its features.
+        embedder: Its encoder, a `CachedEmbedder`.
         judged: Documents, queries and judgments; at most 200 of the queries are drawn.
-        seed: Of queries and features.
+        seed: Seed of the draws of queries and features.
 
     Raises:
         CorpusError: No labelled feature has enough passages.
@@ -96,17 +97,17 @@ def _cost(method: SteeringMethod, setting: SteeringSetting, judged: RetrievalSet
     names = judged.document_ids
     strengths = method.strengths[::_STRIDE]
     in_units = isinstance(method, DictionarySteering)
-    drifts, qualities = [], []
+    losses, qualities = [], []
     for strength in [*strengths.tolist(), *([0.5] if in_units else [])]:
         lost, rankings = [], []
         for query, base in enumerate(setting.base):
             rows = top_ten(method.scores(query, query, strength), base)
             rankings.append([names[row] for row in rows])
             lost.append(1.0 - base[rows].mean() / base[setting.plain[query]].mean())
-        drifts.append(float(np.mean(lost)))
+        losses.append(float(np.mean(lost)))
         qualities.append(score_rankings(rankings, query_ids, judged.judgments)[_METRIC])
     count = len(strengths)
     quality = np.array([values.mean() for values in qualities[:count]])
-    at = read_off(np.array(drifts[:count]), quality, DRIFTS)
+    at = read_off(np.array(losses[:count]), quality, LOSSES)
     half = Estimate(*difference(qualities[count], qualities[0])) if in_units else None
     return Cost(method.name, len(query_ids), float(quality[0]), tuple(at.tolist()), half)

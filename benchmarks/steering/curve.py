@@ -1,4 +1,4 @@
-"""What a steering gains against what it loses, over strengths: the curve, what is read off it, and intervals."""
+"""Share of the wanted concept against score loss, over strengths: the curve, its values and their intervals."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.steering.setting import SteeringSetting, top_ten
 from sae_steer_retriever.sae.topk_sae import Array
 
-DRIFTS = (0.02, 0.05, 0.10)
-"""Drifts that the curves are read off at."""
-OPERATING_DRIFT = 0.05
+from .setting import SteeringSetting, top_ten
+
+LOSSES = (0.02, 0.05, 0.10)
+"""Score losses at which the curves are compared."""
+OPERATING_LOSS = 0.05
 _AREA_TO = 0.10
 _GRID = np.linspace(0.0, _AREA_TO, 101)
 
@@ -26,84 +27,84 @@ class SteeringMethod(Protocol):
 
     @property
     def name(self) -> str:
-        """For the table."""
+        """Returns its name in the table."""
 
     @property
     def needs(self) -> str:
-        """What a user has to give, e.g. "words" or "10 labelled examples"."""
+        """Returns the input that a user has to give, e.g. "words" or "10 labelled examples"."""
 
     @property
     def strengths(self) -> Values:
-        """(S,) ascending, the ones it is tried at; a method that has none has one."""
+        """Returns (S,) strengths to try, ascending; a method without a strength has one entry."""
 
     def scores(self, query: int, concept: int, strength: float) -> Array:
-        """(N,) what passages are ranked by."""
+        """Returns (N,) scores that the passages are ranked by."""
 
 
 @dataclass(frozen=True)
 class DerivedMethod:
-    """What is done with another method's scores: called and fed as it is, tried at every other of its strengths.
+    """A method with the name and needs of another one and every other of its strengths.
 
     Attributes:
-        method: Which one.
+        method: The other method.
     """
 
     method: SteeringMethod
 
     @property
     def name(self) -> str:
-        """The method's."""
+        """Returns that of the method."""
         return self.method.name
 
     @property
     def needs(self) -> str:
-        """The method's."""
+        """Returns that of the method."""
         return self.method.needs
 
     @property
     def strengths(self) -> Values:
-        """Every other one of the method's."""
+        """Returns every other strength of the method."""
         return self.method.strengths[::2]
 
 
 class Outcomes(NamedTuple):
-    """What became of every query, concept and strength.
+    """The result of a method for every query, concept and strength.
 
     Attributes:
         share: (Q, C, S) share of the top 10 that carries the concept's label.
-        drift: (Q, C, S) `1 - mean q.x of the top 10 / that of the unsteered top 10`.
+        loss: (Q, C, S) score loss: 1 - (mean q.x of the top 10) / (the same of the unsteered top 10).
         strengths: (S,).
     """
 
     share: Values
-    drift: Values
+    loss: Values
     strengths: Values
 
     def of(self, queries: NDArray[np.int64], concepts: NDArray[np.int64]) -> Outcomes:
-        """Those of some queries and concepts."""
+        """Returns the outcomes of some queries and concepts."""
         chosen = np.ix_(queries, concepts)
-        return Outcomes(self.share[chosen], self.drift[chosen], self.strengths)
+        return Outcomes(self.share[chosen], self.loss[chosen], self.strengths)
 
     @property
     def curve(self) -> tuple[Values, Values]:
-        """(S,) mean drift and mean share over all pairs of a query and a concept."""
-        return self.drift.mean(axis=(0, 1)), self.share.mean(axis=(0, 1))
+        """Returns (S,) mean loss and mean share over all pairs of a query and a concept."""
+        return self.loss.mean(axis=(0, 1)), self.share.mean(axis=(0, 1))
 
 
 def outcomes(
     method: SteeringMethod, setting: SteeringSetting, queries: Sequence[int], concepts: Sequence[int]
 ) -> Outcomes:
-    """Rank all passages for every pair at every strength, exactly.
+    """Returns the outcomes of exact rankings of all passages, for every pair at every strength.
 
     Args:
-        method: How to steer.
-        setting: What is steered.
+        method: The way to steer.
+        setting: Passages, queries and concepts.
         queries: Q rows of the setting's queries.
-        concepts: C of its concepts.
+        concepts: C rows of its concepts.
     """
     shape = (len(queries), len(concepts), len(method.strengths))
-    share, drift = np.zeros(shape), np.zeros(shape)
-    # Concept by concept: what a method adds to the passages is mostly the same for every query.
+    share, loss = np.zeros(shape), np.zeros(shape)
+    # Concept by concept: most methods add the same to the passages for every query.
     for column, concept in enumerate(concepts):
         members = setting.members[concept]
         for row, query in enumerate(queries):
@@ -113,40 +114,40 @@ def outcomes(
             for place, strength in enumerate(method.strengths.tolist()):
                 found = top_ten(method.scores(query, concept, strength), base, found)
                 share[row, column, place] = members[found].mean()
-                drift[row, column, place] = 1.0 - float(base[found].mean()) / level
-    return Outcomes(share, drift, method.strengths)
+                loss[row, column, place] = 1.0 - float(base[found].mean()) / level
+    return Outcomes(share, loss, method.strengths)
 
 
-def read_off(drift: Values, share: Values, at: Sequence[float] | Values) -> Values:
-    """Shares at given drifts, interpolated along a curve.
+def read_off(loss: Values, share: Values, at: Sequence[float] | Values) -> Values:
+    """Returns the shares at given losses, interpolated along a curve.
 
-    Past the curve's end its last share stands: the largest strength costs no more than that. Before its begin there
-    is none (NaN): a method that loses more than that even at strength zero.
+    Beyond the end of the curve its last share counts: the largest strength costs no more. Before the start of the curve
+    the share is NaN: the method loses more even at strength zero.
 
     Args:
-        drift: (S,) in the order of strengths; where it falls, the largest so far counts.
+        loss: (S,) in the order of strengths; where it falls, the largest so far counts.
         share: (S,).
-        at: Drifts.
+        at: Losses.
     """
-    along = np.maximum.accumulate(drift)
+    along = np.maximum.accumulate(loss)
     found = np.interp(at, along, share)
     return np.where(np.asarray(at) < along[0] - 1e-9, np.nan, found)
 
 
-def area(drift: Values, share: Values) -> float:
-    """Mean share over drifts from 0 to 10 %; NaN for a curve that begins later."""
-    return float(read_off(drift, share, _GRID).mean()) if len(drift) > 1 else float("nan")
+def area(loss: Values, share: Values) -> float:
+    """Returns the mean share over losses from 0 to 10 %; NaN for a curve that starts later."""
+    return float(read_off(loss, share, _GRID).mean()) if len(loss) > 1 else float("nan")
 
 
-def chosen_strength(found: Outcomes, at: float = OPERATING_DRIFT) -> int | None:
-    """The place of the strength with the best share among those of at most this mean drift; None if all lose more."""
-    drift, share = found.curve
-    allowed = np.flatnonzero(drift <= at)
+def chosen_strength(found: Outcomes, at: float = OPERATING_LOSS) -> int | None:
+    """Returns the place of the strength with the best share at no more than this mean loss; None if all lose more."""
+    loss, share = found.curve
+    allowed = np.flatnonzero(loss <= at)
     return int(allowed[np.argmax(share[allowed])]) if len(allowed) else None
 
 
 class Draws(NamedTuple):
-    """How often each query and each concept is drawn, with replacement; the same for all methods.
+    """Bootstrap draws of queries and concepts, with replacement; the same for all methods.
 
     Attributes:
         queries: (B, Q) shares that sum to 1.
@@ -158,7 +159,7 @@ class Draws(NamedTuple):
 
     @classmethod
     def make(cls, queries: int, concepts: int, *, draws: int = 2000, seed: int = 0) -> Draws:
-        """Draw both."""
+        """Returns both, drawn by the seed."""
         generator = np.random.default_rng(seed)
         parts = [
             generator.multinomial(count, np.full(count, 1 / count), size=draws) / count for count in (queries, concepts)
@@ -166,8 +167,8 @@ class Draws(NamedTuple):
         return cls(*parts)
 
     def curves(self, found: Outcomes) -> tuple[Values, Values]:
-        """(B, S) mean drifts and mean shares of every draw."""
-        return self._mean(found.drift), self._mean(found.share)
+        """Returns (B, S) mean losses and mean shares of every draw."""
+        return self._mean(found.loss), self._mean(found.share)
 
     def _mean(self, values: Values) -> Values:
         count, concepts, strengths = values.shape

@@ -1,4 +1,4 @@
-"""Steering by a dictionary: the product's own way, the same with dictionaries that were not trained, the paper's."""
+"""Steering by a dictionary: the product's way, the same with untrained dictionaries, and the paper's way."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.steering.curve import SteeringMethod, Values
-from benchmarks.steering.methods import WORDS, Signal
-from benchmarks.steering.setting import SteeringSetting
 from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError
 from sae_steer_retriever.features.calibration import Calibration, calibrate
 from sae_steer_retriever.features.catalog import FeatureCatalog
@@ -33,21 +30,25 @@ from sae_steer_retriever.steering.policy import (
 )
 from sae_steer_retriever.store.code_index import CodeIndex
 
+from .curve import SteeringMethod, Values
+from .methods import WORDS, Signal
+from .setting import SteeringSetting
+
 DEFAULT_NAME, RANDOM_NAME = "SAE, default", "frozen random dictionary"
-# In units of the product; stronger ones lose half of what was asked for.
+# In units of the product; stronger ones lose half of the query's score.
 _STRENGTHS = np.array([0.0, *np.geomspace(0.04, 4.0, 35)])
-# What is lost is measured here: nothing has to be guarded against it, and a query shift stays the same for every query.
+# No drift cap: the loss is measured here, and a query shift stays the same for every query.
 _NO_CAP = 1e-6
-# An untrained dictionary has no labels: a concept means the directions that it is nearest to.
+# An untrained dictionary has no labels: a concept means its nearest directions.
 _NEAREST = 5
 _CENTRES = 1024
-# Untrained directions have no encoder: these many steps make codes of their projections, at least.
+# Untrained directions have no encoder: at least this many refinement steps turn projections into codes.
 _REFINEMENT = 8
 _BATCH = 2048
 
 
 class Dictionary:
-    """A dictionary with what its product needs: units, and the codes of all passages."""
+    """A dictionary with its units and the codes of all passages."""
 
     def __init__(
         self,
@@ -56,13 +57,13 @@ class Dictionary:
         calibration: Calibration | float,
         codes: Codes[NDArray[Any]] | None = None,
     ) -> None:
-        """Encode the passages and the queries.
+        """Encodes the passages and the queries.
 
         Args:
             sae: The dictionary.
-            setting: What is steered.
-            calibration: Its units; or the score spread of a calibration, which is then measured on these passages.
-            codes: (N, K) of the passages, if they are encoded already.
+            setting: Passages, queries and concepts.
+            calibration: Its units, or a score spread; with a spread the units are measured on these passages.
+            codes: (N, K) codes of the passages; encoded if not given.
         """
         self.sae = sae
         self.setting = setting
@@ -80,17 +81,17 @@ class Dictionary:
 
     @cached_property
     def decoded(self) -> Array:
-        """(N, d) reconstructions of the passages."""
+        """Returns (N, d) reconstructions of the passages."""
         return self.sae.decode(self.codes)
 
     def on(self, setting: SteeringSetting) -> Dictionary:
-        """The same for other queries of a setting with the same passages."""
+        """Returns the same for other queries over the same passages."""
         other = copy.copy(self)
         other.setting, other.queries, other._gains = setting, encoded(self.sae, setting.queries), {}
         return other
 
     def gains(self, query: int, edits: tuple[Edit, ...]) -> Array:
-        """(N,) what a steering adds to every passage's score: all by the product's own functions."""
+        """Returns (N,) the addition of a steering to the score of every passage, by the product's own functions."""
         steering = Steering(edits, self.sae.fingerprint, _NO_CAP)
         h_q: Codes[NDArray[Any]] = Codes(
             self.queries.indices[query : query + 1], self.queries.values[query : query + 1]
@@ -99,9 +100,9 @@ class Dictionary:
         found = plan(steering, q, h_q, self.sae, self.calibration)
         key = _key(found)
         if key not in self._gains:
-            if len(self._gains) > 64:  # strengths of one concept come again with the next query, not later
+            if len(self._gains) > 64:  # the next query repeats the strengths of a concept, later ones do not
                 self._gains.pop(next(iter(self._gains)))
-            # `Ranker.survey` without its projection of codes, which is slower than one of vectors that are there.
+            # As `Ranker.survey`, but with the stored reconstructions: projecting these is faster than projecting codes.
             ranker = Ranker(self.sae, self.calibration.match_unit, found, q, reconstructed=False)
             shift = found.total_shift(len(q))
             along = self.decoded @ shift if shift.any() else np.float32(0)
@@ -109,11 +110,11 @@ class Dictionary:
         return self._gains[key]
 
     def concept(self, number: int) -> Concept:
-        """A concept of the setting as this dictionary reads it."""
+        """Returns a concept of the setting in terms of this dictionary."""
         return read_concept(self.sae, self.setting.concepts[number])
 
     def nearest(self, number: int) -> Resolution:
-        """The directions that a concept's embedding has the largest cosines with."""
+        """Returns the directions with the largest cosines to a concept's embedding."""
         matches = self.concept(number).matches
         order = np.argsort(-matches, kind="stable")[:_NEAREST].tolist()
         best = [latent for latent in order if matches[latent] > 0] or order[:1]
@@ -123,15 +124,15 @@ class Dictionary:
 
 @dataclass(frozen=True)
 class DictionarySteering:
-    """Steering as the product does it.
+    """The product's steering.
 
     Attributes:
-        name: For the table.
-        dictionary: Whose features.
-        resolutions: C of them; None for a concept whose name means no feature: then nothing is steered.
-        side: Which side it acts on.
-        needs: What a user has to give.
-        why_not: Concept -> why its name means no feature.
+        name: Name in the table.
+        dictionary: The dictionary of the features.
+        resolutions: C of them; None for a name that means no feature: such a concept is not steered.
+        side: The side it acts on.
+        needs: The input that a user has to give.
+        why_not: Concept -> reason why its name means no feature.
     """
 
     name: str
@@ -143,21 +144,21 @@ class DictionarySteering:
 
     @property
     def strengths(self) -> Values:
-        """In the product's units."""
+        """Returns strengths in the product's units."""
         return _STRENGTHS
 
     def scores(self, query: int, concept: int, strength: float) -> Array:
-        """(N,) what passages are ranked by."""
+        """Returns (N,) scores that the passages are ranked by."""
         base = self.dictionary.setting.base[query]
         edits = self.edits(concept, strength)
         return np.asarray(base + self.dictionary.gains(query, edits)) if edits else base
 
     def on(self, setting: SteeringSetting) -> DictionarySteering:
-        """The same for other queries of a setting with the same passages and concepts."""
+        """Returns the same for other queries over the same passages and concepts."""
         return replace(self, dictionary=self.dictionary.on(setting))
 
     def edits(self, concept: int, strength: float) -> tuple[Edit, ...]:
-        """The edits that a name and a strength mean; none if the name means nothing."""
+        """Returns the edits of a concept's name at a strength; none if the name means no feature."""
         resolution = self.resolutions[concept]
         if resolution is None or strength == 0:
             return ()
@@ -166,7 +167,7 @@ class DictionarySteering:
 
 
 def product(catalog: FeatureCatalog, dictionary: Dictionary) -> list[DictionarySteering]:
-    """What the package does with a name: its default, and the sides that are not.
+    """Returns the product's steering by name: first on its default side, then on the others.
 
     Args:
         catalog: Resolves the names.
@@ -187,7 +188,7 @@ def product(catalog: FeatureCatalog, dictionary: Dictionary) -> list[DictionaryS
 
 
 def dictionary_methods(dictionary: Dictionary) -> Iterator[SteeringMethod]:
-    """A dictionary's best row as a query shift, and the paper's decode-replace (arXiv 2411.00786)."""
+    """Yields a query shift by the best row of a dictionary, and the paper's decode-replace (arXiv 2411.00786)."""
     sae, setting = dictionary.sae, dictionary.setting
     best = [int(dictionary.concept(number).matches.argmax()) for number in range(len(setting.words))]
     directions = sae.decoder[best]
@@ -200,11 +201,11 @@ def dictionary_methods(dictionary: Dictionary) -> Iterator[SteeringMethod]:
 
 
 def untrained_methods(dictionary: Dictionary, *, seed: int = 0) -> Iterator[DictionarySteering]:
-    """The product's way with dictionaries that were not trained.
+    """Yields the product's steering with untrained dictionaries.
 
     Args:
-        dictionary: The SAE's, whose sizes and spread of scores they have.
-        seed: Of the random directions, and of the points that k-means starts from.
+        dictionary: The SAE's; gives the sizes and the spread of scores.
+        seed: Seed of the random directions and of the start of k-means.
     """
     setting, sae = dictionary.setting, dictionary.sae
     generator = torch.Generator().manual_seed(seed)
@@ -214,7 +215,7 @@ def untrained_methods(dictionary: Dictionary, *, seed: int = 0) -> Iterator[Dict
     count = max(2, min(_CENTRES, len(points) // 8))
     rows = {
         RANDOM_NAME: random_directions(sae.config.n, sae.config.d, generator),
-        # Codes are positive: both ends of an axis are directions of their own.
+        # Codes are positive, so both ends of an axis are directions.
         "PCA directions": torch.cat([axes, -axes]),
         f"k-means directions (n = {count:,})": spherical_kmeans(points, data_directions(points, count, generator)),
     }
@@ -227,7 +228,7 @@ def untrained_methods(dictionary: Dictionary, *, seed: int = 0) -> Iterator[Dict
 
 
 def _plain(rows: torch.Tensor, mean: Array, like: SAEConfig) -> TopKSAE:
-    """Codes by TopK of centred projections, refined as a fitted SAE's are: projections alone reconstruct nothing."""
+    """An SAE of these rows: TopK of centred projections, refined, since projections alone reconstruct nothing."""
     n, k = len(rows), min(like.k, len(rows) - 1)
     config = SAEConfig(
         d=like.d,
@@ -249,7 +250,7 @@ def _reader(dictionary: Dictionary) -> Callable[[str], Concept]:
 
 
 def encoded(sae: TopKSAE, vectors: Array) -> Codes[NDArray[Any]]:
-    """(N, K) codes, batch by batch.
+    """Returns (N, K) codes, batch by batch.
 
     Args:
         sae: The dictionary.

@@ -1,4 +1,4 @@
-"""Ways to steer without a dictionary: what a sceptic would try first, and the ceiling."""
+"""Ways to steer without a dictionary: simple baselines, and an oracle as the upper bound."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.steering.curve import SteeringMethod, Values
-from benchmarks.steering.setting import DEPTH, EXAMPLES, SteeringSetting
 from sae_steer_retriever.sae.topk_sae import Array
+
+from .curve import SteeringMethod, Values
+from .setting import DEPTH, EXAMPLES, SteeringSetting
 
 Rewrite = Callable[[str, str], str]
 """From a query and a concept's words to another query."""
@@ -18,7 +19,7 @@ Rewrite = Callable[[str, str], str]
 ORACLE_NAME, ADD_NAME = "oracle", "add-embedding"
 WORDS, NOTHING, LABELS = "words", "nothing", "all labels"
 EXAMPLES_ONLY = f"{EXAMPLES} examples"
-# What the strongest passage gains, in mean scores of a top 10.
+# Gains of the strongest passage, in mean scores of a top 10.
 _GAINS = np.array([0.0, *np.geomspace(0.01, 3.0, 40)])
 # Rocchio's weights of positives and negatives (Manning, Raghavan & Schuetze 2008, section 9.1.1).
 _POSITIVE, _NEGATIVE = 0.75, 0.15
@@ -32,11 +33,11 @@ class Signal:
     """Steering by a signal of each passage for the concept: `q . x + strength * signal`.
 
     Attributes:
-        name: For the table.
-        needs: What a user has to give.
-        setting: What is steered.
+        name: Name in the table.
+        needs: The input that a user has to give.
+        setting: Passages, queries and concepts.
         signals: (C, N).
-        start: (Q, N) scores at strength zero, if they are not the unsteered ones.
+        start: (Q, N) scores at strength zero, if not the unsteered ones.
     """
 
     name: str
@@ -47,37 +48,37 @@ class Signal:
 
     @property
     def strengths(self) -> Values:
-        """Such that the strongest passages gain 1 % to 300 % of a top 10's mean score."""
+        """Returns strengths at which the strongest passages gain 1 % to 300 % of a top 10's mean score."""
         reach = float((self.signals.max(axis=1) - np.median(self.signals, axis=1)).mean())
         return np.asarray(_GAINS * self.setting.level / max(reach, 1e-9))
 
     def scores(self, query: int, concept: int, strength: float) -> Array:
-        """(N,) what passages are ranked by."""
+        """Returns (N,) scores that the passages are ranked by."""
         start = self.setting.base if self.start is None else self.start
         return np.asarray(start[query] + np.float32(strength) * self.signals[concept])
 
     def on(self, setting: SteeringSetting) -> Signal:
-        """The same for other queries.
+        """Returns the same for other queries.
 
         Args:
             setting: One with the same passages and concepts.
 
         Raises:
-            ValueError: The method has scores of its own at strength zero, which are of the queries that it was made of.
+            ValueError: The method has its own scores at strength zero, which belong to its queries.
         """
         if self.start is not None:
-            raise ValueError(f"{self.name} has scores of its own at strength zero: make it of the other setting.")
+            raise ValueError(f"{self.name} has its own scores at strength zero: build it from the other setting.")
         return replace(self, setting=setting)
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """Another query in place of the one given, at no strength: `q'(query, concept) . x`.
+    """Another query in place of the given one, without a strength: `q'(query, concept) . x`.
 
     Attributes:
-        name: For the table.
-        needs: What a user has to give.
-        setting: What is steered.
+        name: Name in the table.
+        needs: The input that a user has to give.
+        setting: Passages, queries and concepts.
         queries: (Q, C, d) unit vectors.
     """
 
@@ -88,27 +89,27 @@ class Replacement:
 
     @property
     def strengths(self) -> Values:
-        """There is one."""
+        """Returns one placeholder."""
         return np.ones(1)
 
     def scores(self, query: int, concept: int, strength: float) -> Array:
-        """(N,) what passages are ranked by."""
+        """Returns (N,) scores that the passages are ranked by."""
         return np.asarray(self.setting.vectors @ self.queries[query, concept])
 
 
 class MaximalMarginalRelevance:
-    """Diversity instead of a direction (Carbonell & Goldstein 1998): it knows nothing of the concept."""
+    """Diversity instead of a direction (Carbonell & Goldstein 1998): it ignores the concept."""
 
     name = "MMR, 1 - lambda as the strength"
     needs = NOTHING
-    # 1 - lambda: the weight of being unlike the passages chosen before.
+    # 1 - lambda: weight of the difference from the passages chosen before.
     strengths: Values = np.linspace(0.0, 1.0, 11)
 
     def __init__(self, setting: SteeringSetting) -> None:
-        """Choose ten passages of the hundred nearest, for every query and strength.
+        """Chooses ten passages of the hundred nearest, for every query and strength.
 
         Args:
-            setting: What is steered.
+            setting: Passages, queries and concepts.
         """
         self._count = len(setting.vectors)
         self._chosen = [
@@ -117,7 +118,7 @@ class MaximalMarginalRelevance:
         ]
 
     def scores(self, query: int, concept: int, strength: float) -> Array:
-        """(N,) minus the place in which a passage is chosen; the same for every concept."""
+        """Returns (N,) minus the place in which a passage is chosen; the same for every concept."""
         scores = np.full(self._count, -np.inf, dtype=np.float32)
         chosen = self._chosen[query][strength]
         scores[chosen] = -np.arange(len(chosen), dtype=np.float32)
@@ -125,11 +126,11 @@ class MaximalMarginalRelevance:
 
 
 def vector_methods(setting: SteeringSetting, rewrite: Rewrite | None = None) -> Iterator[SteeringMethod]:
-    """Every way that needs no dictionary.
+    """Yields all methods that need no dictionary.
 
     Args:
-        setting: What is steered.
-        rewrite: A language model's rewriting of a query for a concept, where there is one.
+        setting: Passages, queries and concepts.
+        rewrite: Rewrites a query for a concept with a language model; left out if not given.
     """
     x, t = setting.vectors, setting.concepts
     cosines = np.ascontiguousarray(t @ x.T)
@@ -152,13 +153,13 @@ def vector_methods(setting: SteeringSetting, rewrite: Rewrite | None = None) -> 
 
 
 def saturated(signals: Array) -> Array:
-    """(C, N) each concept's signal between its 80th and 99th percentile, from 0 to 1."""
+    """Returns (C, N) signals scaled from 0 at a concept's 80th percentile to 1 at its 99th, clipped."""
     low, high = np.percentile(signals, [_SATURATED_FROM, _SATURATED_TO], axis=1, keepdims=True)
     return np.asarray(np.clip((signals - low) / np.maximum(high - low, 1e-9), 0, 1), dtype=np.float32)
 
 
 def _diverse(setting: SteeringSetting, base: Array, strength: float) -> list[int]:
-    """Rows in the order in which they are chosen."""
+    """Rows in the order of their choice."""
     pool = np.argsort(-base, kind="stable")[:_MMR_POOL]
     vectors, relevance = setting.vectors[pool], base[pool]
     alike = np.zeros(len(pool), dtype=np.float32)
@@ -184,7 +185,7 @@ def _rewritten(setting: SteeringSetting, rewrite: Rewrite) -> Array:
 
 
 def _probed(setting: SteeringSetting) -> Array:
-    """(C, N) log odds of logistic regressions, or what ridge regressions say where scikit-learn is not installed."""
+    """(C, N) log odds of logistic regressions, or outputs of ridge regressions if scikit-learn is not installed."""
     rows = []
     for positive, negative in zip(setting.positives, setting.negatives, strict=True):
         x = np.concatenate([positive, negative])
@@ -195,7 +196,7 @@ def _probed(setting: SteeringSetting) -> Array:
 
 
 def _fit_probe(x: Array, y: NDArray[np.bool_]) -> tuple[Array, float]:
-    """(d,) weights and the bias; both classes weigh the same."""
+    """(d,) weights and the bias; both classes have the same weight."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:

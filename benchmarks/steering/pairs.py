@@ -1,4 +1,4 @@
-"""Two concepts at once: are both in the top 10, or does one of them take it?"""
+"""Steering towards two concepts at once: the share of either, and of the weaker one, in the top 10."""
 
 from __future__ import annotations
 
@@ -9,47 +9,48 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.steering.curve import (
-    OPERATING_DRIFT,
+from sae_steer_retriever.sae.topk_sae import Array
+
+from .curve import (
+    OPERATING_LOSS,
     DerivedMethod,
     Outcomes,
     SteeringMethod,
     outcomes,
     read_off,
 )
-from benchmarks.steering.setting import SteeringSetting
-from sae_steer_retriever.sae.topk_sae import Array
+from .setting import SteeringSetting
 
 _PAIRS = 20
 
 
 @dataclass(frozen=True)
 class Together(DerivedMethod):
-    """A method that steers towards two concepts with the same strength; what it adds to a score is added up.
+    """A method that steers towards two concepts with the same strength, and adds both additions to a score.
 
     Attributes:
-        setting: What is steered.
-        pairs: Of concepts; `scores` takes a place in it as its concept.
+        setting: Passages, queries and concepts.
+        pairs: Pairs of concepts; `scores` takes a place in it as its concept.
     """
 
     setting: SteeringSetting
     pairs: tuple[tuple[int, int], ...]
 
     def scores(self, query: int, concept: int, strength: float) -> Array:
-        """(N,) what passages are ranked by."""
+        """Returns (N,) scores that the passages are ranked by."""
         one, other = (self.method.scores(query, each, strength) for each in self.pairs[concept])
         return np.asarray(one + other - self.setting.base[query])
 
 
 class Combination(NamedTuple):
-    """What steering towards two concepts at once gives, at 5 % drift, mean over pairs and queries.
+    """The result of steering towards two concepts at once, at 5 % score loss; means over pairs and queries.
 
     Attributes:
-        name: Of the method.
-        pairs: How many pairs of concepts.
-        before: Share of the unsteered top 10 that carries either.
-        either: Share that carries either.
-        weaker: Share of the concept that has less.
+        name: Name of the method.
+        pairs: Number of pairs of concepts.
+        before: Share of the unsteered top 10 with either label.
+        either: Share of the steered top 10 with either label.
+        weaker: Share of the steered top 10 with the rarer label of the two.
     """
 
     name: str
@@ -60,12 +61,12 @@ class Combination(NamedTuple):
 
 
 def combined(methods: Sequence[SteeringMethod], setting: SteeringSetting, *, seed: int = 0) -> list[Combination]:
-    """Steer towards pairs of concepts.
+    """Returns the result of each method for at most 20 pairs of concepts.
 
     Args:
-        methods: The ways to steer, all of which add to the unsteered scores.
-        setting: What is steered.
-        seed: Of the draw of pairs, of which there are at most 20.
+        methods: Ways to steer that add to the unsteered scores.
+        setting: Passages, queries and concepts.
+        seed: Seed of the draw of pairs.
     """
     every = list(combinations(range(len(setting.words)), 2))
     drawn = np.random.default_rng(seed).choice(len(every), min(_PAIRS, len(every)), replace=False)
@@ -79,16 +80,16 @@ def combined(methods: Sequence[SteeringMethod], setting: SteeringSetting, *, see
         either, first, second = (
             _counted(joint, replace(setting, members=members, words=words)) for members in (one | other, one, other)
         )
-        drift = either.curve[0]
+        loss, share = either.curve
         weaker = np.minimum(first.share, second.share).mean(axis=(0, 1))
-        at = [OPERATING_DRIFT]
+        at = [OPERATING_LOSS]
         found.append(
             Combination(
                 method.name,
                 len(pairs),
                 float(either.share[:, :, 0].mean()),
-                float(read_off(drift, either.curve[1], at)[0]),
-                float(read_off(drift, weaker, at)[0]),
+                float(read_off(loss, share, at)[0]),
+                float(read_off(loss, weaker, at)[0]),
             )
         )
     return found

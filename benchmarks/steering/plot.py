@@ -1,4 +1,4 @@
-"""The plot of the steering benchmark: what is gained against what is lost."""
+"""The plot of the steering benchmark: share of the wanted concept against score loss."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.steering.curve import DRIFTS
 from sae_steer_retriever.evaluate.bootstrap import Estimate
-from sae_steer_retriever.evaluate.panel import Panel
-from sae_steer_retriever.evaluate.plots import Plot, error_lengths, finish_axes, line_style, new_canvas, percent_format
+from sae_steer_retriever.evaluate.plots import Plot, finish_axes, line_style, new_canvas, percent_format
+
+from ..paper.figure import Panel
+from ..paper.plots import error_lengths
+from .curve import LOSSES
 
 PLOT_CAPTION = (
-    "Higher is better at equal drift. Bars are 95 % intervals by bootstrap over questions and perspectives, moved "
-    "apart; those of two methods say little of their difference, which is drawn in pairs."
+    "Higher is better at equal score loss. Bars are 95 % intervals by bootstrap over questions and perspectives, moved "
+    "apart. Overlapping bars do not mean equal methods: the table of differences compares them in pairs."
 )
 _SHOWN_TO = 0.2
-_TICKS = (0.0, *DRIFTS, 0.15, _SHOWN_TO)
+_TICKS = (0.0, *LOSSES, 0.15, _SHOWN_TO)
 _DODGE = 0.0009
 
 
 def draw_steering(panel: Panel, intervals: Mapping[str, Sequence[Estimate]], stem: str) -> Plot:
-    """Curves of share over drift, with intervals where they are read off.
+    """Returns the curves of share over score loss, with intervals at 2, 5 and 10 %.
 
     Args:
         panel: Its lines are the curves.
-        intervals: Line -> shares at 2, 5 and 10 % drift.
-        stem: Of the files.
+        intervals: Line -> shares at 2, 5 and 10 % score loss.
+        stem: Name of the files, without the ending.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -40,11 +42,11 @@ def draw_steering(panel: Panel, intervals: Mapping[str, Sequence[Estimate]], ste
         values = [each.value for each in found]
         offset = _DODGE * (place - (len(panel.lines) - 1) / 2)
         axes.errorbar(
-            [drift + offset for drift in DRIFTS], values,
+            [loss + offset for loss in LOSSES], values,
             yerr=error_lengths(values, [each.low for each in found], [each.high for each in found]),
             color=style["color"], marker=style["marker"], linestyle="none", capsize=2.5, elinewidth=1, markersize=5.5,
         )  # fmt: skip
-        # For the legend: line and marker as one.
+        # One entry in the legend with line and marker.
         axes.plot([], [], **style, linewidth=1.8, markersize=5.5, label=line.name)
     axes.set_xticks(_TICKS)
     axes.set_xlim(-0.002, _SHOWN_TO)

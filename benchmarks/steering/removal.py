@@ -1,4 +1,4 @@
-"""Negative strengths: does a perspective that is not wanted leave the top 10, and what does that cost?"""
+"""Negative strengths: the share of an unwanted concept left in the top 10, and the score loss."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from benchmarks.steering.curve import (
-    OPERATING_DRIFT,
+from sae_steer_retriever.evaluate.bootstrap import Estimate
+from sae_steer_retriever.sae.topk_sae import Array
+
+from .curve import (
+    OPERATING_LOSS,
     DerivedMethod,
     Outcomes,
     SteeringMethod,
     Values,
     outcomes,
 )
-from benchmarks.steering.setting import SteeringSetting
-from sae_steer_retriever.evaluate.bootstrap import Estimate
-from sae_steer_retriever.sae.topk_sae import Array
+from .setting import SteeringSetting
 
-# What is hardly there need not be removed.
+# Pairs with a smaller share of the concept in the unsteered top 10 are left out.
 PRESENT_FROM = 0.3
 _QUESTIONS = 3
 _DRAWS = 2000
@@ -31,30 +32,30 @@ class Movable(SteeringMethod, Protocol):
     """A method that can steer other queries over the same passages."""
 
     def on(self, setting: SteeringSetting) -> SteeringMethod:
-        """The same for them."""
+        """Returns the same for another setting."""
 
 
 @dataclass(frozen=True)
 class Away(DerivedMethod):
-    """A method with its strengths turned round."""
+    """A method with negated strengths."""
 
     def scores(self, query: int, concept: int, strength: float) -> Array:
-        """(N,) what passages are ranked by."""
+        """Returns (N,) scores that the passages are ranked by."""
         return self.method.scores(query, concept, -strength)
 
 
 class Removal(NamedTuple):
-    """What steering away from a concept leaves of it.
+    """The result of steering away from a concept.
 
     Attributes:
-        name: Of the method.
-        queries: Which queries: "ambiguous" ones that happen to find the concept, or ones that "ask for it".
-        perspectives: How many concepts are reported.
+        name: Name of the method.
+        queries: "ambiguous" for questions that happen to find the concept, "ask for it" for questions that name it.
+        perspectives: Number of concepts reported.
         before: Mean share of the concept in the unsteered top 10.
-        after: The same, at the largest strength with at most 5 % mean drift on the other half.
-        drift: What that loses.
+        after: The same at the largest strength with at most 5 % mean score loss on the other half.
+        loss: Score loss at that strength.
         left: Median over concepts of after / before.
-        left_at_best: The same at each concept's own best strength with at most 5 % drift.
+        left_at_best: The same at each concept's own best strength with at most 5 % score loss.
     """
 
     name: str
@@ -62,18 +63,18 @@ class Removal(NamedTuple):
     perspectives: int
     before: float
     after: float
-    drift: float
+    loss: float
     left: Estimate
     left_at_best: Estimate
 
 
 def removals(methods: Sequence[Movable], setting: SteeringSetting, questions: int = _QUESTIONS) -> list[Removal]:
-    """Steer away from what the unsteered top 10 has.
+    """Returns the results of steering away from concepts of the unsteered top 10.
 
     Args:
-        methods: The ways to steer; strengths are turned round.
-        setting: What is steered.
-        questions: How many of its questions are asked with each concept's words ahead.
+        methods: Ways to steer; their strengths are negated.
+        setting: Passages, queries and concepts.
+        questions: Number of its questions that are asked again after each concept's words.
     """
     asking = _asking(setting, questions)
     columns = range(len(setting.words))
@@ -89,7 +90,7 @@ def removals(methods: Sequence[Movable], setting: SteeringSetting, questions: in
 
 
 def _asking(setting: SteeringSetting, count: int) -> SteeringSetting:
-    """Queries that name a concept: `count` questions for each, concept by concept."""
+    """A setting whose queries name a concept: `count` questions for each, concept by concept."""
     texts = tuple(f"{words}: {question}" for words in setting.words for question in setting.questions[:count])
     return replace(setting, questions=texts, queries=setting.embedder.embed_queries(texts))
 
@@ -97,25 +98,25 @@ def _asking(setting: SteeringSetting, count: int) -> SteeringSetting:
 def _joined(parts: Sequence[Outcomes], strengths: Values) -> Outcomes:
     return Outcomes(
         np.concatenate([part.share for part in parts], axis=1),
-        np.concatenate([part.drift for part in parts], axis=1),
+        np.concatenate([part.loss for part in parts], axis=1),
         strengths,
     )
 
 
 def _removal(name: str, queries: str, found: Outcomes) -> Removal | None:
-    """Strengths of every other concept with the concept in its top 10, reported of those between; None without any."""
+    """The result on every other concept, at the strength chosen on the rest; None for fewer than two concepts."""
     present = found.share[:, :, 0] >= PRESENT_FROM
     concepts = np.flatnonzero(present.any(axis=0))
     if len(concepts) < 2:
         return None
     # (C, S) means over the queries that find the concept.
     weight = (present / np.maximum(present.sum(axis=0), 1))[:, concepts, None]
-    share, drift = ((values[:, concepts] * weight).sum(axis=0) for values in (found.share, found.drift))
+    share, loss = ((values[:, concepts] * weight).sum(axis=0) for values in (found.share, found.loss))
     chosen, reported = np.arange(len(concepts))[::2], np.arange(len(concepts))[1::2]
-    allowed = np.flatnonzero(drift[chosen].mean(axis=0) <= OPERATING_DRIFT)
+    allowed = np.flatnonzero(loss[chosen].mean(axis=0) <= OPERATING_LOSS)
     place = int(allowed[-1])
     left = share[reported, place] / share[reported, 0]
-    within = np.where(drift[reported] <= OPERATING_DRIFT, share[reported], np.inf)
+    within = np.where(loss[reported] <= OPERATING_LOSS, share[reported], np.inf)
     best = within.min(axis=1) / share[reported, 0]
     return Removal(
         name,
@@ -123,14 +124,14 @@ def _removal(name: str, queries: str, found: Outcomes) -> Removal | None:
         len(reported),
         float(share[reported, 0].mean()),
         float(share[reported, place].mean()),
-        float(drift[reported, place].mean()),
+        float(loss[reported, place].mean()),
         _median(left),
         _median(best),
     )
 
 
 def _median(values: Values) -> Estimate:
-    """With a bootstrap interval over concepts."""
+    """The median with a bootstrap interval over concepts."""
     drawn = np.random.default_rng(0).integers(len(values), size=(_DRAWS, len(values)))
     low, high = np.percentile(np.median(values[drawn], axis=1), _PERCENTILES)
     return Estimate(float(np.median(values)), float(low), float(high))

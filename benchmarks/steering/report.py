@@ -1,4 +1,4 @@
-"""What the steering benchmark found: tables, a plot, and files of both."""
+"""The report of the steering benchmark: tables, a plot, and their files."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.steering.cost import Cost
-from benchmarks.steering.curve import DRIFTS, OPERATING_DRIFT
-from benchmarks.steering.dictionaries import DEFAULT_NAME, RANDOM_NAME
-from benchmarks.steering.methods import ADD_NAME, ORACLE_NAME
-from benchmarks.steering.pairs import Combination
-from benchmarks.steering.plot import draw_steering
-from benchmarks.steering.removal import PRESENT_FROM, Removal
-from benchmarks.steering.study import Compared, MethodResult
-from sae_steer_retriever.evaluate.panel import Line, Panel
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
 
-_AT = [f"{drift:.0%}" for drift in DRIFTS]
-_PLACE = DRIFTS.index(OPERATING_DRIFT)
-# What the plot shows; the table has all.
+from ..paper.figure import Line, Panel
+from .cost import Cost
+from .curve import LOSSES, OPERATING_LOSS
+from .dictionaries import DEFAULT_NAME, RANDOM_NAME
+from .methods import ADD_NAME, ORACLE_NAME
+from .pairs import Combination
+from .plot import draw_steering
+from .removal import PRESENT_FROM, Removal
+from .study import Compared, MethodResult
+
+_AT = [f"{loss:.0%}" for loss in LOSSES]
+_PLACE = LOSSES.index(OPERATING_LOSS)
+# Methods in the plot; the table has all.
 _DRAWN = (
     ORACLE_NAME,
     "linear probe, probability",
@@ -35,21 +36,23 @@ _DRAWN = (
 
 @dataclass(frozen=True)
 class SteeringReport:
-    """Every way to steer on one labelled corpus.
+    """All ways to steer on one labelled corpus.
+
+    Columns and JSON keys called "drift" hold the score loss.
 
     Attributes:
-        corpus: Its name.
-        passages: How many are ranked.
+        corpus: Name of the corpus.
+        passages: Number of ranked passages.
         questions: The queries.
-        words: The concepts' names.
+        words: Names of the concepts.
         unsteered: Mean share of a concept in the unsteered top 10.
         compared: The ways to steer.
-        unresolved: Words that mean no feature -> why.
-        removals: Steering away.
-        combinations: Two concepts at once.
+        unresolved: Words that mean no feature -> the reason.
+        removals: Results of steering away from a concept.
+        combinations: Results of steering towards two concepts at once.
         costs: nDCG on judged queries.
         judged: Name of their set.
-        notes: What a reader of the figures has to know, one sentence each.
+        notes: Remarks for readers of the figures, one sentence each.
     """
 
     corpus: str
@@ -66,7 +69,7 @@ class SteeringReport:
     notes: tuple[str, ...] = ()
 
     def tables(self) -> list[Table]:
-        """What each way gives, how the default stands to others, and, where measured, removal and combinations."""
+        """Returns the methods, the default against others, and removal, combinations and costs if measured."""
         results = self.compared.results
         tables = [self._methods(results), self._differences()]
         if self.removals:
@@ -78,23 +81,23 @@ class SteeringReport:
         return tables
 
     def panel(self, results: list[MethodResult]) -> Panel:
-        """Share against drift."""
+        """Returns the curves of share over score loss."""
         curves = {result.name: result.curve for result in results if len(result.curve[0]) > 1}
         drawn = [name for wanted in _DRAWN for name in curves if name == wanted or name.startswith(f"{wanted} (")]
         lines = [Line(name, tuple(curves[name][0].tolist()), tuple(curves[name][1].tolist())) for name in drawn]
         return Panel(
             f"{self.corpus}: held-out questions and perspectives",
-            "drift: what the top 10 loses of its mean unsteered score",
+            "score loss: relative fall of the mean unsteered score of the top 10",
             "share of the top 10",
             tuple(lines),
         )
 
     def to_text(self) -> str:
-        """The tables, for a terminal."""
+        """Returns the tables, for a terminal."""
         return "\n\n\n".join(table.to_text() for table in self.tables())
 
     def to_json(self) -> dict[str, Any]:
-        """All tables and all curves."""
+        """Returns all tables and all curves."""
         curves = {
             result.name: {"drift": result.curve[0].tolist(), "share": result.curve[1].tolist()}
             for result in self.compared.results
@@ -103,16 +106,16 @@ class SteeringReport:
         return {"corpus": self.corpus, **tables, "curves": curves, "unresolved": self.unresolved}
 
     def write(self, folder: Path) -> list[Path]:
-        """Write each table (Markdown, CSV, JSON) and the plot (PNG, SVG).
+        """Writes each table (Markdown, CSV, JSON) and the plot (PNG, SVG).
 
         Args:
-            folder: Made if it is not there.
+            folder: Created if needed.
 
         Returns:
             The files.
 
         Raises:
-            MissingExtraError: matplotlib is not installed; the tables are written then.
+            MissingExtraError: matplotlib is not installed; the tables are written before.
         """
         results = self.compared.results
         files = [file for table in self.tables() for file in table.write(folder)]
@@ -125,13 +128,13 @@ class SteeringReport:
         columns += [Column("its share", ".3f"), Column("5%, all pairs", ".3f")]
         rows: list[tuple[Cell, ...]] = [
             (
-                result.name, result.needs, *result.shares, result.area, result.strength, result.drift, result.share,
+                result.name, result.needs, *result.shares, result.area, result.strength, result.loss, result.share,
                 result.everywhere[_PLACE],
             )
             for result in results
         ]  # fmt: skip
         return Table(
-            f"{self.corpus}: share of the wanted perspective in the top 10, at what it costs",
+            f"{self.corpus}: share of the wanted perspective in the top 10, at equal score loss",
             tuple(columns),
             tuple(rows),
             (*self._facts(), *self._leaders(results), *self.notes),
@@ -144,10 +147,11 @@ class SteeringReport:
             f"{self.passages:,} passages; of {len(self.questions)} questions and {len(self.words)} perspectives those "
             f"at even places are reported ({len(queries)} x {len(concepts)}); unsteered, {self.unsteered:.3f} of a top "
             "10 carries a perspective, over all pairs.",
-            "Drift is what the top 10 loses of its mean unsteered score. The shares at a drift are interpolated along "
-            "the mean curve; intervals are 95 %, by bootstrap over questions and perspectives.",
-            "Strength: the best of at most 5 % drift on the other half of questions and perspectives; its drift and "
-            "its share are those of the half reported. The SAE's strengths are in units of `steer=`.",
+            "Drift is the score loss: the relative fall of the mean unsteered score of the top 10. The shares at 2, 5 "
+            "and 10 % are interpolated along the mean curve; intervals are 95 %, by bootstrap over questions and "
+            "perspectives.",
+            "Strength: the best one with at most 5 % score loss on the other half of questions and perspectives; its "
+            "drift and its share are measured on the reported half. The SAE's strengths are in units of `steer=`.",
             f"Labelled examples are in no ranking. Unresolved: {len(self.unresolved)} of {len(self.words)} names"
             + (f" ({', '.join(self.unresolved)}): these are not steered." if self.unresolved else "."),
         ]
@@ -162,7 +166,9 @@ class SteeringReport:
             for result in results
             if result.shares[_PLACE].value > own.shares[_PLACE].value and result.name != ORACLE_NAME
         ]
-        led = f"ahead of the default at 5 % drift: {', '.join(ahead)}" if ahead else "only the oracle is ahead of it"
+        led = (
+            f"ahead of the default at 5 % score loss: {', '.join(ahead)}" if ahead else "only the oracle is ahead of it"
+        )
         return [f"Held out, {led}."]
 
     def _differences(self) -> Table:
@@ -175,7 +181,7 @@ class SteeringReport:
                 rows.append((f"minus {other}", which, *found))
             way = compared.way(DEFAULT_NAME, ADD_NAME, ORACLE_NAME, everywhere=everywhere)
             rows.append((f"of the way from {ADD_NAME} to the {ORACLE_NAME}", which, *way))
-        note = "Questions and perspectives are drawn in pairs: the same for both methods."
+        note = "Both methods use the same drawn questions and perspectives."
         return Table(
             f"{self.corpus}: the default against its baselines", columns, tuple(rows), (note,),
             f"steering-{self.corpus}-differences",
@@ -188,9 +194,9 @@ class SteeringReport:
         notes = (
             f"Pairs with at least {PRESENT_FROM:.0%} of the perspective in the unsteered top 10: ambiguous questions "
             "that happen to find it, and questions that ask for it by its words.",
-            "After: at the largest strength with at most 5 % mean drift on every other perspective, reported on those "
-            "between. Left: share after / share before, median over perspectives; with one strength for all, and at "
-            "each perspective's own best strength of at most 5 % drift.",
+            "After: at the largest strength with at most 5 % mean score loss (drift) on every other perspective, "
+            "reported on the rest. Left: share after / share before, median over perspectives; with one strength for "
+            "all, and at each perspective's own best strength of at most 5 % score loss.",
         )
         title = f"{self.corpus}: steering away from a perspective"
         return Table(title, tuple(columns), self.removals, notes, f"steering-{self.corpus}-removal")
@@ -198,7 +204,7 @@ class SteeringReport:
     def _combinations(self) -> Table:
         columns = [Column("method"), Column("pairs"), Column("before", ".3f"), Column("either", ".3f")]
         columns += [Column("the weaker", ".3f")]
-        note = "At 5 % drift, over all questions: the share of the top 10 that carries either, and that of the weaker."
+        note = "At 5 % score loss, over all questions: share of the top 10 that carries either, and that of the weaker."
         title = f"{self.corpus}: steering towards two perspectives at once"
         return Table(title, tuple(columns), self.combinations, (note,), f"steering-{self.corpus}-pairs")
 
@@ -206,13 +212,13 @@ class SteeringReport:
         columns = [Column("method"), Column("queries"), Column("unsteered", ".4f"), *(Column(at, ".4f") for at in _AT)]
         columns += [Column("change at strength 0.5", "+.4f")]
         rows = tuple((name, queries, before, *at, at_half) for name, queries, before, at, at_half in self.costs)
-        note = "Each query is steered by a labelled feature drawn at random: nDCG@10 at 2, 5 and 10 % mean drift."
-        title = f"{self.judged}: what a steering costs that has nothing to do with the question"
+        note = "Each query is steered by a labelled feature drawn at random: nDCG@10 at 2, 5 and 10 % mean score loss."
+        title = f"{self.judged}: nDCG lost on judged queries under a random steering"
         return Table(title, tuple(columns), rows, (note,), f"steering-{self.corpus}-cost")
 
 
 def unsteered_share(members: np.ndarray[Any, Any], plain: np.ndarray[Any, Any]) -> float:
-    """Mean share of a concept in the unsteered top 10.
+    """Returns the mean share of a concept in the unsteered top 10.
 
     Args:
         members: (C, N).

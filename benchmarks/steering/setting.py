@@ -1,4 +1,4 @@
-"""Everything that steering methods are compared on: passages, queries and concepts as arrays."""
+"""The setting of a comparison: passages, queries and concepts as arrays."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.steering.corpus import LabelledCorpus
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.sae.topk_sae import Array
 
+from .corpus import LabelledCorpus
+
 DEPTH = 10
 EXAMPLES = 10
-"""Labelled passages of a concept that the methods which learn from examples are shown."""
+"""Number of labelled passages of a concept for methods that learn from examples."""
 _NEGATIVES = 200
 
 
 @dataclass(frozen=True)
 class SteeringSetting:
-    """Passages that are ranked, queries that are steered, and concepts that they are steered towards.
+    """Ranked passages, steered queries, and the concepts to steer towards.
 
-    The examples that some methods learn from are in no ranking, whatever the method.
+    The examples that some methods learn from are excluded from all rankings.
 
     Attributes:
-        vectors: (N, d) unit embeddings of the passages that are ranked.
-        members: (C, N) which passages carry the label of each concept.
+        vectors: (N, d) unit embeddings of the ranked passages.
+        members: (C, N) whether a passage has the label of a concept.
         labels: C labels.
-        words: C names, the words that a person types.
-        concepts: (C, d) unit embeddings of the words.
+        words: C names, as a person types them.
+        concepts: (C, d) unit embeddings of the names.
         questions: Q texts.
-        queries: (Q, d) their unit embeddings.
+        queries: (Q, d) unit embeddings of the questions.
         positives: C arrays (10, d) of examples of each concept.
-        negatives: C arrays of examples without it, of one random sample.
-        embedder: For texts that a method makes.
+        negatives: C arrays of examples without it, from one random sample.
+        embedder: Embeds texts that a method writes.
     """
 
     vectors: Array
@@ -50,32 +51,32 @@ class SteeringSetting:
 
     @cached_property
     def base(self) -> Array:
-        """(Q, N) unsteered scores `q . x`."""
+        """Returns (Q, N) unsteered scores `q . x`."""
         return np.ascontiguousarray(self.queries @ self.vectors.T)
 
     @cached_property
     def plain(self) -> NDArray[np.int64]:
-        """(Q, 10) rows of the unsteered top 10."""
+        """Returns (Q, 10) rows of the unsteered top 10."""
         return np.stack([top_ten(scores, scores) for scores in self.base])
 
     @cached_property
     def mean(self) -> Array:
-        """(d,) the mean passage."""
+        """Returns (d,) the mean passage."""
         return np.asarray(self.vectors.mean(axis=0, dtype=np.float64), dtype=np.float32)
 
     @cached_property
     def level(self) -> float:
-        """The mean score of an unsteered top 10: what strengths are measured by."""
+        """Returns the mean score of an unsteered top 10, the measure of strengths."""
         return float(np.take_along_axis(self.base, self.plain, axis=1).mean())
 
 
 def top_ten(scores: Array, base: Array, start: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """The rows with the largest scores, best first; ties go to the larger base score, then to the earlier row.
+    """Returns the rows with the largest scores, best first; ties go to the larger base score, then to the earlier row.
 
     Args:
         scores: (N,).
         base: (N,) unsteered scores.
-        start: Ten rows that are good already, such as those of a slightly smaller strength: it only saves time.
+        start: Ten rows with large scores, for example from a slightly smaller strength; they only save time.
     """
     count = min(DEPTH, len(scores))
     known = start is not None and len(start) == count
@@ -93,15 +94,15 @@ def make_setting(
     *,
     seed: int = 0,
 ) -> SteeringSetting:
-    """Embed everything, and set the examples apart.
+    """Returns a setting: embeds everything and sets the examples apart.
 
     Args:
         corpus: The passages.
         labels: C labels to steer towards.
         words: C names for them.
         questions: The queries.
-        embedder: Of the SAE; a `CachedEmbedder`, so that no later run has to embed a passage again.
-        seed: Of the draw of the examples.
+        embedder: The SAE's encoder, a `CachedEmbedder`.
+        seed: Seed of the draw of the examples.
     """
     return setting_of(
         embedder.embed_documents(corpus.texts),
@@ -128,7 +129,7 @@ def setting_of(
     *,
     seed: int = 0,
 ) -> SteeringSetting:
-    """The same of arrays that are there; see `SteeringSetting`, whose examples are still among the passages here."""
+    """Returns a setting of arrays, as in `SteeringSetting`; `vectors` and `members` still include the examples."""
     generator = np.random.default_rng(seed)
     held = np.zeros(len(vectors), dtype=bool)
     examples = []

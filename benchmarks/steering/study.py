@@ -1,4 +1,4 @@
-"""Every way to steer on one labelled corpus, in one run: what each gains at equal loss."""
+"""All methods on one labelled corpus, compared at equal score loss."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.steering.curve import (
-    DRIFTS,
+from sae_steer_retriever.errors import SteeringError, nearest_names
+from sae_steer_retriever.evaluate.bootstrap import Estimate
+
+from .curve import (
+    LOSSES,
     Draws,
     Outcomes,
     SteeringMethod,
@@ -24,11 +27,9 @@ from benchmarks.steering.curve import (
     outcomes,
     read_off,
 )
-from benchmarks.steering.setting import SteeringSetting
-from sae_steer_retriever.errors import SteeringError, nearest_names
-from sae_steer_retriever.evaluate.bootstrap import Estimate
+from .setting import SteeringSetting
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"sae_steer_retriever.{__name__}")
 
 _PERCENTILES = (2.5, 97.5)
 
@@ -46,29 +47,29 @@ class Half(NamedTuple):
 
 
 def halves(queries: int, concepts: int) -> tuple[Half, Half]:
-    """What strengths are chosen on, and what is reported: every other query and every other concept.
+    """Returns the half that strengths are chosen on, and the half that is reported: alternate queries and concepts.
 
     Args:
-        queries: How many; at least 2.
-        concepts: How many, from the most frequent; at least 2.
+        queries: Number of queries, at least 2.
+        concepts: Number of concepts, sorted from the most frequent, at least 2.
     """
     rows, columns = np.arange(queries), np.arange(concepts)
     return Half(rows[::2], columns[::2]), Half(rows[1::2], columns[1::2])
 
 
 class MethodResult(NamedTuple):
-    """What one way to steer reaches, on queries and concepts that no strength was chosen on.
+    """The result of one method on the reported half of queries and concepts.
 
     Attributes:
-        name: Of the method.
-        needs: What a user has to give.
-        shares: The share of the concept in the top 10 at 2, 5 and 10 % drift, along the mean curve.
-        area: Mean share over drifts from 0 to 10 %.
-        strength: With the best share at no more than 5 % drift on the other half; None if there is none.
-        drift: What that strength loses here.
-        share: What it gives here.
-        everywhere: The shares at the same drifts over all queries and concepts.
-        curve: (S,) drifts and (S,) shares.
+        name: Name of the method.
+        needs: The input that a user has to give.
+        shares: Share of the concept in the top 10 at 2, 5 and 10 % score loss, along the mean curve.
+        area: Mean share over score losses from 0 to 10 %.
+        strength: Strength with the best share at no more than 5 % score loss on the other half; None if there is none.
+        loss: Score loss of that strength here.
+        share: Share of that strength here.
+        everywhere: Shares at the same losses over all queries and concepts.
+        curve: (S,) losses and (S,) shares.
     """
 
     name: str
@@ -76,7 +77,7 @@ class MethodResult(NamedTuple):
     shares: tuple[Estimate, ...]
     area: float
     strength: float | None
-    drift: float
+    loss: float
     share: float
     everywhere: tuple[Estimate, ...]
     curve: tuple[Values, Values]
@@ -84,14 +85,14 @@ class MethodResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Compared:
-    """All ways to steer, on the same queries, concepts and passages.
+    """All methods on the same queries, concepts and passages.
 
     Attributes:
-        needs: Method -> what a user has to give.
-        found: Method -> what became of all pairs.
-        reported: The half that figures are of.
+        needs: Method -> the input that a user has to give.
+        found: Method -> its outcomes for all pairs.
+        reported: The half that is reported.
         chosen: The half that strengths are chosen on.
-        draws: How often queries and concepts are drawn for the intervals.
+        draws: Number of bootstrap draws.
     """
 
     needs: dict[str, str]
@@ -101,49 +102,49 @@ class Compared:
     draws: int = 2000
 
     def result(self, name: str) -> MethodResult:
-        """What one way reaches."""
+        """Returns the result of a method."""
         found = self._outcomes(name, everywhere=True)
         test, dev = found.of(*self.reported), found.of(*self.chosen)
         place = chosen_strength(dev) if len(found.strengths) > 1 else 0
-        drift, share = test.curve
+        loss, share = test.curve
         return MethodResult(
             name,
             self.needs[name],
             self.shares(name),
-            area(drift, share),
+            area(loss, share),
             None if place is None else float(found.strengths[place]),
-            float("nan") if place is None else float(drift[place]),
+            float("nan") if place is None else float(loss[place]),
             float("nan") if place is None else float(share[place]),
             self.shares(name, everywhere=True),
-            (drift, share),
+            (loss, share),
         )
 
     @cached_property
     def results(self) -> list[MethodResult]:
-        """All methods, the largest share at 5 % drift first; methods without one come last."""
+        """Returns all methods, the largest share at 5 % score loss first; methods without a share come last."""
         found = [self.result(name) for name in self.found]
-        place = DRIFTS.index(0.05)
+        place = LOSSES.index(0.05)
         return sorted(found, key=lambda result: -np.nan_to_num(result.shares[place].value, nan=-1.0))
 
     def shares(self, name: str, *, everywhere: bool = False) -> tuple[Estimate, ...]:
-        """Shares at 2, 5 and 10 % drift, with bootstrap intervals over queries and concepts.
+        """Returns the shares at 2, 5 and 10 % score loss, with bootstrap intervals over queries and concepts.
 
         Args:
-            name: Of the method.
-            everywhere: Over all queries and concepts instead of those reported.
+            name: Name of the method.
+            everywhere: Whether over all queries and concepts instead of the reported half.
         """
         found = self._outcomes(name, everywhere)
-        return _estimates(read_off(*found.curve, DRIFTS), self._drawn(name, everywhere))
+        return _estimates(read_off(*found.curve, LOSSES), self._drawn(name, everywhere))
 
     def differences(self, name: str, other: str, *, everywhere: bool = False) -> tuple[Estimate, ...]:
-        """How much larger the share by `name` is than that by `other`, at the same drifts, drawn in pairs."""
+        """Returns the share by `name` minus that by `other` at the same losses, drawn in pairs."""
         one, two = (self._outcomes(method, everywhere) for method in (name, other))
-        values = read_off(*one.curve, DRIFTS) - read_off(*two.curve, DRIFTS)
+        values = read_off(*one.curve, LOSSES) - read_off(*two.curve, LOSSES)
         return _estimates(values, self._drawn(name, everywhere) - self._drawn(other, everywhere))
 
     def way(self, name: str, begin: str, end: str, *, everywhere: bool = False) -> tuple[Estimate, ...]:
-        """How far `name` goes from `begin` (0) to `end` (1), at the same drifts."""
-        mine, low, high = (read_off(*self._outcomes(method, everywhere).curve, DRIFTS) for method in (name, begin, end))
+        """Returns the position of `name` between `begin` (0) and `end` (1), at the same losses."""
+        mine, low, high = (read_off(*self._outcomes(method, everywhere).curve, LOSSES) for method in (name, begin, end))
         drawn, below, above = (self._drawn(method, everywhere) for method in (name, begin, end))
         with np.errstate(divide="ignore", invalid="ignore"):
             return _estimates((mine - low) / (high - low), (drawn - below) / (above - below))
@@ -156,11 +157,11 @@ class Compared:
         return found if everywhere else found.of(*self.reported)
 
     def _drawn(self, name: str, everywhere: bool) -> Values:
-        """(B, 3) shares at the drifts, of every draw; the draws are the same for all methods."""
+        """(B, 3) shares at the losses, for every draw; the draws are the same for all methods."""
         found = self._outcomes(name, everywhere)
         queries, concepts, _ = found.share.shape
-        drifts, shares = Draws.make(queries, concepts, draws=self.draws).curves(found)
-        return np.stack([read_off(drift, share, DRIFTS) for drift, share in zip(drifts, shares, strict=True)])
+        losses, shares = Draws.make(queries, concepts, draws=self.draws).curves(found)
+        return np.stack([read_off(loss, share, LOSSES) for loss, share in zip(losses, shares, strict=True)])
 
 
 def compare(
@@ -170,12 +171,12 @@ def compare(
     draws: int = 2000,
     progress: bool = False,
 ) -> Compared:
-    """Rank everything by every method.
+    """Returns the outcomes of all methods.
 
     Args:
         methods: The ways to steer.
-        setting: What is steered.
-        draws: For the intervals.
+        setting: Passages, queries and concepts.
+        draws: Number of bootstrap draws for the intervals.
         progress: Whether to show a bar on a terminal.
     """
     queries, concepts = len(setting.questions), len(setting.words)

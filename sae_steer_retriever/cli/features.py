@@ -10,7 +10,6 @@ from sae_steer_retriever.cli import (
     feature_annotation,
     feature_contrast,
     feature_pages,
-    feature_tables,
     feature_tries,
 )
 from sae_steer_retriever.cli import (
@@ -26,11 +25,11 @@ from sae_steer_retriever.cli.feature_options import (
     require_same_sae,
     required_text,
 )
-from sae_steer_retriever.cli.outcome import Outcome
+from sae_steer_retriever.cli.outcome import Outcome, UsageError
 from sae_steer_retriever.errors import quoted
 
 SUMMARY = "look at the features of an SAE, name them, find those that examples share"
-_METAVAR = "list | search TEXT | show ID | families | contrast | annotate ID LABEL | label | tables | tries ID"
+_METAVAR = "list | search TEXT | show ID | families | contrast | annotate ID LABEL | label | tries ID"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     feature_pages.add_family_arguments(action("families", "groups of features that passages have together"))
     feature_contrast.add_arguments(action("contrast", "the features that some texts share and others lack"))
     feature_annotation.add_arguments(action("annotate", "give a feature a name of your own"))
-    feature_tables.add_arguments(action("tables", feature_tables.SUMMARY))
     feature_tries.add_arguments(action("tries", feature_tries.SUMMARY))
     # Has options of its own: what it writes to cannot be a store.
     label = actions.add_parser("label", help=labelling.SUMMARY, description=labelling.SUMMARY)
     labelling.add_arguments(label, nested=True)
+    # Not in the help: takes any arguments, to name the command that has replaced it.
+    actions.add_parser("tables", add_help=False, prefix_chars="\0").add_argument("moved", nargs="*")
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
@@ -68,6 +68,11 @@ def run(arguments: argparse.Namespace) -> Outcome:
             feature.
     """
     action = arguments.action or "list"
+    if action == "tables":
+        raise UsageError(
+            "`features tables` is no action of sae-steer any more: from a checkout of the repository, run `python -m "
+            "benchmarks.paper feature-tables` with the same options."
+        )
     if action in _OPENING:
         return _OPENING[action](arguments)
     opened = open_catalog(arguments)
@@ -122,6 +127,5 @@ _ACTIONS: dict[str, Callable[[argparse.Namespace, OpenedCatalog], Outcome]] = {
 # These check their options before they open anything.
 _OPENING: dict[str, Callable[[argparse.Namespace], Outcome]] = {
     "label": labelling.run,
-    "tables": feature_tables.run,
     "tries": feature_tries.run,
 }

@@ -16,7 +16,8 @@ from judged_world import judged_set
 from small_world import World
 from toy import ToyEmbedder, random_sae, unit_rows
 
-from benchmarks.paper.controllability import manipulation_study, perspectives_study
+from benchmarks.paper import manipulation
+from benchmarks.paper.figure_4 import figure_4, manipulation_study
 from benchmarks.paper.manipulation import (
     STRENGTHS,
     ReconstructedSearch,
@@ -27,13 +28,11 @@ from benchmarks.paper.manipulation import (
     summed_latents,
     usual_values,
 )
-from benchmarks.paper.manipulation_figure import figure_4
+from benchmarks.paper.table_4 import perspectives_study
 from sae_steer_retriever.corpus.read_corpus import Passage
 from sae_steer_retriever.errors import CorpusError, MismatchError
-from sae_steer_retriever.evaluate import manipulation
-from sae_steer_retriever.evaluate.datasets import RetrievalSet
-from sae_steer_retriever.evaluate.embedded import EmbeddedSet
 from sae_steer_retriever.evaluate.fidelity import RECONSTRUCTED, measure_fidelity
+from sae_steer_retriever.evaluate.retrieval_set import EmbeddedSet, RetrievalSet
 from sae_steer_retriever.sae.topk_sae import Array, Codes, EncoderSpec, SAEConfig, TopKSAE
 from sae_steer_retriever.train.nearest_lists import nearest_documents
 

@@ -17,7 +17,7 @@ from benchmarks.paper.perspective_questions import (
     Perspective,
 )
 from benchmarks.paper.perspective_search import PerspectiveSearch
-from benchmarks.paper.perspectives_table import labelled_table_4, run_trials, table_4
+from benchmarks.paper.table_4 import labelled_table_4, run_trials, table_4
 from sae_steer_retriever.errors import CorpusError, MismatchError
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
@@ -68,12 +68,12 @@ def test_raising_a_feature_brings_its_passages() -> None:
     search = planted()
     plain = search.replaced(QUESTION, 1, 0.0)
     assert plain.before.tolist() == plain.after.tolist() == [0, 1, 2, 3, 4]
-    assert plain.drift == pytest.approx(0.0, abs=1e-6)
+    assert plain.cosine_loss == pytest.approx(0.0, abs=1e-6)
     change = search.replaced(QUESTION, 1, 2.0)
     # 0.95 + 2 * 0.31 .. 0.72 + 2 * 0.69: of axis 1 the farthest are now the best.
     assert change.after.tolist() == [10, 8, 6, 4, 2]
     base = search.vectors[:, 0]
-    assert change.drift == pytest.approx(1 - base[[10, 8, 6, 4, 2]].mean() / base[:5].mean(), abs=1e-6)
+    assert change.cosine_loss == pytest.approx(1 - base[[10, 8, 6, 4, 2]].mean() / base[:5].mean(), abs=1e-6)
 
 
 def test_steering_is_the_retrievers(world: World, retriever: SteeredRetriever) -> None:
@@ -150,7 +150,7 @@ def test_the_papers_table_counts_by_both_rules() -> None:
 
 def test_the_last_steering_costs_no_more_than_the_papers_way() -> None:
     trials = run_trials(planted(), [ASKED])
-    costs = [np.mean([trial.ways[way].drift for trial in trials.found]) for way in range(3)]
+    costs = [np.mean([trial.ways[way].cosine_loss for trial in trials.found]) for way in range(3)]
     assert costs[2] <= costs[0]
     assert 0 <= trials.matched <= 8
 

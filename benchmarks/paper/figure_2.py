@@ -1,4 +1,4 @@
-"""The figures of arXiv 2411.00786: losses compared (2, and 5 out of domain), words and features by rank (3)."""
+"""Figures 2 and 5 of arXiv 2411.00786: retrieval kept after fits with different losses, in and out of domain."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.paper.fits import FitSeries
-from benchmarks.paper.paper import FIGURE_2
-from benchmarks.paper.seed_average import JudgedSet, SeedAverage, average_seeds, score_sets
-from benchmarks.paper.tables import SHOWN_METRICS, SHOWN_NAMES, kept
 from sae_steer_retriever.evaluate.bootstrap import Estimate, difference
 from sae_steer_retriever.evaluate.fidelity import LATENT, LATENT_COSINE, LATENT_NORMALISED, RECONSTRUCTED
-from sae_steer_retriever.evaluate.figure import Figure
-from sae_steer_retriever.evaluate.panel import Line, Panel
-from sae_steer_retriever.evaluate.ranks import figure_3
+from sae_steer_retriever.evaluate.report_tables import SHOWN_METRICS, SHOWN_NAMES, kept, value
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
 from sae_steer_retriever.train.config import LossName
 
-__all__ = ["REFERENCE_LOSS", "Figure", "figure_2", "figure_3"]
+from .figure import Figure, Line, Panel
+from .fits import FitSeries
+from .plots import draw_panels
+from .printed import FIGURE_2
+from .seed_average import JudgedSet, SeedAverage, average_seeds, score_sets
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"sae_steer_retriever.{__name__}")
 
 REFERENCE_LOSS: LossName = "mse"
-"""The loss that the others are compared with."""
+"""Reference for all other losses."""
 
 _COMPARED = ("mrr@10", "ndcg@10")
 _SEARCHES = (RECONSTRUCTED, LATENT, LATENT_COSINE, LATENT_NORMALISED)
@@ -39,19 +37,19 @@ def figure_2(
     losses: Sequence[LossName] = ("rkl", "mse", "mse-queries", "eq2", "released"),
     steps: int | None = None,
 ) -> Figure:
-    """Figures 2 and 5: the loss of a fit, all else equal, and what is kept of the retrieval.
+    """Returns Figures 2 and 5: the retrieval kept after fits that differ only in the loss.
 
-    Each query's values are averaged over the seeds; the difference to the loss "mse" is taken query by query, and its
+    Each query's values are averaged over the seeds. The difference to the loss "mse" is taken query by query, and its
     interval resamples queries.
 
     Args:
-        series: Fits, or loads, the SAEs.
-        sets: The set whose documents are fitted, then those that are not; several of these are pooled, each query
-            counting alike.
-        ks: Active latents.
-        seeds: Of the fits.
-        losses: To compare; "mse" must be among them.
-        steps: Of each fit; the series' own if not given.
+        series: Fits or loads the SAEs.
+        sets: First the set whose documents are fitted, then sets out of domain; several of these are pooled, and all
+            their queries weigh the same.
+        ks: Numbers of active latents.
+        seeds: Seeds of the fits.
+        losses: Losses to compare, "mse" among them.
+        steps: Steps of each fit; those of the series if not given.
 
     Raises:
         ValueError: There is no set, no K or no seed, or "mse" is not compared.
@@ -73,7 +71,7 @@ def figure_2(
                 fits.append(score_sets(series.sae(k=k, loss=loss, seed=seed, **fixed), sets))
                 logger.info("measured K = %d, loss %s, seed %d", k, loss, seed)
             averages = [average_seeds(scores) for scores in zip(*fits, strict=True)]
-            # In domain, and out of domain pooled: what is between them are the single sets.
+            # The first is in domain, the last pools all sets out of domain.
             found[loss, k] = [averages[0], averages[-1]]
     places = range(min(2, len(sets)))
     rows = [row for place in places for row in _loss_rows(found, place, ks, losses)]
@@ -90,11 +88,11 @@ def figure_2(
         for metric in _COMPARED
     }
     caption = (
-        "What each loss keeps of the original embeddings' retrieval, by the number of active latents; bars are 95 % "
-        "intervals over queries. A loss helps where its difference to mse in the table reaches 0 neither over queries "
-        "nor over seeds."
+        "Retrieval kept of the original embeddings after a fit with each loss, by the number of active latents; bars "
+        "are 95 % intervals over queries. A loss helps if neither interval of its difference to mse in the table, over "
+        "queries or over seeds, contains 0."
     )
-    return Figure("figure-2", table, caption, panels)
+    return Figure("figure-2", table, caption, panels, draw_panels)
 
 
 def _loss_rows(
@@ -108,7 +106,7 @@ def _loss_rows(
                 quality = average.rows[search]
                 figures: list[Cell] = []
                 for metric in _COMPARED:
-                    figures += [Estimate(quality.values[metric], *quality.intervals[metric]), kept(quality, metric)]
+                    figures += [value(quality, metric), kept(quality, metric)]
                     if loss == REFERENCE_LOSS:
                         figures += [None, None]
                         continue
@@ -153,11 +151,11 @@ def _loss_notes(seeds: Sequence[int], steps: int | None) -> tuple[str, ...]:
     paper = FIGURE_2
     return (
         f"Mean over seeds {', '.join(map(str, seeds))}, query by query; in brackets 95 % intervals over queries. "
-        "Over mse: the metric less that of the fit by mse alone, paired by query; seeds: the lowest and the highest of "
-        "the single seeds, each less mse of the same seed.",
+        "Over mse: the metric minus that of the fit with mse alone, paired by query; seeds: the lowest and the highest "
+        "single seed, each minus mse of the same seed.",
         *([] if steps is None else [f"Each fit took {steps:,} steps."]),
         "rkl: FVU and the relative KL at a chosen temperature; mse: FVU alone; mse-queries: the list queries count "
         "twice; eq2 and released: FVU and the KL of arXiv 2411.00786 as printed, and as in its code.",
-        f"The paper prints one pair: latent MRR at K = {paper.k}, {paper.mse:.4f} by MSE alone and {paper.kld:.4f} "
-        "with its KL (BGE-base-en-v1.5, MS MARCO); it compares with MSE alone, never with a heavier MSE on queries.",
+        f"The paper prints one pair: latent MRR at K = {paper.k}, {paper.mse:.4f} with MSE alone and {paper.kld:.4f} "
+        "with its KL (BGE-base-en-v1.5, MS MARCO). It compares with MSE alone, never with a heavier MSE on queries.",
     )

@@ -1,4 +1,4 @@
-"""The figures that Kang, Wang & Xiong (arXiv 2411.00786) print, to stand beside ours."""
+"""Figures printed by Kang, Wang & Xiong (arXiv 2411.00786), shown beside ours."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class PaperRow(NamedTuple):
     """A row of the paper's Table 1 or 8.
 
     Attributes:
-        search: The way to search, by the name that `Fidelity` gives it.
+        search: The way to search, named as in `Fidelity`.
         k: Active latents; None for the original embeddings.
-        mse: Mean squared error per dimension; None where none is printed.
+        mse: Mean squared error per dimension; None if not printed.
         mrr: MRR.
         precision: P@10.
         recall: R@10.
@@ -31,7 +31,7 @@ class PaperSet(NamedTuple):
     """The rows of one encoder on one set of queries.
 
     Attributes:
-        encoder: As the paper names it.
+        encoder: Its name in the paper.
         data: The set.
         rows: The original embeddings first.
     """
@@ -42,15 +42,15 @@ class PaperSet(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What a table calls it."""
+        """Returns the name of the set in a table."""
         return f"{self.data}, {self.encoder}"
 
     def row(self, search: str, k: int | None) -> PaperRow | None:
-        """A row by its way to search and K; None where the paper has none, such as for cosines of latents."""
+        """Returns a row by its way to search and K; None if the paper has none, as for cosines of latents."""
         return next((row for row in self.rows if (row.search, row.k) == (search, k)), None)
 
     def kept(self, row: PaperRow) -> tuple[float, float, float]:
-        """MRR, P@10 and R@10 of a row as shares of the original embeddings'."""
+        """Returns MRR, P@10 and R@10 of a row as shares of those of the original embeddings."""
         original = self.rows[0]
         return row.mrr / original.mrr, row.precision / original.precision, row.recall / original.recall
 
@@ -68,7 +68,7 @@ TABLE_1_IN_DOMAIN = PaperSet(
         PaperRow(RECONSTRUCTED, 128, 0.00011, 0.3455, 0.0626, 0.5991),
     ),
 )
-"""Table 1, left: validation queries of the collection that was fitted."""
+"""Table 1, left: validation queries of the fitted collection."""
 
 TABLE_1_OUT_OF_DOMAIN = PaperSet(
     "BGE-base-en-v1.5",
@@ -98,7 +98,7 @@ TABLE_8 = PaperSet(
         PaperRow(RECONSTRUCTED, 128, 0.00009, 0.3535, 0.0649, 0.6207),
     ),
 )
-"""Table 8: the second encoder, on the collection that was fitted; the paper has no other set for it."""
+"""Table 8: the second encoder on the fitted collection; the paper has no other set for it."""
 
 
 class LossPair(NamedTuple):
@@ -118,4 +118,4 @@ class LossPair(NamedTuple):
 
 
 FIGURE_2 = LossPair(LATENT, 128, mse=0.2760, kld=0.3306)
-"""The only pair of Figure 2 that is printed: BGE-base-en-v1.5 on MS MARCO."""
+"""The only printed pair of Figure 2: BGE-base-en-v1.5 on MS MARCO."""

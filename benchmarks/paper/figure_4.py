@@ -1,12 +1,23 @@
-"""Figure 4 of arXiv 2411.00786 as a table and a drawing: retrieval against what is added to a latent."""
+"""Figure 4 of arXiv 2411.00786 as a table and a drawing: retrieval against the addition to one latent."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from benchmarks.paper.manipulation import (
+from sae_steer_retriever.encoders.embedders import Embedder
+from sae_steer_retriever.evaluate.bootstrap import Estimate, estimate
+from sae_steer_retriever.evaluate.datasets import read_retrieval_set
+from sae_steer_retriever.evaluate.metrics import PerQuery
+from sae_steer_retriever.evaluate.report_tables import SHOWN_METRICS
+from sae_steer_retriever.evaluate.retrieval_set import RELEVANT, EmbeddedSet, RetrievalSet, embed_set
+from sae_steer_retriever.evaluate.table import Cell, Column, Table
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+
+from .figure import Figure, Line, Panel
+from .manipulation import (
     PRODUCTS,
     SIDES,
     STRENGTHS,
@@ -17,39 +28,38 @@ from benchmarks.paper.manipulation import (
     judged_from,
     manipulate,
 )
-from benchmarks.paper.strength_plot import draw_strengths
-from benchmarks.paper.tables import SHOWN_METRICS
-from sae_steer_retriever.evaluate.bootstrap import Estimate, estimate
-from sae_steer_retriever.evaluate.embedded import EmbeddedSet
-from sae_steer_retriever.evaluate.figure import Figure
-from sae_steer_retriever.evaluate.metrics import PerQuery
-from sae_steer_retriever.evaluate.panel import Line, Panel
-from sae_steer_retriever.evaluate.plots import Plot
-from sae_steer_retriever.evaluate.retrieval_set import RELEVANT, RetrievalSet
-from sae_steer_retriever.evaluate.table import Cell, Column, Table
-from sae_steer_retriever.sae.topk_sae import TopKSAE
+from .plots import draw_strengths
 
 _METRICS = ("mrr@10", "p@10", "ndcg@10")
 _DRAWN = ("mrr@10", "p@10")
 _PRODUCTS: dict[Product, str] = {"dot": "dot product", "cosine": "cosine"}
 _SIDES: dict[ManipulatedSide, str] = {"document": "relevant documents", "query": "query"}
 _UNCHANGED = "unchanged"
-# What "reaches 1" is held to.
+# From here on an MRR counts as "reaches 1".
 _REACHED = 0.99
 
 
-class StrengthFigure(Figure):
-    """A figure whose lines are drawn over strengths."""
+def manipulation_study(
+    sae: Path, dataset: str | Path, embedder: Embedder, *, split: str = "test", relevant_from: int = RELEVANT
+) -> Figure:
+    """Returns Figure 4 for a judged set.
 
-    def plots(self) -> list[Plot]:
-        """The images.
+    Args:
+        sae: Folder of the SAE; it needs no catalog.
+        dataset: The judged set, as `read_retrieval_set` takes it.
+        embedder: The SAE's encoder, a `CachedEmbedder`.
+        split: Which judgments.
+        relevant_from: The smallest grade that counts as relevant.
 
-        Raises:
-            MissingExtraError: matplotlib is not installed.
-        """
-        return [
-            Plot(stem, self.table.title, self.caption, draw_strengths(panels)) for stem, panels in self.panels.items()
-        ]
+    Raises:
+        ArtifactError: The SAE cannot be read.
+        CorpusError: The set is malformed, or no query has a relevant document of that grade.
+        MismatchError: The embedder is not the SAE's encoder.
+    """
+    dictionary = TopKSAE.from_pretrained(sae)
+    dictionary.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
+    judged = read_retrieval_set(dataset, split=split)
+    return figure_4(dictionary, judged, embed_set(judged, embedder), relevant_from=relevant_from)
 
 
 def figure_4(
@@ -60,17 +70,17 @@ def figure_4(
     *,
     relevant_from: int = RELEVANT,
 ) -> Figure:
-    """Figure 4: a latent of the relevant documents, or of the query, is raised more and more.
+    """Returns Figure 4: a latent of the relevant documents, or of the query, is raised in growing steps.
 
     Args:
         sae: The dictionary.
         judged: Queries and judgments.
-        vectors: The set's embeddings by the SAE's encoder.
-        strengths: What is added, in embedding units.
+        vectors: Embeddings of the set by the SAE's encoder.
+        strengths: Additions in embedding units.
         relevant_from: The smallest grade that counts as relevant.
 
     Raises:
-        MismatchError: The embeddings are of another encoder, or not those of the set.
+        MismatchError: The embeddings belong to another encoder or set.
         CorpusError: No query has a relevant document in the corpus, or none of that grade.
         ValueError: There is no strength, or one is not above 0.
     """
@@ -92,15 +102,15 @@ def figure_4(
                 (_PRODUCTS[product], _SIDES[side], strength, _ratio(strength, usual), *_estimates(values))
                 for strength, values in zip(found.strengths, found.curves[product, side], strict=True)
             ]
-    title = f"Figure 4: what is added to one latent, and the ranking of {judged.name}"
+    title = f"Figure 4: addition to one latent, and the ranking of {judged.name}"
     table = Table(title, columns, tuple(rows), _notes(found, sae, judged), "figure-4")
     panels = tuple(_panel(found, product, metric) for metric in _DRAWN for product in PRODUCTS)
     caption = (
-        "Retrieval over reconstructions against what is added to one latent: of the relevant documents only (an "
-        "oracle), or of the query. Bars are 95 % intervals over queries, the vertical lines usual values of the "
-        "queries' latents."
+        "Retrieval over reconstructions against the addition to one latent, of the relevant documents only (an oracle) "
+        "or of the query. Bars are 95 % intervals over queries; vertical lines mark usual values of the queries' "
+        "latents."
     )
-    return StrengthFigure("figure-4", table, caption, {"figure-4": panels})
+    return Figure("figure-4", table, caption, {"figure-4": panels}, draw_strengths)
 
 
 def _estimates(values: PerQuery) -> list[Estimate]:
@@ -127,7 +137,7 @@ def _panel(found: Manipulation, product: Product, metric: str) -> Panel:
     usual = found.queries
     for name, value in (("usual latent (median)", usual.median), ("a query's largest (median)", usual.largest)):
         if x[0] <= value <= x[-1]:
-            # One place and no height: a mark on the axis of strengths.
+            # A line of one point is drawn as a mark on the axis of strengths.
             lines.append(Line(name, (value,), (0.0,)))
     title = f"{SHOWN_METRICS[metric]}, {_PRODUCTS[product]}"
     return Panel(title, "strength, embedding units", SHOWN_METRICS[metric], tuple(lines))
@@ -138,27 +148,27 @@ def _notes(found: Manipulation, sae: TopKSAE, judged: RetrievalSet) -> tuple[str
     notes = [
         f"{judged.name}, {len(judged.query_ids):,} queries, {len(judged.passages):,} documents; {encoder}, n = "
         f"{sae.config.n:,}, K = {sae.config.k}. In brackets 95 % intervals over queries.",
-        "Decode-replace: the code is edited, decoded, and reconstructions are searched, by their dot product as they "
-        "are decoded, or by their cosine, everything scaled to unit norm after the edit. No TopK follows an edit.",
-        "Documents: the latent with the largest value in the query is raised in the documents that are relevant to it "
-        "and in no others, which needs the judgments. Query: the latent with the largest sum of values over its "
-        "relevant documents is raised in the query.",
+        "Decode-replace: the code is edited and decoded, and the reconstructions are searched, by dot product as "
+        "decoded, or by cosine, with everything scaled to unit norm after the edit. No TopK follows an edit.",
+        "Documents: the query's largest latent is raised in the query's relevant documents and in no others, which "
+        "needs the judgments. Query: the latent with the largest sum over the relevant documents is raised in the "
+        "query.",
         f"Usual values, median / 95th percentile of active latents / median of a text's largest: queries "
         f"{_shown(found.queries)}, documents {_shown(found.documents)}; over usual: strength over the median of the "
-        "side that is changed.",
+        "changed side.",
     ]
     notes += [_shape(found, product) for product in PRODUCTS]
     notes.append(
-        "The paper (BGE-base-en-v1.5, MS MARCO, scores are dot products) says: on documents MRR rises steadily and "
-        "reaches 1.0 at the largest strength; on queries MRR and P@10 rise, then fall once the strength is about twice "
-        "usual values. By cosine the documents' curve has to fall too: a document whose latent is raised without end "
-        "becomes the latent's direction, and is as near to the query as that is."
+        "In the paper (BGE-base-en-v1.5, MS MARCO, dot products), MRR rises steadily on documents and reaches 1.0 at "
+        "the largest strength; on queries MRR and P@10 rise, then fall from about twice the usual values on. By cosine "
+        "the documents' curve must fall too: a document with an ever larger latent approaches the latent's direction, "
+        "which has a fixed cosine with the query."
     )
     return (*notes, *(f"{judged.name}: {note}." for note in judged.notes))
 
 
 def _shape(found: Manipulation, product: Product) -> str:
-    """Where the curves of MRR go, in words."""
+    """The course of the MRR curves, in words."""
     before = float(found.unchanged[product]["mrr@10"].mean())
     document, query = (np.array([values["mrr@10"].mean() for values in found.curves[product, side]]) for side in SIDES)
     text = f"By {_PRODUCTS[product]}, MRR@10 {before:.3f} unchanged"
@@ -184,6 +194,3 @@ def _shape(found: Manipulation, product: Product) -> str:
 
 def _shown(usual: UsualValues) -> str:
     return f"{usual.median:.3f} / {usual.percentile:.3f} / {usual.largest:.3f}"
-
-
-__all__ = ["StrengthFigure", "figure_4"]

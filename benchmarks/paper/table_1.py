@@ -1,51 +1,30 @@
-"""Tables 1 and 8 of arXiv 2411.00786: what latents and reconstructions keep of a retrieval, beside the paper's rows."""
+"""Tables 1 and 8 of arXiv 2411.00786: retrieval kept by latents and reconstructions, beside the printed rows."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
-from benchmarks.paper.fits import FitSeries
-from benchmarks.paper.paper import TABLE_1_IN_DOMAIN, TABLE_1_OUT_OF_DOMAIN, TABLE_8, PaperRow, PaperSet
-from benchmarks.paper.seed_average import JudgedSet, SeedAverage, average_seeds, score_sets
-from sae_steer_retriever.evaluate.bootstrap import Estimate
 from sae_steer_retriever.evaluate.fidelity import LATENT, LATENT_COSINE, LATENT_NORMALISED, ORIGINAL, RECONSTRUCTED
-from sae_steer_retriever.evaluate.metrics import METRICS, Quality
+from sae_steer_retriever.evaluate.plots import Plot
+from sae_steer_retriever.evaluate.report_tables import SHOWN_NAMES, metric_cells, metric_columns
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
 from sae_steer_retriever.store.latent_index import POWER
 
-logger = logging.getLogger(__name__)
+from .fits import FitSeries
+from .plots import draw_table_1
+from .printed import TABLE_1_IN_DOMAIN, TABLE_1_OUT_OF_DOMAIN, TABLE_8, PaperRow, PaperSet
+from .seed_average import JudgedSet, SeedAverage, average_seeds, score_sets
+
+logger = logging.getLogger(f"sae_steer_retriever.{__name__}")
 
 OURS, PAPER = "ours", "paper"
 
-SHOWN_NAMES = {
-    ORIGINAL: "Original",
-    LATENT: "Latent",
-    LATENT_COSINE: "Latent, cosine",
-    LATENT_NORMALISED: "Latent, power-normalised",
-    RECONSTRUCTED: "Recon",
-}
-"""The ways to search, as the paper's tables name them."""
-
-SHOWN_METRICS = {"mrr@10": "MRR@10", "p@10": "P@10", "r@10": "R@10", "ndcg@10": "nDCG@10"}
-"""The metrics, as a heading names them."""
-
 _COLUMNS = (
-    Column("domain"),
-    Column("by"),
-    Column("set"),
-    Column("search"),
-    Column("K"),
+    *(Column(name) for name in ("domain", "by", "set", "search", "K")),
     Column("MSE", ".2e"),
-    *(
-        column
-        for metric in METRICS
-        for column in (
-            Column(SHOWN_METRICS[metric], ".4f", intervals=False),
-            # People are shown the intervals of two: a line of all four is wider than any screen.
-            Column(f"{SHOWN_METRICS[metric]} kept", ".1%", intervals=metric in ("mrr@10", "ndcg@10")),
-        )
-    ),
+    *metric_columns(),
     Column("MRR@10 kept, seeds", ".1%"),
     Column("nDCG@10 kept, seeds", ".1%"),
 )
@@ -58,17 +37,17 @@ def table_1(
     ks: Sequence[int] = (32, 64, 128),
     seeds: Sequence[int] = (0, 1, 2),
 ) -> Table:
-    """Table 1: one encoder, in domain and out of it, by K.
+    """Returns Table 1: one encoder, in domain and out of domain, by K.
 
-    "Latent" is the dot product of codes, as in the paper; their cosine, and the cosine of power-normalised codes that
-    `space="latent"` ranks by, are extra rows. Each query's values are averaged over the seeds before anything else, so
-    that the intervals are over queries; the last two columns have the lowest and the highest seed.
+    "Latent" is the dot product of codes, as in the paper. Extra rows show their cosine, and the cosine of
+    power-normalised codes, by which `space="latent"` ranks. Each query's values are averaged over the seeds first, so
+    the intervals are over queries; the last two columns have the lowest and the highest seed.
 
     Args:
-        series: Fits, or loads, the SAEs.
-        sets: The set whose documents are fitted, then those that are not.
-        ks: Active latents.
-        seeds: Of the fits.
+        series: Fits or loads the SAEs.
+        sets: First the set whose documents are fitted, then sets out of domain.
+        ks: Numbers of active latents.
+        seeds: Seeds of the fits.
 
     Raises:
         ValueError: There is no set, no K or no seed.
@@ -85,7 +64,7 @@ def table_8(
     ks: Sequence[int] = (32, 64, 128),
     seeds: Sequence[int] = (0, 1, 2),
 ) -> Table:
-    """Table 8: the same for a second encoder, beside the paper's second one; arguments and errors are `table_1`'s."""
+    """Returns Table 8: the same for a second encoder; arguments and errors are those of `table_1`."""
     titled = ("table-8", "Table 8: what latents and reconstructions keep of the retrieval, second encoder")
     return _paper_table(titled, series, sets, ks, seeds, (TABLE_8, None))
 
@@ -122,7 +101,7 @@ def _paper_table(
 
 
 def _set_rows(by_k: dict[int, SeedAverage], paper: PaperSet | None) -> list[tuple[Cell, ...]]:
-    """The rows of one set, each of ours with the paper's below it."""
+    """The rows of one set; the paper's row follows each of ours."""
     first = next(iter(by_k.values()))
     rows = [_our_row(first, ORIGINAL, None), *_paper_rows(first.domain, paper, ORIGINAL, None)]
     for search in (LATENT, LATENT_COSINE, LATENT_NORMALISED, RECONSTRUCTED):
@@ -134,12 +113,8 @@ def _set_rows(by_k: dict[int, SeedAverage], paper: PaperSet | None) -> list[tupl
 def _our_row(average: SeedAverage, search: str, k: int | None) -> tuple[Cell, ...]:
     quality = average.rows[search]
     mse = average.mse if search == RECONSTRUCTED else None
-    altered = search != ORIGINAL
-    figures: list[Cell] = []
-    for metric in METRICS:
-        figures += [_value(quality, metric), kept(quality, metric) if altered else quality.retention[metric]]
-    seeds = [average.extremes(search, metric) if altered else None for metric in ("mrr@10", "ndcg@10")]
-    return (average.domain, OURS, average.dataset, SHOWN_NAMES[search], k, mse, *figures, *seeds)
+    seeds = [average.extremes(search, metric) if search != ORIGINAL else None for metric in ("mrr@10", "ndcg@10")]
+    return (average.domain, OURS, average.dataset, SHOWN_NAMES[search], k, mse, *metric_cells(quality), *seeds)
 
 
 def _paper_rows(domain: str, paper: PaperSet | None, search: str, k: int | None) -> list[tuple[Cell, ...]]:
@@ -151,25 +126,34 @@ def _paper_rows(domain: str, paper: PaperSet | None, search: str, k: int | None)
     return [(domain, PAPER, paper.name, SHOWN_NAMES[search], k, row.mse, *figures, None, None)]
 
 
-def _value(quality: Quality, metric: str) -> Estimate:
-    return Estimate(quality.values[metric], *quality.intervals[metric])
-
-
-def kept(quality: Quality, metric: str) -> Estimate:
-    """The retention of a metric with its interval."""
-    return Estimate(quality.retention[metric], *quality.retention_intervals[metric])
-
-
 def _notes(encoder: str, queries: Sequence[int], seeds: Sequence[int], sets: Sequence[JudgedSet]) -> tuple[str, ...]:
     names = ", ".join(f"{judged.name} ({count:,} queries)" for (judged, _), count in zip(sets, queries, strict=False))
     notes = [
         f"Ours: encoder {encoder}, sets {names}; fitted to the documents of {sets[0][0].name} only.",
-        "The rows by the paper are printed in arXiv 2411.00786 for another encoder, other sets and collections of "
-        "millions of passages: compare what is kept (a metric over that of the original embeddings), not the metrics.",
-        f"Mean over seeds {', '.join(map(str, seeds))}, query by query; in brackets 95 % intervals over queries, which "
-        "do not hold what another seed would have changed: the last columns have the lowest and the highest seed.",
+        "The paper's rows (arXiv 2411.00786) are for another encoder, other sets and collections of millions of "
+        "passages: compare the shares kept (a metric over that of the original embeddings), not the metrics.",
+        f"Mean over seeds {', '.join(map(str, seeds))}, query by query; in brackets 95 % intervals over queries. These "
+        "do not cover differences between seeds: the last columns have the lowest and the highest seed.",
         "Latent is the dot product of codes, as in the paper, which prints its MRR without a depth; power-normalised "
-        f"is the cosine of activations to the power {POWER}, as in the latent space. MSE is per dimension, "
-        "over judged queries and their relevant documents.",
+        f"is the cosine of activations to the power {POWER}, as in the latent space. MSE is per dimension, over judged "
+        "queries and their relevant documents.",
     ]
     return (*notes, *(f"{judged.name}: {note}." for judged, _ in sets for note in judged.notes))
+
+
+def write_table(table: Table, folder: Path) -> list[Path]:
+    """Writes a table (Markdown, CSV, JSON) and its bars beside the paper's (PNG, SVG).
+
+    Args:
+        table: From `table_1` or `table_8`.
+        folder: Created if needed.
+
+    Returns:
+        The files.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed; the table is written before.
+    """
+    files = table.write(folder)
+    plot = Plot(table.name, table.title, "Share kept of the original embeddings' MRR.", draw_table_1(table))
+    return files + plot.save(folder)

@@ -1,43 +1,46 @@
-"""Tables 4, 5 and 9 of arXiv 2411.00786: of questions with two perspectives, who is in the top 5 before and after."""
+"""Tables 4, 5 and 9 of arXiv 2411.00786: top 5 of questions with two perspectives, before and after steering."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from benchmarks.paper.perspective_questions import (
-    NEWSGROUP_QUESTIONS,
-    PAPER_QUESTIONS,
-    BinaryQuestion,
-    Perspective,
-)
-from benchmarks.paper.perspective_search import TOP, Change, PerspectiveSearch
+from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import CorpusError
+from sae_steer_retriever.evaluate.datasets import read_retrieval_set
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
 from sae_steer_retriever.explain.text import one_line
+from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+
+from ..steering.corpus import read_labelled_corpus
+from .perspective_questions import NEWSGROUP_QUESTIONS, PAPER_QUESTIONS, BinaryQuestion, Perspective
+from .perspective_search import TOP, Change, PerspectiveSearch
 
 STRENGTH = 0.5
-"""What is added: in embedding units to the code where it is decoded, in units of the feature where it is steered."""
+"""The addition: in embedding units for decode-replace, in units of the feature for steering."""
 
-# The strength of a steering that costs as much as the paper's is looked for up to here, in so many halvings.
+# Bound and number of halvings of the search for the strength that costs as much query cosine as the paper's way.
 _LARGEST, _HALVINGS = 8.0, 8
+# "Drift" is the cosine loss: the columns of the files keep their names.
 _WAYS = (f"replace +{STRENGTH:g}", f"steer +{STRENGTH:g}", "steer, same drift")
 
 
 class Trial(NamedTuple):
-    """One perspective of one question, searched for.
+    """One perspective of one question, and the changes by three ways to steer.
 
     Attributes:
         question: The question.
         perspective: The perspective.
         feature: The first feature that its words mean.
         replaced: The paper's decode-replace.
-        steered: The product's steering at the same number.
-        matched: The product's steering at the strength, one for all questions, that costs as much as `replaced`.
+        steered: The product's steering with the same number as strength.
+        matched: The product's steering at one strength for all questions that costs as much as `replaced`.
     """
 
     question: BinaryQuestion
@@ -49,16 +52,16 @@ class Trial(NamedTuple):
 
     @property
     def ways(self) -> tuple[Change, Change, Change]:
-        """The three changes."""
+        """Returns the three changes."""
         return self.replaced, self.steered, self.matched
 
 
 class Trials(NamedTuple):
-    """All perspectives whose words mean a feature.
+    """The trials of all perspectives whose words mean a feature.
 
     Attributes:
-        found: One for each.
-        unresolved: Words that mean none.
+        found: One trial a perspective.
+        unresolved: Words that mean no feature.
         matched: The strength of `Trial.matched`.
     """
 
@@ -67,11 +70,45 @@ class Trials(NamedTuple):
     matched: float
 
 
-def table_4(search: PerspectiveSearch, questions: Sequence[BinaryQuestion] = PAPER_QUESTIONS) -> Table:
-    """Tables 4, 5 and 9: the paper's questions, with features that answer to the words of the paper's labels.
+def perspectives_study(
+    sae: Path, embedder: Embedder, *, dataset: str | Path | None = None, corpus: Path | None = None, split: str = "test"
+) -> Table:
+    """Returns Table 4: the paper's questions on a set's documents, or twenty others on labelled passages.
 
-    The paper does not say who judges whether a passage belongs to a perspective. Two rules: the feature is among the
-    passage's names; and its cosine with the feature's label is at least the median of those passages.
+    Args:
+        sae: Folder of the SAE and its catalog.
+        embedder: The SAE's encoder, a `CachedEmbedder`.
+        dataset: A judged set; only its documents are used.
+        corpus: Or a file of rows with `text` and `label` or `labels`.
+        split: Split of the judged set.
+
+    Raises:
+        ArtifactError: The SAE or its catalog cannot be read.
+        CorpusError: The passages cannot be read, or none of the questions is about them.
+        MismatchError: The embedder is not the SAE's encoder.
+        ValueError: Both or neither are given.
+    """
+    dictionary = TopKSAE.from_pretrained(sae)
+    dictionary.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
+    catalog = FeatureCatalog.load(sae, dictionary.fingerprint)
+    if corpus is not None and dataset is None:
+        labelled = read_labelled_corpus(corpus)
+        vectors = embedder.embed_documents(labelled.texts)
+        search = PerspectiveSearch(dictionary, catalog, embedder, labelled.ids, vectors)
+        return labelled_table_4(search, labelled.labels)
+    if dataset is not None and corpus is None:
+        judged = read_retrieval_set(dataset, split=split)
+        vectors = embedder.embed_documents(judged.texts)
+        return table_4(PerspectiveSearch(dictionary, catalog, embedder, judged.document_ids, vectors))
+    raise ValueError("expected either dataset or corpus, the passages to search, and not both.")
+
+
+def table_4(search: PerspectiveSearch, questions: Sequence[BinaryQuestion] = PAPER_QUESTIONS) -> Table:
+    """Returns Tables 4, 5 and 9: the paper's questions, with features that match the words of the paper's labels.
+
+    The paper does not say who judges whether a passage belongs to a perspective. Two rules stand in for its judges: the
+    feature is a label latent of the passage; and the passage's cosine with the feature's label is at least the median
+    of those passages.
 
     Args:
         search: The passages, the SAE and its catalog.
@@ -85,9 +122,9 @@ def table_4(search: PerspectiveSearch, questions: Sequence[BinaryQuestion] = PAP
     columns += [Column(f"{way}, {rule}") for way in _WAYS for rule in ("named", "label")]
     columns += [Column(f"{way}, drift", ".1%") for way in _WAYS]
     rows: list[tuple[Cell, ...]] = []
-    totals = np.zeros((len(_RULES), 3, 2), dtype=np.int64)
+    totals = np.zeros((2, 3, 2), dtype=np.int64)
     for trial in trials.found:
-        members = [rule(search, trial.feature) for rule in _RULES]
+        members = [search.named(trial.feature), search.near_label(trial.feature)]
         counts = [[None if own is None else _counts(change, own) for own in members] for change in trial.ways]
         for way, of_way in enumerate(counts):
             for rule, counted in enumerate(of_way):
@@ -97,20 +134,21 @@ def table_4(search: PerspectiveSearch, questions: Sequence[BinaryQuestion] = PAP
             trial.question.text, trial.perspective.words, _feature(search, trial.feature),
             None if printed is None else f"{printed[0]}/{printed[1]}",
             *(None if counted is None else f"{counted[0]}/{counted[1]}" for of_way in counts for counted in of_way),
-            *(change.drift for change in trial.ways),
+            *(change.cosine_loss for change in trial.ways),
         ))  # fmt: skip
     rows.append((
         "all", None, None, _printed_total(trials.found),
-        *(f"{totals[rule, way, 0]}/{totals[rule, way, 1]}" for way in range(3) for rule in range(len(_RULES))),
-        *_mean_drifts(trials.found),
+        *(f"{totals[rule, way, 0]}/{totals[rule, way, 1]}" for way in range(3) for rule in range(2)),
+        *_mean_losses(trials.found),
     ))  # fmt: skip
     notes = (
         *_shared_notes(search, trials),
-        "Who belongs to a perspective, by rule. Named: the feature is among the passage's "
-        f"{search.sae.config.k_labels} names. Label: the cosine of passage and feature's label is at least the median "
-        "of the passages that are named so. A document boost rewards what the first rule counts, the lenient one.",
-        "The paper's counts are of another encoder, millions of passages and judges that it does not name; 0.5 is "
-        "printed for Table 4 only.",
+        "Two rules say which passages belong to a perspective. Named: the feature is one of the passage's "
+        f"{search.sae.config.k_labels} label latents. Label: the cosine of the passage and the feature's label is at "
+        "least the median of the passages named so. A document boost rewards exactly what the first, lenient rule "
+        "counts.",
+        "The paper's counts are for another encoder, millions of passages and unnamed judges; it prints the strength "
+        "0.5 for Table 4 only.",
     )
     return Table("Table 4: questions with two perspectives, top 5", tuple(columns), tuple(rows), notes, "table-4")
 
@@ -120,11 +158,11 @@ def labelled_table_4(
     labels: Sequence[frozenset[str]],
     questions: Sequence[BinaryQuestion] = NEWSGROUP_QUESTIONS,
 ) -> Table:
-    """The same where labels say which passages belong to a perspective.
+    """Returns Table 4 for passages with labels, which say which passages belong to a perspective.
 
     Args:
         search: The passages, the SAE and its catalog.
-        labels: N sets of labels, those of the passages.
+        labels: N sets of labels, one a passage.
         questions: Questions whose perspectives have labels.
 
     Raises:
@@ -149,30 +187,30 @@ def labelled_table_4(
     rows: list[tuple[Cell, ...]] = [
         (
             trial.question.text, trial.perspective.words, trial.perspective.label, _feature(search, trial.feature),
-            *map(int, counted.ravel()), *(change.drift for change in trial.ways),
+            *map(int, counted.ravel()), *(change.cosine_loss for change in trial.ways),
         )
         for trial, counted in zip(trials.found, counts, strict=True)
     ]  # fmt: skip
-    rows.append(("all", None, None, None, *map(int, counts.sum(axis=0).ravel()), *_mean_drifts(trials.found)))
+    rows.append(("all", None, None, None, *map(int, counts.sum(axis=0).ravel()), *_mean_losses(trials.found)))
     gains = counts[..., 1] - counts[..., 0]
     notes = (
         *_shared_notes(search, trials),
-        f"Who belongs is said by the labels. Of {len(counts)} perspectives: "
+        f"The labels say which passages belong to a perspective. Of {len(counts)} perspectives: "
         + "; ".join(_sign(way, gains[:, place]) for place, way in enumerate(_WAYS))
         + f". {_compared(gains)}",
-        "The questions and the words were written down before any was searched.",
+        "The questions and the words were written down before the first search.",
     )
     title = "Table 4 on labelled passages: questions with two perspectives, top 5"
     return Table(title, tuple(columns), tuple(rows), notes, "table-4-labelled")
 
 
 def run_trials(search: PerspectiveSearch, questions: Sequence[BinaryQuestion], strength: float = STRENGTH) -> Trials:
-    """Search for every perspective, by decode-replace and by the product's default.
+    """Returns a search for every perspective, by decode-replace and by the product's default.
 
     Args:
         search: The passages, the SAE and its catalog.
         questions: The questions.
-        strength: What is added.
+        strength: The addition.
 
     Raises:
         CorpusError: No perspective's words mean a feature.
@@ -182,7 +220,7 @@ def run_trials(search: PerspectiveSearch, questions: Sequence[BinaryQuestion], s
     unresolved = tuple(dict.fromkeys(one.words for _, one, meant in asked if meant is None))
     if not known:
         raise CorpusError(
-            f"none of the perspectives has a feature: nothing answers to {', '.join(map(repr, unresolved[:3]))}; use "
+            f"none of the perspectives has a feature: nothing matches {', '.join(map(repr, unresolved[:3]))}; use "
             "an SAE that was fitted to such passages"
         )
     replaced = [search.replaced(question.text, meant.features[0], strength) for question, _, meant in known]
@@ -190,12 +228,12 @@ def run_trials(search: PerspectiveSearch, questions: Sequence[BinaryQuestion], s
     def steered(by: float) -> list[Change]:
         return [search.steered(question.text, search.steering(one.words, meant, by)) for question, one, meant in known]
 
-    allowed = float(np.mean([change.drift for change in replaced]))
+    allowed = float(np.mean([change.cosine_loss for change in replaced]))
     matched, at, beyond = steered(0.0), 0.0, _LARGEST
     for _ in range(_HALVINGS):
         between = round((at + beyond) / 2, 2)
         tried = steered(between)
-        if float(np.mean([change.drift for change in tried])) > allowed:
+        if float(np.mean([change.cosine_loss for change in tried])) > allowed:
             beyond = between
         else:
             matched, at = tried, between
@@ -204,17 +242,6 @@ def run_trials(search: PerspectiveSearch, questions: Sequence[BinaryQuestion], s
         for (question, one, meant), *changes in zip(known, replaced, steered(strength), matched, strict=True)
     ]
     return Trials(tuple(found), unresolved, at)
-
-
-def _named(search: PerspectiveSearch, feature: int) -> NDArray[np.bool_] | None:
-    return search.named(feature)
-
-
-def _near_label(search: PerspectiveSearch, feature: int) -> NDArray[np.bool_] | None:
-    return search.near_label(feature)
-
-
-_RULES: tuple[Callable[[PerspectiveSearch, int], NDArray[np.bool_] | None], ...] = (_named, _near_label)
 
 
 def _counts(change: Change, members: NDArray[np.bool_]) -> tuple[int, int]:
@@ -230,20 +257,22 @@ def _printed_total(found: Sequence[Trial]) -> str | None:
     return f"{sum(one[0] for one in printed)}/{sum(one[1] for one in printed)}" if printed else None
 
 
-def _mean_drifts(found: Sequence[Trial]) -> list[float]:
-    return [float(np.mean([trial.ways[place].drift for trial in found])) for place in range(3)]
+def _mean_losses(found: Sequence[Trial]) -> list[float]:
+    return [float(np.mean([trial.ways[place].cosine_loss for trial in found])) for place in range(3)]
 
 
 def _sign(way: str, gains: NDArray[np.int64]) -> str:
-    """How often a way gains and loses, with the two-sided sign test."""
+    """How often a way gains and loses, with a two-sided sign test."""
     up, down = int((gains > 0).sum()), int((gains < 0).sum())
     return f"{way} has more of {up} afterwards and fewer of {down} (p = {_p(up, down):.2g})"
 
 
 def _compared(gains: NDArray[np.int64]) -> str:
-    """The product's steering at the same drift against the paper's, by the same test."""
+    """The product's steering against the paper's way at the same cosine loss, by the same test."""
     up, down = int((gains[:, 2] > gains[:, 0]).sum()), int((gains[:, 2] < gains[:, 0]).sum())
-    return f"At the same drift steering gains more than replace on {up} and less on {down} (p = {_p(up, down):.2g})."
+    return (
+        f"At the same cosine loss steering gains more than replace on {up} and less on {down} (p = {_p(up, down):.2g})."
+    )
 
 
 def _p(up: int, down: int) -> float:
@@ -255,18 +284,15 @@ def _shared_notes(search: PerspectiveSearch, trials: Trials) -> list[str]:
     config = search.sae.config
     notes = [
         f"{len(search.ids):,} passages; {config.encoder.short_name}, n = {config.n:,}, K = {config.k}. Before/after: "
-        f"of the top {TOP}, how many belong to the perspective.",
+        f"passages of the perspective in the top {TOP}.",
         f"Replace: {STRENGTH:g} in embedding units ({STRENGTH / float(np.median(units)):.1f} units of these features, "
         "median) is added to the first feature of the query's code, which is decoded and compared with reconstructions "
-        "by cosine, as in the paper. Steer: what search(query, steer={words: strength}) does, with all features of the "
-        "words; its list before is the plain search's.",
-        f"Drift: by how much the mean cosine of the top {TOP} falls, against plain search. The last steering has one "
-        f"strength for all questions, {trials.matched:g}: the largest found whose mean drift is at most that of "
+        "by cosine, as in the paper. Steer: search(query, steer={words: strength}), with all features of the words; "
+        "its list before is that of the plain search.",
+        f"Drift: relative fall of the mean query cosine of the top {TOP} against plain search. The last steering has "
+        f"one strength for all questions, {trials.matched:g}: the largest with a mean drift of at most that of "
         "replace.",
     ]
     if trials.unresolved:
         notes.append(f"No feature answers to: {'; '.join(trials.unresolved)}. Left out.")
     return notes
-
-
-__all__ = ["STRENGTH", "Trial", "Trials", "labelled_table_4", "run_trials", "table_4"]
