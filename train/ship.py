@@ -1,4 +1,4 @@
-"""Writes a trained SAE as it ships: `python train/ship.py base/sae` fills `sae_steer_retriever/sae/pretrained/`."""
+"""Writes a trained SAE for the wheel: `python train/ship.py base/sae` fills `sae_steer_retriever/sae/pretrained/`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 def main() -> None:
-    """Write it, and say how large it is."""
+    """Writes the SAE, and prints the sizes of its files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sae", type=Path, help="folder that `sae-steer train` wrote")
     parser.add_argument("--output", type=Path, help="another folder than the package's own")

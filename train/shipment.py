@@ -1,4 +1,4 @@
-"""An SAE's folder as it ships in the wheel: half the size, and nothing of the texts that it was fitted on."""
+"""Writes an SAE for the wheel: half the size, without anything of the texts that it was fitted to."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 CARD_FILE = "README.md"
 _ROUNDED = ("W_enc", "W_dec")
-# Scores, shares and units are told apart to two digits; float32 has seven.
+# Two digits of scores, shares and units matter; float32 has seven.
 _DIGITS = 6
 
 
 class Shipment(NamedTuple):
-    """What was written.
+    """The files of a bundled SAE.
 
     Attributes:
-        sae: The SAE as it will be read: another one than before, by its `fingerprint`.
+        sae: The SAE as it will be read; its `fingerprint` differs from that of the source.
         sizes: Bytes by file.
     """
 
@@ -34,20 +34,23 @@ class Shipment(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Returns the bytes of all files."""
         return sum(self.sizes.values())
 
 
 def write_shipment(source: str | Path, target: str | Path) -> Shipment:
-    """Write an SAE with its catalog, calibration and card as they ship; the same input gives the same bytes.
+    """Writes an SAE with its catalog, calibration and card for the wheel; the same input gives the same bytes.
 
-    Both matrices are rounded to float16: reading makes the directions unit vectors again (`sae_files.restored`).
-    Labels, keywords, scores, frequencies, units and families stay. The ids of the passages that features were seen in,
-    and the evidence made of them, are left out: nobody else has these passages. Names that a person gave stay behind.
+    Both matrices are rounded to float16; `sae.files.restored` makes the directions unit vectors again. Labels,
+    keywords, scores, frequencies, units and families are kept. The ids of example passages and the evidence are left
+    out, since nobody else has these passages. Names given by a person are left out too.
 
     Args:
         source: Folder of the SAE; not changed.
         target: Another folder.
+
+    Returns:
+        The written files.
 
     Raises:
         ArtifactError: A file of the source is missing or damaged, or the target cannot be written.
@@ -62,7 +65,7 @@ def write_shipment(source: str | Path, target: str | Path) -> Shipment:
     tensors |= {name: tensors[name].to(torch.float16) for name in _ROUNDED}
     sae = TopKSAE(**restored(tensors), config=fitted.config)
     write_sae(target, tensors, sae.config, sae.fingerprint)
-    features = [_shipped(feature) for feature in parts.features]
+    features = [_trimmed(feature) for feature in parts.features]
     write_catalog(target, *parts._replace(features=features, fingerprint=sae.fingerprint))
     files = [WEIGHTS_FILE, CONFIG_FILE, FEATURES_FILE, CALIBRATION_FILE]
     if (source / CARD_FILE).is_file():
@@ -71,7 +74,7 @@ def write_shipment(source: str | Path, target: str | Path) -> Shipment:
     return Shipment(sae, {name: (target / name).stat().st_size for name in files})
 
 
-def _shipped(feature: Feature) -> Feature:
+def _trimmed(feature: Feature) -> Feature:
     score = None
     if feature.score is not None:
         random, hard, random_interval, hard_interval, passages = feature.score
@@ -89,6 +92,3 @@ def _shipped(feature: Feature) -> Feature:
 
 def _rounded(interval: tuple[float, float]) -> tuple[float, float]:
     return round(interval[0], _DIGITS), round(interval[1], _DIGITS)
-
-
-__all__ = ["CARD_FILE", "Shipment", "write_shipment"]

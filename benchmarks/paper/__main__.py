@@ -264,7 +264,7 @@ def _feature_tables(arguments: argparse.Namespace) -> Outcome:
         make_folder(arguments.output, "--output")
     opened = open_catalog(arguments)
     tables, figure = _made(arguments, opened)
-    shown = [*tables, *figure]
+    shown: list[Table | Figure] = [*tables, *figure]
     data: dict[str, Any] = {"tables": {table.name: table.to_json() for table in tables}}
     if figure:
         data["figure"] = figure[0].to_json()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ class Figure:
     name: str
     table: Table
     caption: str
-    panels: dict[str, tuple[Panel, ...]]
+    panels: Mapping[str, tuple[Panel, ...]]
     draw: Callable[[Sequence[Panel]], Canvas]
 
     def plots(self) -> list[Plot]:

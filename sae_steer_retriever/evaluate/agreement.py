@@ -163,12 +163,7 @@ def held_out_queries(passages: Sequence[Passage], training: Mapping[str, Any], l
 
 
 def recorded(training: Mapping[str, Any], name: str, default: int = 0) -> int:
-    """Returns a whole number from an SAE's record of its training.
-
-    Args:
-        training: `sae.config.training`.
-        name: Name of the setting.
-        default: The number if nothing is recorded.
+    """Returns a whole number that `sae.config.training` records, or the default if it records none.
 
     Raises:
         ArtifactError: The recorded value is not a whole number of at least 0.

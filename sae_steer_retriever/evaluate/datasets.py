@@ -48,7 +48,7 @@ def read_retrieval_set(source: str | Path, *, split: str = "test") -> RetrievalS
         raise CorpusError(
             f"{source} is a file: expected a folder with corpus.jsonl, queries.jsonl and qrels/{split}.tsv"
         )
-    named = read_named_set(source, split) if isinstance(source, str) else None
+    named = _read_named(source, split) if isinstance(source, str) else None
     if named is None:
         raise CorpusError(
             f"no such folder: {source}{_suggestion(folder)}; expected one in BEIR layout, {IR_DATASETS_PREFIX}ID of "
@@ -57,44 +57,28 @@ def read_retrieval_set(source: str | Path, *, split: str = "test") -> RetrievalS
     return named
 
 
-def read_named_set(source: str, split: str) -> RetrievalSet | None:
-    """Reads a retrieval set by its name.
+def _read_named(source: str, split: str) -> RetrievalSet | None:
+    """Returns the set of that name; None if it cannot be a name, or is a path into an existing folder.
 
     `irds:ID` and `hub:OWNER/NAME` say where to look. Without a prefix, an id that ir_datasets knows is read from there,
     OWNER/NAME from the hub, and a longer name is taken for an id of ir_datasets.
-
-    Args:
-        source: The name as the user gave it; not an existing file or folder.
-        split: The split of a hub dataset; appended to an id of ir_datasets that has no judgments.
-
-    Returns:
-        The set; None when `source` cannot be such a name, or is a path into an existing folder.
     """
     if source.startswith(IR_DATASETS_PREFIX):
-        return read_ir_dataset(source.removeprefix(IR_DATASETS_PREFIX), split)
+        return _read_ir_dataset(source.removeprefix(IR_DATASETS_PREFIX), split)
     if source.startswith(HUB_PREFIX):
-        return read_hub_dataset(source.removeprefix(HUB_PREFIX), split)
+        return _read_from_hub(source.removeprefix(HUB_PREFIX), split)
     first, separator, _ = source.partition("/")
     if separator and Path(first).exists():
         return None
     if find_spec("ir_datasets") is not None and _dataset_id(source, split) is not None:
-        return read_ir_dataset(source, split)
+        return _read_ir_dataset(source, split)
     if _HUB_NAME.fullmatch(source):
-        return read_hub_dataset(source, split)
-    return read_ir_dataset(source, split) if _LONG_NAME.fullmatch(source) else None
+        return _read_from_hub(source, split)
+    return _read_ir_dataset(source, split) if _LONG_NAME.fullmatch(source) else None
 
 
-def read_hub_dataset(repository: str, split: str) -> RetrievalSet:
-    """Returns the set of a dataset repository in BEIR layout, downloaded once from the Hugging Face hub.
-
-    Args:
-        repository: "owner/name", such as "mteb/scifact".
-        split: Which file of `qrels/` to read.
-
-    Raises:
-        CorpusError: The repository cannot be downloaded, or lacks corpus.jsonl, queries.jsonl or qrels/*.tsv (Parquet
-            is not read).
-    """
+def _read_from_hub(repository: str, split: str) -> RetrievalSet:
+    """The set of a dataset repository in BEIR layout ("mteb/scifact"), downloaded once; Parquet is not read."""
     from huggingface_hub import snapshot_download
 
     if not _HUB_NAME.fullmatch(repository):
@@ -115,17 +99,8 @@ def read_hub_dataset(repository: str, split: str) -> RetrievalSet:
     return read_beir_folder(folder, split, name=repository)
 
 
-def read_ir_dataset(dataset_id: str, split: str) -> RetrievalSet:
-    """Returns a dataset of the package ir_datasets, which downloads it once. All documents are held in memory.
-
-    Args:
-        dataset_id: "beir/scifact/test", or "beir/scifact" and the split.
-        split: Appended to an id that has no judgments.
-
-    Raises:
-        CorpusError: There is no such dataset, it has no judgments, or it cannot be downloaded.
-        MissingExtraError: The extra `datasets` is not installed.
-    """
+def _read_ir_dataset(dataset_id: str, split: str) -> RetrievalSet:
+    """A dataset of ir_datasets, which downloads it once; the split is appended to an id without judgments."""
     try:
         import ir_datasets
     except ImportError as error:

@@ -99,7 +99,7 @@ def evaluate(
     ranks: bool = False,
     progress: bool = False,
 ) -> Evaluation:
-    """Returns the measurements of an SAE on a judged set, or on documents without judgments.
+    r"""Returns the measurements of an SAE on a judged set, or on documents without judgments.
 
     Without judgments the queries are titles and sentences of the documents that the SAE's training has not drawn, and
     the measure is how much of the original ranking the SAE keeps.
@@ -120,6 +120,13 @@ def evaluate(
         MismatchError: The SAE belongs to another encoder.
         MissingExtraError: `ranks` is asked for, and matplotlib is not installed.
         ValueError: Both `dataset` and `corpus` are given, or neither.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("docs.md").write_text("\n\n".join(texts[:60]), encoding="utf-8")
+        >>> found = evaluate(sae, embedder, corpus=Path("docs.md"))
+        >>> 0 < found.agreement.rows["reconstructed"].overlap.value <= 1
+        True
     """
     sae.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
     if dataset is not None and corpus is None:

@@ -197,12 +197,8 @@ def measure_dictionary(
 def with_k_labels(sae: TopKSAE, k_labels: int) -> TopKSAE:
     """Returns the same dictionary with another number of label latents.
 
-    Args:
-        sae: The dictionary.
-        k_labels: From 1 to its `k`.
-
     Raises:
-        ValueError: `k_labels` is out of that range.
+        ValueError: `k_labels` is not from 1 to the dictionary's `k`.
     """
     if not 1 <= k_labels <= sae.config.k:
         raise ValueError(f"k_labels = {k_labels}: expected 1 to {sae.config.k}, the SAE's k.")

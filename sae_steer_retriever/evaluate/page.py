@@ -45,12 +45,7 @@ def write_page(
 
 
 def inline_svg(text: str, prefix: str) -> str:
-    """Returns an SVG file as an element of a page, with ids that no other plot on the page has.
-
-    Args:
-        text: The file, as matplotlib writes it.
-        prefix: Prefix of the ids.
-    """
+    """Returns an SVG file of matplotlib as an element of a page; the prefix makes its ids unique on the page."""
     element = text[text.index("<svg") :]
     # matplotlib keeps the texts of a drawing in comments, for people who edit the file.
     element = re.sub(r"<!--.*?-->", "", element, flags=re.DOTALL)

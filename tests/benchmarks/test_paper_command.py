@@ -141,7 +141,7 @@ def test_table_4_counts_by_the_labels_of_a_corpus(sae_steer: Run, sae: Path, wor
 def test_tables_of_a_store_are_written_where_asked(
     sae_steer: Run, filled_folder: Path, world: World, tmp_path: Path
 ) -> None:
-    output = tmp_path / "deep" / "tables"
+    store, output = filled_folder / "chroma", tmp_path / "deep" / "tables"
     ran = paper(
         sae_steer,
         "feature-tables",
@@ -158,12 +158,12 @@ def test_tables_of_a_store_are_written_where_asked(
     assert "Table 3: " in ran.out
     assert (output / "table-3.csv").read_text(encoding="utf-8").count("\n") == 3
     assert (output / "figure-3.png").stat().st_size > 1000
-    unknown = paper(sae_steer, "feature-tables", "--store", filled_folder / "chroma", "--document", "nobody")
+    unknown = paper(sae_steer, "feature-tables", "--store", store, "--document", "nobody")
     assert unknown.code == 2
     assert "no such passage" in unknown.error
     file = tmp_path / "file"
     file.write_text("")
-    refused = paper(sae_steer, "feature-tables", "--store", filled_folder / "chroma", "--output", file)
+    refused = paper(sae_steer, "feature-tables", "--store", store, "--output", file)
     assert refused.code == 2
     assert "--output: cannot make the folder" in refused.error
 
