@@ -24,9 +24,8 @@ from sae_steer_retriever.corpus.passage import Corpus
 from sae_steer_retriever.encoders.embedders import Embedder, SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.evaluate.datasets import read_retrieval_set
-from sae_steer_retriever.evaluate.embedded import EmbeddedSet, embed_set
 from sae_steer_retriever.evaluate.fidelity import measure_fidelity
-from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
+from sae_steer_retriever.evaluate.retrieval_set import EmbeddedSet, RetrievalSet, embed_set
 from sae_steer_retriever.sae.files import resolve_folder
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.adaptation import adapted_config, adapted_start

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from steering.corpus import QUESTIONS
+from steering.dictionaries import encoded
 
 from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
-from sae_steer_retriever.evaluate.steering_corpus import QUESTIONS
-from sae_steer_retriever.evaluate.steering_dictionaries import encoded
 from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.labelling.gather_evidence import LABELLED_FROM
 from sae_steer_retriever.sae.codes import Array

@@ -15,8 +15,8 @@ from pathlib import Path
 from sae_steer_retriever.encoders.embedders import SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.evaluate.datasets import read_retrieval_set
-from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.fidelity import measure_fidelity
+from sae_steer_retriever.evaluate.retrieval_set import embed_set
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 

@@ -6,9 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from shipment import write_shipment
+
 from sae_steer_retriever.sae.bundled import BUNDLED_FOLDER
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.shipment import write_shipment
 
 
 def main() -> None:

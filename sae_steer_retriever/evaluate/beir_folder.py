@@ -1,31 +1,55 @@
-"""A retrieval set in a folder of BEIR layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv."""
+"""Reads a folder in BEIR layout: corpus.jsonl, queries.jsonl and the relevance judgments in qrels/SPLIT.tsv."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from sae_steer_retriever.corpus.decoding import UnreadableFileError
 from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.corpus.rows import json_objects, read_text, row_id, text_field
 from sae_steer_retriever.errors import CorpusError, nearest_names
-from sae_steer_retriever.evaluate.qrels import read_qrels
-from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet, judged_set
+from sae_steer_retriever.evaluate.retrieval_set import Judgments, RetrievalSet, judged_set
 
 CORPUS_FILES = ("corpus.jsonl", "corpus.jsonl.gz")
 QUERY_FILES = ("queries.jsonl", "queries.jsonl.gz")
 QRELS_FOLDER = "qrels"
 
+LARGEST_GRADE = 1000
+"""The largest accepted grade, of either sign: trec_eval needs memory for every grade up to it."""
+
 _WITHOUT_JUDGMENTS = "to evaluate documents without judgments, give them with --corpus"
 _SHOWN_ENTRIES = 4
+# Python refuses to read numbers of thousands of digits.
+_GRADE = re.compile(r"[+-]?[0-9]{1,1000}")
+_HEADER_NAMES = ("score", "relevance", "rel", "grade", "label")
+
+
+class Judgment(NamedTuple):
+    """One relevance judgment.
+
+    Attributes:
+        query: The query's id.
+        document: The document's id.
+        grade: How relevant the document is; at least 1 means relevant.
+        place: Its position in the source, for messages ("line 3").
+    """
+
+    query: str
+    document: str
+    grade: int
+    place: str
 
 
 def read_beir_folder(folder: Path, split: str, *, name: str | None = None) -> RetrievalSet:
-    """Read a folder in BEIR layout (Thakur et al. 2021).
+    """Returns the set in a folder of BEIR layout (Thakur et al. 2021).
 
     Args:
         folder: An existing folder.
         split: Which file of `qrels/` to read.
-        name: The set's name; the folder's if not given.
+        name: The set's name; that of the folder if not given.
 
     Raises:
         CorpusError: A file is missing or malformed, or the files do not belong together.
@@ -57,6 +81,55 @@ def read_beir_folder(folder: Path, split: str, *, name: str | None = None) -> Re
     return judged_set(found, corpus.passages, queries, judgments, source=str(qrels_file), notes=notes)
 
 
+def read_qrels(path: Path) -> Judgments:
+    """Returns the judgments in a file, one a line.
+
+    A line has three columns with tabs between (query-id, corpus-id, score: BEIR, Thakur et al. 2021) or the four of
+    TREC (query-id, 0, corpus-id, score; tabs or spaces). A first line of column names is skipped.
+
+    Raises:
+        CorpusError: The file cannot be read or holds no judgment, a line is malformed, or two lines contradict each
+            other. The message names the file and the line.
+    """
+    try:
+        text, _ = read_text(path)
+    except UnreadableFileError as error:
+        raise CorpusError(f"cannot read the judgments {path}: {error}") from error
+    judgments = gather(_judgments(path, text), str(path))
+    if not judgments:
+        raise CorpusError(f"no judgment in {path}: expected lines of query-id, corpus-id and score, with tabs between")
+    return judgments
+
+
+def gather(judgments: Iterable[Judgment], source: str) -> Judgments:
+    """Returns judgments grouped by query.
+
+    Args:
+        judgments: In order; the same one may occur twice.
+        source: Their origin, for messages.
+
+    Raises:
+        CorpusError: A query has two different grades for one document, or a grade is too large.
+    """
+    gathered: Judgments = {}
+    places: dict[tuple[str, str], str] = {}
+    for query, document, grade, place in judgments:
+        if abs(grade) > LARGEST_GRADE:
+            raise CorpusError(
+                f"{source} has the score {str(grade)[:40]} ({place}), expected {-LARGEST_GRADE:,} to "
+                f"{LARGEST_GRADE:,}; rescale it, or check the order of the columns"
+            )
+        grades = gathered.setdefault(query, {})
+        known = grades.setdefault(document, grade)
+        first = places.setdefault((query, document), place)
+        if known != grade:
+            raise CorpusError(
+                f"{source} judges document {document!r} for query {query!r} as {known} ({first}) and as {grade} "
+                f"({place}): expected one score for each pair; remove one of the two"
+            )
+    return gathered
+
+
 def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
@@ -76,7 +149,7 @@ def _no_retrieval_set(folder: Path, split: str) -> str:
 
 
 def _splits(folder: Path, split: str) -> list[str]:
-    """The splits that a folder has; `split` is one of them."""
+    """The splits that a folder has, `split` among them."""
     qrels = folder / QRELS_FOLDER
     splits = sorted(file.stem for file in qrels.glob("*.tsv") if file.is_file())
     if not splits:
@@ -93,7 +166,7 @@ def _splits(folder: Path, split: str) -> list[str]:
 
 
 def _read_queries(path: Path) -> tuple[dict[str, str], list[str]]:
-    """Texts by id, and what to note of the file."""
+    """Texts by id, and notes on the file."""
     queries: dict[str, str] = {}
     lines: dict[str, int] = {}
     without_text = 0
@@ -124,3 +197,39 @@ def _read_queries(path: Path) -> tuple[dict[str, str], list[str]]:
     if without_text:
         notes.append(f"{path.name}: {without_text} queries without a text")
     return queries, notes
+
+
+def _judgments(path: Path, text: str) -> Iterator[Judgment]:
+    first = True
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        columns = [column.strip() for column in (line.split("\t") if "\t" in line else line.split())]
+        if first and columns[-1].lower() in _HEADER_NAMES:
+            first = False
+            continue
+        first = False
+        # With three columns only tabs separate: an id that holds a space would be cut in two.
+        if len(columns) != 4 and not (len(columns) == 3 and "\t" in line):
+            count = len(columns) if "\t" in line else 1
+            raise CorpusError(
+                f"{path}, line {number} has {count} column{'s' * (count != 1)}, expected 3 with tabs between "
+                f"(query-id, corpus-id, score) or TREC's 4 (query-id, 0, corpus-id, score); given: {_excerpt(line)}"
+            )
+        query, document, score = columns[0], columns[-2], columns[-1]
+        if not query or not document:
+            raise CorpusError(
+                f"{path}, line {number} has an empty id, expected query-id, corpus-id and score; "
+                f"given: {_excerpt(line)}"
+            )
+        if not _GRADE.fullmatch(score):
+            raise CorpusError(
+                f"{path}, line {number} has the score {score[:40]!r}, expected a whole number (0: not relevant, "
+                "1 and more: relevant); round it, or check the order of the columns"
+            )
+        yield Judgment(query, document, int(score), f"line {number}")
+
+
+def _excerpt(line: str) -> str:
+    line = " ".join(line[:300].split())
+    return line if len(line) <= 80 else line[:80] + "..."

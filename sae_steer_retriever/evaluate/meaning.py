@@ -1,4 +1,4 @@
-"""What the features of an SAE mean, beside dictionaries that were never trained on anything."""
+"""Meaning of the features of an SAE, measured beside untrained dictionaries: labels, coherence, recurrence."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from sae_steer_retriever.corpus.passage import Corpus, Passage
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import MismatchError
+from sae_steer_retriever.evaluate.bootstrap import Median, bootstrap_median
 from sae_steer_retriever.evaluate.frequencies import Frequencies, measure_frequencies, passage_counts
-from sae_steer_retriever.evaluate.median import Median, bootstrap_median
 from sae_steer_retriever.evaluate.recurrence import Recurrence, measure_recurrence
 from sae_steer_retriever.features.calibration import calibrate
 from sae_steer_retriever.labelling.baselines import kmeans_dictionary, random_dictionary
@@ -20,28 +20,32 @@ from sae_steer_retriever.labelling.coherence import corpus_mean, feature_coheren
 from sae_steer_retriever.labelling.gather_evidence import strengths
 from sae_steer_retriever.labelling.keyword_labels import label_features
 from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import former_keys
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.embedded_corpus import require_enough
+
+RECURRENCE_STEPS = 600
+"""Steps of each of the two fits of the recurrence, unless others are asked for."""
 
 _RANDOM_GROUPS = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class DictionaryMeaning:
-    """What the features of one dictionary mean, read at `k_labels`.
+    """Meaning of the features of one dictionary, by its label latents.
 
     Attributes:
-        labelled: Features with a label.
-        share_labelled: The same as a share of all features.
-        scored: Features whose label could be scored on passages it was not made of.
-        share_scored: The same as a share of all features.
+        labelled: Number of features with a label.
+        share_labelled: Their share of all features.
+        scored: Number of features whose label could be scored on passages that it was not made from.
+        share_scored: Their share of all features.
         auroc_random: Label detection AUROC against random passages, over the scored features.
         auroc_hard: The same against passages of neighbouring features.
-        coherence: Mean pairwise cosine of a feature's five strongest of the given passages, over the features that
-            have five. The SAE may have been fitted to them; `Recurrence` has the same on passages it was not.
-        frequencies: At the reading for reconstruction, "k", and at that for names, "k_labels".
-        label_scores: Each scored label's AUROC against passages of neighbouring features, for a histogram.
-        shares: Of each feature, the share of the passages whose names it is among, for a histogram.
+        coherence: Mean pairwise cosine of a feature's five strongest passages, over the features with five. The SAE may
+            have been fitted to these passages; `Recurrence` has the same on passages that it was not fitted to.
+        frequencies: "k": over all active latents; "k_names": over the label latents.
+        label_scores: AUROC of each scored label against passages of neighbouring features, for a histogram.
+        shares: For each feature, the share of the passages with it as a label latent, for a histogram.
     """
 
     labelled: int
@@ -56,7 +60,7 @@ class DictionaryMeaning:
     shares: tuple[float, ...] = dataclasses.field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """All but the figures of single features; a figure that could not be measured is null."""
+        """Returns all but the figures of single features; a figure that could not be measured is null."""
         fields = dataclasses.asdict(self)
         del fields["label_scores"], fields["shares"]
         plain: dict[str, Any] = _without_nan(fields)
@@ -65,17 +69,17 @@ class DictionaryMeaning:
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-    """What the features of an SAE mean, and what those of untrained dictionaries of the same sizes do.
+    """Meaning of the features of an SAE, and of untrained dictionaries of the same sizes.
 
     Attributes:
-        passages: How many were read.
+        passages: Number of passages.
         latents: n.
-        k: Active latents, the reading for reconstruction.
-        k_labels: Active latents, the reading for names, of all three dictionaries.
-        seed: Of everything random.
-        dictionaries: By "sae", "random" (frozen Gaussian directions) and "kmeans" (of the given passages).
+        k: Active latents.
+        k_labels: Label latents, the same for all three dictionaries; `k_names` in JSON.
+        seed: Seed of everything random.
+        dictionaries: "sae", "random" (frozen Gaussian directions) and "kmeans" (centres of the given passages).
         random_passages: Coherence of groups of five random passages: the zero of that scale.
-        recurrence: Of dictionaries of two halves of the passages; None if it was left out.
+        recurrence: Dictionaries of two halves of the passages; None if it was skipped.
     """
 
     passages: int
@@ -88,12 +92,10 @@ class Meaning:
     recurrence: Recurrence | None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as one JSON object; a figure that could not be measured is null."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """Returns everything as one JSON object; a figure that could not be measured is null."""
+        fields = dataclasses.asdict(self)
         fields["dictionaries"] = {name: found.to_json() for name, found in self.dictionaries.items()}
-        fields["random_passages"] = dataclasses.asdict(self.random_passages)
-        fields["recurrence"] = None if self.recurrence is None else dataclasses.asdict(self.recurrence)
-        plain: dict[str, Any] = _without_nan(fields)
+        plain: dict[str, Any] = _without_nan(former_keys(fields))
         return plain
 
 
@@ -104,40 +106,37 @@ def measure_meaning(
     embedder: Embedder,
     *,
     seed: int = 0,
-    recurrence_steps: int = 600,
+    recurrence_steps: int = RECURRENCE_STEPS,
     k_labels: int | None = None,
     progress: bool = False,
 ) -> Meaning:
-    """Measure labels, coherence, frequencies and recurrence of an SAE, a random dictionary and k-means directions.
+    """Returns labels, coherence, frequencies and recurrence of an SAE, a random dictionary and k-means directions.
 
     Args:
         sae: The SAE.
-        passages: The corpus to read it on, at least 20 passages.
-        vectors: (N, d) the passages' unit embeddings.
-        embedder: A caching one: it embeds labels and, for the recurrence, passages and sentences.
-        seed: Of everything random.
-        recurrence_steps: Steps of each of the two fits that the recurrence needs; 0 leaves it out.
-        k_labels: The reading for names, if it is not to be the SAE's own; at most its `k`.
+        passages: At least 20 passages.
+        vectors: (N, d) unit embeddings of the passages.
+        embedder: A `CachedEmbedder`; it embeds labels and, for the recurrence, passages and sentences.
+        seed: Seed of everything random.
+        recurrence_steps: Steps of each of the two fits that the recurrence needs; 0 skips it.
+        k_labels: Number of label latents, if not the SAE's own; at most its `k`.
         progress: Whether to show progress bars on stderr.
 
     Raises:
         MismatchError: Passages and vectors differ in number, or the embedder is not the SAE's encoder.
-        ArtifactError: The recurrence is wanted, and the SAE does not record how it was fitted.
+        ArtifactError: The recurrence is asked for, and the SAE does not record how it was fitted.
         CorpusError: There are too few passages.
         ValueError: `k_labels` or `recurrence_steps` is out of range.
     """
     if len(passages) != len(vectors):
         raise MismatchError(f"{len(passages)} passages, {len(vectors)} vectors: expected one vector a passage.")
     if recurrence_steps < 0:
-        raise ValueError(f"recurrence_steps = {recurrence_steps}: expected steps of a fit, or 0 to leave it out.")
+        raise ValueError(f"recurrence_steps = {recurrence_steps}: expected the steps of a fit, or 0 to skip it.")
     require_enough(Corpus(list(passages)))
     sae.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
-    read = sae if k_labels is None else reading_at(sae, k_labels)
-    dictionaries = {
-        "sae": read,
-        "random": random_dictionary(read, seed),
-        "kmeans": kmeans_dictionary(read, vectors, seed),
-    }
+    read = sae if k_labels is None else with_k_labels(sae, k_labels)
+    kmeans = kmeans_dictionary(read, vectors, seed)
+    dictionaries = {"sae": read, "random": random_dictionary(read, seed), "kmeans": kmeans}
     found = {
         name: measure_dictionary(dictionary, passages, vectors, embedder, seed=seed)
         for name, dictionary in dictionaries.items()
@@ -145,15 +144,9 @@ def measure_meaning(
     groups = random_groups(len(passages), _RANDOM_GROUPS, np.random.default_rng(seed))
     recurrence = None
     if recurrence_steps:
+        k_labels = read.config.k_labels
         recurrence = measure_recurrence(
-            sae,
-            passages,
-            vectors,
-            embedder,
-            steps=recurrence_steps,
-            seed=seed,
-            k_labels=read.config.k_labels,
-            progress=progress,
+            sae, passages, vectors, embedder, steps=recurrence_steps, seed=seed, k_labels=k_labels, progress=progress
         )
     return Meaning(
         passages=len(passages),
@@ -170,20 +163,20 @@ def measure_meaning(
 def measure_dictionary(
     sae: TopKSAE, passages: Sequence[Passage], vectors: Array, embedder: Embedder, *, seed: int = 0
 ) -> DictionaryMeaning:
-    """Measure one dictionary: labels and their scores, coherence, frequencies.
+    """Returns the measurements of one dictionary: labels and their scores, coherence, frequencies.
 
     Args:
-        sae: The dictionary, read at its `k_labels`.
-        passages: The corpus.
-        vectors: (N, d) the passages' unit embeddings.
+        sae: The dictionary.
+        passages: N passages.
+        vectors: (N, d) unit embeddings of the passages.
         embedder: Embeds the labels.
-        seed: Of the split into passages for labels and passages for scores, and of the negatives.
+        seed: Seed of the split into passages for labels and passages for scores, and of the negatives.
     """
     n = sae.config.n
     codes = sae.encode(vectors)
     names = codes.truncate(sae.config.k_labels)
     strong = strengths(sae, vectors, names)
-    # The spread of scores matters to steering, not to labels.
+    # Labels do not depend on the spread of scores, only steering does.
     calibration = calibrate([names], n, score_spread=1.0)
     ids, texts = [passage.id for passage in passages], [passage.text for passage in passages]
     report = label_features(sae, calibration, ids, texts, vectors, embedder, names=names, seed=seed)
@@ -202,15 +195,11 @@ def measure_dictionary(
     )
 
 
-def reading_at(sae: TopKSAE, k_labels: int) -> TopKSAE:
-    """The same dictionary with another reading for names.
-
-    Args:
-        sae: The dictionary.
-        k_labels: From 1 to its `k`.
+def with_k_labels(sae: TopKSAE, k_labels: int) -> TopKSAE:
+    """Returns the same dictionary with another number of label latents.
 
     Raises:
-        ValueError: It is not.
+        ValueError: `k_labels` is not from 1 to the dictionary's `k`.
     """
     if not 1 <= k_labels <= sae.config.k:
         raise ValueError(f"k_labels = {k_labels}: expected 1 to {sae.config.k}, the SAE's k.")

@@ -1,8 +1,7 @@
-"""`sae-steer features tables`: which features are shown, how far labels are to be trusted, and what is written."""
+"""`feature-tables`: which features are shown, how far labels are to be trusted, and what is written."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import json
@@ -17,14 +16,12 @@ from hypothesis import strategies as st
 from small_world import World
 from toy import catalog_for, random_sae, unit_rows
 
-from sae_steer_retriever.cli import feature_tables
-from sae_steer_retriever.cli.feature_options import add_options
-from sae_steer_retriever.cli.runner import main_of
-from sae_steer_retriever.evaluate.feature_tables import document_table, query_table, region_tables
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.feature_samples import frequency_regions, sample_region, strongest_features
+from benchmarks.paper.feature_tables import document_table, query_table, region_tables
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import LabelScore
 from sae_steer_retriever.labelling.gather_evidence import read_label_latents, strengths
-from sae_steer_retriever.labelling.tables import frequency_regions, sample_region, strongest_features
 from sae_steer_retriever.store.connection import connect
 
 QUESTIONS = ("wait for a thread to finish", "a socket over a network", "parse a date")
@@ -44,18 +41,10 @@ def catalog_of(counts: list[int], labels: Callable[[int], str] = "label {}".form
     return FeatureCatalog(features, calibration, sae.fingerprint)
 
 
-def entry(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser()
-    add_options(parser, nested=False)
-    feature_tables.add_arguments(parser)
-    parser.set_defaults(run=feature_tables.run)
-    return main_of(parser, arguments)
-
-
 @pytest.fixture
 def tables(sae_steer: Run) -> Callable[..., Ran]:
     """Runs the command."""
-    return lambda *arguments: sae_steer(*arguments, entry=entry)
+    return lambda *arguments: sae_steer("feature-tables", *arguments, entry=main)
 
 
 @pytest.fixture

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from judged_world import fit_series, judged_set
 from toy import random_sae, unit_rows
 
+from benchmarks.paper.figure import Figure
+from benchmarks.paper.figure_2 import figure_2
+from benchmarks.paper.figure_3 import figure_3, head_share, middle_slope
+from benchmarks.paper.fits import FitSeries
+from benchmarks.paper.seed_average import JudgedSet
 from sae_steer_retriever.errors import MismatchError, MissingExtraError
 from sae_steer_retriever.evaluate.bootstrap import Estimate, difference
-from sae_steer_retriever.evaluate.figure import Figure
-from sae_steer_retriever.evaluate.figures import figure_2
-from sae_steer_retriever.evaluate.fits import FitSeries
+from sae_steer_retriever.evaluate.frequencies import ranked_frequencies, word_frequencies
 from sae_steer_retriever.evaluate.plots import draw_features
-from sae_steer_retriever.evaluate.ranks import figure_3, head_share, middle_slope, ranked_frequencies, word_frequencies
-from sae_steer_retriever.evaluate.seed_average import JudgedSet
 from sae_steer_retriever.evaluate.table import Range
 from sae_steer_retriever.sae.codes import Codes
 from sae_steer_retriever.sae.topk_sae import TopKSAE

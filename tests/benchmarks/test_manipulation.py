@@ -16,13 +16,9 @@ from judged_world import judged_set
 from small_world import World
 from toy import ToyEmbedder, random_sae, unit_rows
 
-from sae_steer_retriever.corpus.passage import Passage
-from sae_steer_retriever.errors import CorpusError, MismatchError
-from sae_steer_retriever.evaluate import manipulation
-from sae_steer_retriever.evaluate.controllability import manipulation_study, perspectives_study
-from sae_steer_retriever.evaluate.embedded import EmbeddedSet
-from sae_steer_retriever.evaluate.fidelity import RECONSTRUCTED, measure_fidelity
-from sae_steer_retriever.evaluate.manipulation import (
+from benchmarks.paper import manipulation
+from benchmarks.paper.figure_4 import figure_4, manipulation_study
+from benchmarks.paper.manipulation import (
     STRENGTHS,
     ReconstructedSearch,
     best_rows,
@@ -32,8 +28,11 @@ from sae_steer_retriever.evaluate.manipulation import (
     summed_latents,
     usual_values,
 )
-from sae_steer_retriever.evaluate.manipulation_figure import figure_4
-from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
+from benchmarks.paper.table_4 import perspectives_study
+from sae_steer_retriever.corpus.passage import Passage
+from sae_steer_retriever.errors import CorpusError, MismatchError
+from sae_steer_retriever.evaluate.fidelity import RECONSTRUCTED, measure_fidelity
+from sae_steer_retriever.evaluate.retrieval_set import EmbeddedSet, RetrievalSet
 from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
 from sae_steer_retriever.sae.topk_sae import TopKSAE

@@ -81,7 +81,7 @@ def frequent(world: World) -> list[int]:
 def test_help_names_every_action(sae_steer: Run) -> None:
     helped = sae_steer("features", "--help")
     assert helped.code == 0
-    for action in ("list", "search", "show", "families", "contrast", "annotate", "label", "tables", "tries"):
+    for action in ("list", "search", "show", "families", "contrast", "annotate", "label", "tries"):
         assert f"\n    {action} " in helped.out
         assert sae_steer("features", action, "--help").code == 0
 
@@ -92,7 +92,6 @@ def test_the_sae_may_stand_before_or_after_the_word(
     for action in (
         ["families"],
         ["contrast", "--positive", "a thread of execution"],
-        ["tables", "--seed", 1],
         ["tries", frequent[0], "--corpus", corpus, "--passages", 2],
         ["label", "--corpus", corpus],
     ):
@@ -116,7 +115,6 @@ def test_the_sae_may_stand_before_or_after_the_word(
         (["tries", "1", "--corpus", "nowhere", "--sae", "."], "no such file or folder: nowhere"),
         (["tries", "1", "--corpus", ".", "--store", "."], "give either --corpus PATH or --store DIR"),
         (["tries", "1", "--corpus", ".", "--sae", ".", "--limit", "3"], "--limit goes with --all"),
-        (["tables", "--sae", ".", "--document", "a"], "--document names passages"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_opened(
@@ -218,7 +216,7 @@ def test_a_contrast_names_features_that_a_person_has_renamed(sae_steer: Run, sae
     assert "empty text" in nothing.error
 
 
-# -- label and tables -------------------------------------------------------------------------------------------------
+# -- label ------------------------------------------------------------------------------------------------------------
 
 
 def test_labelling_again_adds_what_files_of_an_earlier_version_lack(
@@ -266,23 +264,11 @@ def test_labelling_again_keeps_tries_and_mends_damaged_evidence(
     assert frequent[0] in read_evidence(sae, world.sae.fingerprint)
 
 
-def test_tables_of_a_store_are_written_where_asked(sae_steer: Run, store: Path, world: World, tmp_path: Path) -> None:
-    output = tmp_path / "deep" / "tables"
-    ran = sae_steer(
-        "features", "--limit", 2, "tables", "--store", store, "--document", world.ids[0], "--output", output
-    )
-    assert ran.code == 0, ran.err
-    assert "Table 3: " in ran.out
-    assert (output / "table-3.csv").read_text(encoding="utf-8").count("\n") == 3
-    assert (output / "figure-3.png").stat().st_size > 1000
-    unknown = sae_steer("features", "tables", "--store", store, "--document", "nobody")
-    assert unknown.code == 2
-    assert "no such passage" in unknown.error
-    file = tmp_path / "file"
-    file.write_text("")
-    refused = sae_steer("features", "tables", "--store", store, "--output", file)
-    assert refused.code == 2
-    assert "--output: cannot make the folder" in refused.error
+def test_the_tables_have_moved(sae_steer: Run) -> None:
+    for arguments in (("tables",), ("tables", "--query", "x", "--output", "y"), ("--limit", 2, "tables", "--help")):
+        refused = sae_steer("features", *arguments)
+        assert refused.code == 2
+        assert "python -m benchmarks.paper feature-tables" in refused.error
 
 
 # -- tries ------------------------------------------------------------------------------------------------------------

@@ -18,8 +18,7 @@ from sae_steer_retriever.corpus.query_texts import query_texts
 from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.errors import ArtifactError, CorpusError, MismatchError
 from sae_steer_retriever.evaluate import agreement
-from sae_steer_retriever.evaluate.agreement import measure_agreement
-from sae_steer_retriever.evaluate.held_out import held_out_queries
+from sae_steer_retriever.evaluate.agreement import held_out_queries, measure_agreement
 from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 

@@ -16,8 +16,7 @@ from toy import ToyEmbedder
 from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.errors import CorpusError, MissingExtraError
 from sae_steer_retriever.evaluate.datasets import read_retrieval_set
-from sae_steer_retriever.evaluate.embedded import embed_set
-from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
+from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet, embed_set
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 DOCUMENTS = [

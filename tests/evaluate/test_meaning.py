@@ -18,9 +18,9 @@ from toy import ToyEmbedder, random_sae, unit_rows, word_vector
 from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.encoders.vector_rows import VectorRows
 from sae_steer_retriever.errors import ArtifactError, CorpusError, MismatchError
+from sae_steer_retriever.evaluate.bootstrap import bootstrap_median
 from sae_steer_retriever.evaluate.frequencies import measure_frequencies
-from sae_steer_retriever.evaluate.meaning import Meaning, measure_meaning, reading_at
-from sae_steer_retriever.evaluate.median import bootstrap_median
+from sae_steer_retriever.evaluate.meaning import Meaning, measure_meaning, with_k_labels
 from sae_steer_retriever.evaluate.recurrence import match_features, measure_recurrence, recorded_recipe
 from sae_steer_retriever.features.calibration import calibrate
 from sae_steer_retriever.labelling.baselines import kmeans_dictionary, random_dictionary
@@ -146,18 +146,18 @@ def test_a_seed_decides_everything(meaning: Meaning, planted: Planted) -> None:
     assert other.dictionaries["random"] != meaning.dictionaries["random"]
 
 
-def test_the_naming_reading_can_be_changed(planted: Planted) -> None:
-    """All three are read at it; more names a passage are more passages a feature."""
+def test_the_number_of_label_latents_can_be_changed(planted: Planted) -> None:
+    """It holds for all three dictionaries; more label latents a passage are more passages a feature."""
     whole = measure_meaning(
         planted.sae, planted.passages, planted.vectors, planted.embedder, recurrence_steps=0, k_labels=4
     )
-    assert whole.k_labels == 4
+    assert whole.k_labels == whole.to_json()["k_names"] == 4
     for dictionary in whole.dictionaries.values():
-        assert dictionary.frequencies["k_labels"] == dictionary.frequencies["k"]
-    assert reading_at(planted.sae, 1).config.k_labels == 1
+        assert dictionary.frequencies["k_names"] == dictionary.frequencies["k"]
+    assert with_k_labels(planted.sae, 1).config.k_labels == 1
     for wrong in (0, 5):
         with pytest.raises(ValueError, match=f"k_labels = {wrong}.*1 to 4"):
-            reading_at(planted.sae, wrong)
+            with_k_labels(planted.sae, wrong)
 
 
 def test_a_dictionary_recurs_in_itself(planted: Planted) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from command_line import Run
 from safetensors.torch import load_file
+from shipment import write_shipment
 from small_world import World
 from toy import catalog_for, random_sae, unit_rows
 
@@ -24,7 +25,6 @@ from sae_steer_retriever.integrations.sources import adopt_store, load_parts
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae import bundled as bundled
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.shipment import write_shipment
 from sae_steer_retriever.steering.document_boost import FeatureMatch
 from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.store.connection import connect
