@@ -1,25 +1,21 @@
-"""Search by codes: the exact inverted index against dense vectors and against Seismic, one thread, side by side.
+"""Search by codes: the exact inverted index against dense vectors, one thread, side by side.
 
     python benchmarks/latent_search.py --sae FOLDER_OF_AN_SAE (--data FOLDER_WITH_BEIR | --vectors FILE.npy) [--json]
 
 Passages are the given real vectors and, up to `--passages`, mixtures of two of them each; their codes are the SAE's.
-Queries are those of the folder, or with --vectors mixtures too. Seismic, where it is installed (`scale` extra), is
-asked by `SeismicIndex` with its defaults, so its time includes the exact scores of what it found. Limit all of it to
-one core (e.g. `taskset -c 0 env OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1`): the dense product takes what it gets.
+Queries are those of the folder, or with --vectors mixtures too. Limit all of it to one core (e.g. `taskset -c 0 env
+OMP_NUM_THREADS=1`): the dense product uses every core that it gets.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +31,7 @@ _HOLD = """
 import sys
 import numpy as np
 from sae_steer_retriever.store.latent_index import LatentIndex
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes
 indices, values = (np.load(f"{sys.argv[1]}/{name}.npy", mmap_mode="r") for name in ("indices", "values"))
 index = LatentIndex.build(Codes(indices, values), int(sys.argv[2]))
 index.search(Codes(indices[:50], values[:50]), 10)
@@ -122,19 +118,6 @@ def peak_mb(codes: Codes[Any], n: int) -> float:
     return int(done.stdout) / 1024
 
 
-@contextlib.contextmanager
-def quiet_stdout() -> Iterator[None]:
-    """Seismic reports on stdout, which is for the result: to stderr with it."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
@@ -176,23 +159,6 @@ def main() -> int:
         f"ms a query, dense float32 of {x.shape[1]}": dense,
         "exact over dense": min(exact, again) / dense,
     }
-    if importlib.util.find_spec("seismic") is not None:
-        from sae_steer_retriever.store.seismic_index import SeismicIndex
-
-        began = time.perf_counter()
-        with quiet_stdout():
-            seismic = SeismicIndex.build(codes, sae.config.n)
-        ratios["seconds to make the Seismic index"] = time.perf_counter() - began
-        taken = milliseconds(lambda number: seismic.search(one(number), k), len(q))
-        found = [
-            len(set(some.rows.tolist()) & set(others.rows.tolist())) / k
-            for some, others in zip(index.search(queries, k), seismic.search(queries, k), strict=True)
-        ]
-        ratios |= {
-            "ms a query, Seismic": taken,
-            "Seismic over exact": taken / min(exact, again),
-            f"Seismic recall@{k} of the exact": float(np.mean(found)),
-        }
     if arguments.json:
         print(json.dumps({"ratios": ratios}))
     else:

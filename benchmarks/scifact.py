@@ -28,7 +28,7 @@ from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
-from sae_steer_retriever.train.pipeline import train
+from sae_steer_retriever.train.pipeline import fit
 
 
 def figures_of(fidelity: Fidelity) -> dict[str, float]:
@@ -84,7 +84,7 @@ def main() -> int:
     for seed in arguments.seeds:
         output = arguments.work / f"sae-{seed}"
         config = TrainConfig(latents=arguments.latents, k=arguments.k, seed=seed)
-        report = train(arguments.data, output, config, embedder=embedder)
+        report = fit(arguments.data, output, config, embedder=embedder)
         sae = TopKSAE.from_pretrained(output)
         figures = figures_of(measure_fidelity(sae, judged, vectors))
         figures |= {name: value for name, value in report.to_json().items() if isinstance(value, int | float)}

@@ -46,5 +46,6 @@ from .steering.policy import Steering as Steering
 from .steering.policy import compose as compose
 from .store.chroma_store import ChromaStore as ChromaStore
 from .train.config import TrainConfig as TrainConfig
+from .train.pipeline import fit as fit
 
 __version__: str
