@@ -1,4 +1,4 @@
-"""A private copy of an embedded Chroma: opening a Chroma folder writes to it, even if nothing is changed."""
+"""A copy of an embedded Chroma's folder: Chroma writes to its folder when it is opened, even if nothing is changed."""
 
 from __future__ import annotations
 
@@ -12,25 +12,22 @@ from pathlib import Path
 from sae_steer_retriever.errors import StoreError
 
 DATABASE = "chroma.sqlite3"
-"""The database in an embedded Chroma's folder, beside the vectors."""
+"""What an embedded Chroma keeps in its folder, beside the vectors."""
 
 
 @contextlib.contextmanager
 def private_copy(folder: Path) -> Iterator[Path]:
-    """Copy an embedded Chroma to a temporary folder; the original does not change by a byte.
+    """A copy to look at, which is removed afterwards; not a byte of the original changes.
 
-    SQLite's backup copies the database, so that the copy is consistent while another process writes.
+    The database is copied by SQLite's own backup, so that it is whole while another process writes to it.
 
     Args:
-        folder: The folder of an embedded Chroma.
-
-    Yields:
-        The folder of the copy, which is removed afterwards.
+        folder: Of an embedded Chroma.
 
     Raises:
-        StoreError: The folder cannot be read, or there is no room for a copy.
+        StoreError: It cannot be read, or there is no room for a copy of it.
     """
-    # On Windows a file that Chroma still maps cannot be removed; the system cleans it up later.
+    # On Windows a file that Chroma still maps cannot be removed; the system's own cleaning takes it.
     with tempfile.TemporaryDirectory(prefix="sae-steer-audit-", ignore_cleanup_errors=True) as temporary:
         target = Path(temporary) / "chroma"
         try:
@@ -44,7 +41,10 @@ def private_copy(folder: Path) -> Iterator[Path]:
         except (OSError, shutil.Error, sqlite3.Error) as error:
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             raise StoreError(
-                f"cannot copy {folder} ({size / 2**20:,.0f} MB) to {temporary}: {error}. An audit reads a copy; "
-                "set the environment variable TMPDIR to a folder with enough room."
+                f"cannot copy {folder} ({size / 2**20:,.0f} MB) to {temporary}, which an audit looks at instead of the "
+                f"store itself: {error}. The environment variable TMPDIR names another place."
             ) from error
         yield target
+
+
+__all__ = ["DATABASE", "private_copy"]

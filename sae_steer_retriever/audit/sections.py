@@ -93,9 +93,7 @@ def _topics(audit: Audit) -> Section:
                 + ("times training=lift:.1f", "family=family_name"),
             ),
             *_table(
-                "Most frequent families of features",
-                topics.families,
-                ("family=name", "features", "passages=share:.1%"),
+                "Most frequent families of features", topics.families, ("family=name", "features", "passages=share:.1%")
             ),
             *_table(
                 "Passages that are explained worst",

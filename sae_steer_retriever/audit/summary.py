@@ -71,7 +71,7 @@ def _findings(audit: Audit) -> list[Finding]:
             gaps.lacking_queries >= _LACKING,
             gaps.lacking_queries,
             f"{gaps.lacking_queries:.0%} of the queries ask for a feature that hardly any passage has, most often: "
-            f"{lacking}.",
+            f'"{lacking}".',
             f"The corpus has what queries ask for: only {gaps.lacking_queries:.1%} of them ask for a feature that "
             "hardly any passage has.",
         ),
@@ -89,9 +89,9 @@ def _findings(audit: Audit) -> list[Finding]:
     if exposure.under:
         first = exposure.under[0]
         sentence = (
-            f"{exposure.under_count} of {exposure.tested} frequent features and families are under-served, above all "
-            f"{first.name}: {first.passage_share:.1%} of the passages have it, but {first.place_share:.1%} of the "
-            f"top-{k} hits."
+            f"{exposure.under_count} of {exposure.tested} frequent features and families are under-served, most of all "
+            f'"{first.name}": {first.passage_share:.1%} of the passages have it, but only {first.place_share:.1%} of '
+            f"the top-{k} hits."
         )
         found.append(Finding(False, first.passage_share - first.place_share, sentence))
     else:
