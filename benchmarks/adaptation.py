@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_steer_retriever.corpus.read_corpus import Corpus
+from sae_steer_retriever.corpus.passage import Corpus
 from sae_steer_retriever.encoders.embedders import Embedder, SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.evaluate.datasets import RetrievalSet, read_retrieval_set

@@ -34,8 +34,10 @@ def label(arguments: argparse.Namespace) -> None:
     from sae_steer_retriever.features.calibration import calibrate
     from sae_steer_retriever.labelling.gather_evidence import read_label_latents
     from sae_steer_retriever.labelling.keyword_labels import label_features
+    from sae_steer_retriever.sae.codes import Array
+    from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
     from sae_steer_retriever.sae.directions import data_directions
-    from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, SAEConfig, TopKSAE
+    from sae_steer_retriever.sae.topk_sae import TopKSAE
 
     d, count = arguments.dimension, arguments.passages
     random = np.random.default_rng(0)

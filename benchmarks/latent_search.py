@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
-from sae_steer_retriever.store.latent_index import LatentIndex, power_normalised
+from sae_steer_retriever.sae.codes import Array, Codes, power_normalised
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.store.latent_index import LatentIndex
 
 # The memory of a process that does nothing but hold the index and ask it.
 _HOLD = """

@@ -29,12 +29,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae_steer_retriever.corpus.read_corpus import Corpus, read_corpus
+from sae_steer_retriever.corpus.passage import Corpus
+from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedders import SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.evaluate.meaning import DictionaryMeaning, measure_dictionary
 from sae_steer_retriever.labelling.baselines import kmeans_dictionary, random_dictionary
-from sae_steer_retriever.sae.topk_sae import Array, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import SAEConfig
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.embedded_corpus import embed_corpus
 from sae_steer_retriever.train.trainer import Trainer

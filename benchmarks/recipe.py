@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_steer_retriever.corpus.read_corpus import Corpus, read_corpus
+from sae_steer_retriever.corpus.passage import Corpus
+from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedders import Embedder, SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import SAESteerError
@@ -31,7 +32,8 @@ from sae_steer_retriever.evaluate.fidelity import measure_fidelity
 from sae_steer_retriever.evaluate.fits import FitSeries
 from sae_steer_retriever.evaluate.meaning import measure_dictionary
 from sae_steer_retriever.evaluate.recurrence import measure_recurrence
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 
 ROWS = {

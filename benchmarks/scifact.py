@@ -25,7 +25,8 @@ from sae_steer_retriever.evaluate.datasets import read_retrieval_set
 from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.fidelity import Fidelity, measure_fidelity
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.pipeline import train
 

@@ -27,7 +27,8 @@ from sae_steer_retriever.evaluate.steering_corpus import QUESTIONS, read_labelle
 from sae_steer_retriever.evaluate.steering_dictionaries import encoded
 from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
 from sae_steer_retriever.retriever import load_sae
-from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 REUTERS_QUESTIONS = (
     "what is the outlook for prices?",

@@ -29,7 +29,7 @@ from sae_steer_retriever.evaluate.steering_corpus import QUESTIONS
 from sae_steer_retriever.evaluate.steering_dictionaries import encoded
 from sae_steer_retriever.labelling.gather_evidence import LABELLED_FROM
 from sae_steer_retriever.retriever import load_sae
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.steering.document_boost import FeatureMatch
 from sae_steer_retriever.steering.plan import plan
 from sae_steer_retriever.steering.policy import Edit, Side, Steering

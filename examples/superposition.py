@@ -49,8 +49,8 @@ from sae_steer_retriever.explain.attribution import attribute
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import CLEAR_FROM
 from sae_steer_retriever.features.loading import load_sae
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.sae.directions import random_directions
-from sae_steer_retriever.sae.topk_sae import Array
 from sae_steer_retriever.store.chroma_store import ChromaStore
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.sae.iterative_thresholding import pursue
-from sae_steer_retriever.sae.topk_sae import Array
 
 # Directions that are drawn at once.
 _BATCH = 500

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from superposition_texts import SENSES
 
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 # Of each meaning's eight sentences the first four choose a direction, the last four judge it.
 CHOSEN_ON = 4

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from sae_steer_retriever.features.feature import Feature
     from sae_steer_retriever.features.feature_card import FeaturePage
     from sae_steer_retriever.retriever import Hit, SteeredRetriever
-    from sae_steer_retriever.sae.topk_sae import Codes, EncoderSpec, SAEConfig, TopKSAE
+    from sae_steer_retriever.sae.codes import Codes
+    from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
+    from sae_steer_retriever.sae.topk_sae import TopKSAE
     from sae_steer_retriever.search.counterfactual import Counterfactual
     from sae_steer_retriever.search.feedback import Feedback
     from sae_steer_retriever.steering.compose import compose
@@ -116,7 +118,9 @@ _EXPORTS = {
     "search.feedback": ("Feedback",),
     "steering.compose": ("compose",),
     "retriever": ("Hit", "SteeredRetriever"),
-    "sae.topk_sae": ("Codes", "EncoderSpec", "SAEConfig", "TopKSAE"),
+    "sae.codes": ("Codes",),
+    "sae.config": ("EncoderSpec", "SAEConfig"),
+    "sae.topk_sae": ("TopKSAE",),
     "steering.policy": ("Add", "AddRaw", "Clamp", "Edit", "Scale", "Steering", "Suppress", "When"),
     "store.chroma_store": ("ChromaStore",),
 }

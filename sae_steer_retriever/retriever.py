@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from sae_steer_retriever.explain.explanation import Explanation
 from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.sae.bundled import recordable
-from sae_steer_retriever.sae.topk_sae import Array, resolve_folder
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.files import resolve_folder
 from sae_steer_retriever.search.hits import Hit, hits_of
 from sae_steer_retriever.search.passage_explanation import explain_passage
 from sae_steer_retriever.search.query import SPACES, Space, check_count, check_query

@@ -8,7 +8,8 @@ from typing import Any
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.text_reading import Concept
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.search.counterfactual import Counterfactual, CounterfactualSearch, own_edits
 from sae_steer_retriever.search.feedback import Feedback, feedback, feedback_ids, tried_feedback, without_shared
 from sae_steer_retriever.search.hits import Hit

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 def exact_x_hat(sae: TopKSAE, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from toy import ToyEmbedder
 
-from sae_steer_retriever.corpus.read_corpus import Corpus, Passage
+from sae_steer_retriever.corpus.passage import Corpus, Passage
 from sae_steer_retriever.evaluate.bootstrap import Estimate
 from sae_steer_retriever.evaluate.datasets import RetrievalSet
 from sae_steer_retriever.evaluate.embedded import embed_set

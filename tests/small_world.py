@@ -18,8 +18,10 @@ from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.labelling.gather_evidence import name_matches
 from sae_steer_retriever.labelling.keyword_labels import label_features
 from sae_steer_retriever.retriever import SteeredRetriever
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.sae.directions import data_directions, spherical_kmeans
-from sae_steer_retriever.sae.topk_sae import Array, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.chroma_store import ChromaStore
 
 MODULES = (

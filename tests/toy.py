@@ -11,7 +11,9 @@ import torch
 from sae_steer_retriever.features.calibration import calibrate
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import Feature, LabelScore
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 D, N, K, K_LABELS = 16, 32, 6, 3
 

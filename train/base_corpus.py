@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from base_readers import READERS, Text, rows
 
+from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.corpus.query_texts import query_texts
-from sae_steer_retriever.corpus.read_corpus import Passage
 
 SOURCES = Path(__file__).with_name("base-sources.toml")
 # As other work on contamination does: thirteen words in a row are no coincidence.

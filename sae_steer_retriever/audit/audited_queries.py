@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.audit.read_only_store import ReadOnlyStore
+from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.corpus.query_texts import query_texts, read_queries
-from sae_steer_retriever.corpus.read_corpus import Passage
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import CorpusError
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 FEWEST_QUERIES = 5
 """With fewer queries their differences mean nothing."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from sae_steer_retriever.audit.subject import shortened
+from sae_steer_retriever.errors import excerpt
 
 # Narrow enough to be read on a phone.
 _WIDTH = 420
@@ -71,7 +71,7 @@ def bars(
     parts, told = [], []
     for place, (name, value) in enumerate(zip(names, values, strict=True)):
         top = 8 + place * _ROW
-        parts.append(_text(_LEFT - 8, top + 14, shortened(name, _LABEL), "end"))
+        parts.append(_text(_LEFT - 8, top + 14, excerpt(name, _LABEL), "end"))
         parts.append(_bar(_LEFT, top + 3, room * value / most, 14, "bar"))
         end = value
         if others is not None:
@@ -104,7 +104,7 @@ def ratios(rows: Sequence[tuple[str, float, float, float]], title: str, caption:
     for place, (name, ratio, least, most) in enumerate(rows):
         middle = 20 + place * _ROW
         kind = "under" if most < 1 else "over"
-        parts.append(_text(_LEFT - 8, middle + 4, shortened(name, _LABEL), "end"))
+        parts.append(_text(_LEFT - 8, middle + 4, excerpt(name, _LABEL), "end"))
         parts.append(
             f'<line class="{kind}" x1="{across(least):.1f}" y1="{middle}" x2="{across(most):.1f}" y2="{middle}"/>'
         )

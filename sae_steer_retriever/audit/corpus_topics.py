@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from sae_steer_retriever.audit.audited_queries import sample_rows
 from sae_steer_retriever.audit.subject import Excerpt, NamedFeature, Subject
 from sae_steer_retriever.labelling.label_scores import auroc
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 TOPICS = 15
 # Most passages that are reconstructed to measure the unexplained variance.

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from sae_steer_retriever.encoders.embedders import unit_rows
 from sae_steer_retriever.errors import CorpusError, MismatchError, StoreError
+from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.sae.config import encoder_base_name
 from sae_steer_retriever.sae.malloc import keep_large_buffers
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.store.code_index import CodeIndex, StoredVectors
 from sae_steer_retriever.store.connection import translated

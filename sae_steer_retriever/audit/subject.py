@@ -14,9 +14,10 @@ from scipy.sparse import csr_array
 from sae_steer_retriever.audit.audited_queries import AuditedQueries
 from sae_steer_retriever.audit.read_only_store import ReadOnlyStore
 from sae_steer_retriever.audit.top_hits import TopHits
+from sae_steer_retriever.errors import excerpt
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import CLEAR_FROM
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes
 
 # Characters of a passage or a query that the report shows.
 _EXCERPT = 160
@@ -166,7 +167,6 @@ def feature_match(names: Codes[NDArray[Any]], n: int) -> csr_array:
     return csr_array((ones, (rows, names.indices[rows, places])), shape=(len(names.indices), n))
 
 
-def shortened(text: str, limit: int = _EXCERPT) -> str:
-    """The beginning of a text on one line, at most `limit` characters."""
-    plain = " ".join(text[: 8 * limit].split())
-    return plain if len(plain) <= limit else plain[: limit - 1].rstrip() + "…"
+def shortened(text: str) -> str:
+    """The beginning of a passage or a query for the report."""
+    return excerpt(text[: 8 * _EXCERPT], _EXCERPT)

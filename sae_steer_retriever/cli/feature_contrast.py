@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from sae_steer_retriever.sae.topk_sae import Codes
+    from sae_steer_retriever.sae.codes import Codes
 
 _DEFAULT_LIMIT = 5
 _DEFAULT_STRENGTH = 1.0

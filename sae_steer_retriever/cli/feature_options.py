@@ -107,7 +107,8 @@ def open_catalog(arguments: argparse.Namespace) -> OpenedCatalog:
         SAESteerError: The SAE is damaged, none is named and none ships, or the store does not answer.
     """
     from sae_steer_retriever.features.catalog import FeatureCatalog
-    from sae_steer_retriever.sae.topk_sae import TopKSAE, resolve_folder
+    from sae_steer_retriever.sae.files import resolve_folder
+    from sae_steer_retriever.sae.topk_sae import TopKSAE
 
     client = None
     location = arguments.sae if arguments.sae or arguments.store else str(require_bundled())

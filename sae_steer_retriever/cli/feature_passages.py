@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
     from sae_steer_retriever.encoders.embedders import Embedder
-    from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+    from sae_steer_retriever.sae.codes import Array
+    from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 _PAGE = 1000
 # Of an SAE that does not say how its corpus was cut.

@@ -22,7 +22,7 @@ from sae_steer_retriever.store.connection import translated
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
-    from sae_steer_retriever.corpus.read_corpus import Corpus, Passage
+    from sae_steer_retriever.corpus.passage import Corpus, Passage
     from sae_steer_retriever.sae.topk_sae import TopKSAE
     from sae_steer_retriever.store.chroma_store import ChromaStore
 
@@ -80,7 +80,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 def _attach(arguments: argparse.Namespace) -> Outcome:
     from sae_steer_retriever.features.catalog import FeatureCatalog
-    from sae_steer_retriever.sae.topk_sae import TopKSAE, resolve_folder
+    from sae_steer_retriever.sae.files import resolve_folder
+    from sae_steer_retriever.sae.topk_sae import TopKSAE
     from sae_steer_retriever.store.recorded_sae import require_readable
 
     client = arguments.store.connect(create=False)
@@ -105,7 +106,7 @@ def _add(arguments: argparse.Namespace) -> Outcome:
     from sae_steer_retriever.corpus.read_corpus import read_corpus
     from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
     from sae_steer_retriever.retriever import load_sae
-    from sae_steer_retriever.sae.topk_sae import resolve_folder
+    from sae_steer_retriever.sae.files import resolve_folder
 
     if not arguments.corpus.exists():
         raise UsageError(f"--corpus: no such file or folder: {arguments.corpus}")

@@ -17,7 +17,7 @@ from sae_steer_retriever.errors import ArtifactError, CorpusError
 from sae_steer_retriever.sae.config import former_key, former_keys
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.corpus.read_corpus import Corpus
+    from sae_steer_retriever.corpus.passage import Corpus
     from sae_steer_retriever.train.config import TrainConfig
     from sae_steer_retriever.train.starting_point import StartingPoint
 

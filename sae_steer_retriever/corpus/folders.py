@@ -1,4 +1,4 @@
-"""Walking a folder of documents: sorted, without hidden files, never twice through the same place."""
+"""Walks a folder of documents: sorted, without hidden files, each file once."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def files_below(root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
-    """Yield the files of a folder and its subfolders, sorted by name, each once.
+    """Yields the files of a folder and its subfolders, sorted by name, each once.
 
-    Hidden files and folders are passed over; symbolic links are followed, except to what is read anyway.
+    Hidden files and folders are left out. Symbolic links are followed, except to a place that is read anyway.
 
     Args:
         root: An existing folder.
         skipped: Gets a (path relative to `root`, reason) for each link that is not followed, each folder that cannot
-            be opened and whatever is no regular file.
+            be opened and each entry that is not a regular file.
     """
     real_root = root.resolve()
     visited: set[Path] = set()
@@ -43,7 +43,7 @@ def files_below(root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
                 continue
             if entry.is_symlink():
                 if is_read_anyway(target) or target in visited:
-                    skipped.append((name, "a symbolic link to what is read elsewhere"))
+                    skipped.append((name, "a symbolic link to a place that is read already"))
                     continue
                 visited.add(target)
             if target.is_dir():

@@ -1,16 +1,25 @@
-"""Reading a user's corpus: a file or a folder of text, Markdown, HTML, PDF, Word, JSON Lines and CSV files."""
+"""Reads a user's corpus: a file or a folder of text, Markdown, HTML, PDF, Word, JSON Lines and CSV files."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_steer_retriever.corpus.decoding import UnreadableFileError
 from sae_steer_retriever.corpus.documents import DOCUMENT_SUFFIXES, read_document
 from sae_steer_retriever.corpus.folders import files_below
+from sae_steer_retriever.corpus.passage import Corpus, Passage
 from sae_steer_retriever.corpus.query_texts import read_queries
-from sae_steer_retriever.corpus.rows import ROW_SUFFIXES, Row, json_objects, read_rows, read_text, row_id, text_field
+from sae_steer_retriever.corpus.rows import (
+    ROW_SUFFIXES,
+    Row,
+    Scalar,
+    json_objects,
+    read_rows,
+    read_text,
+    row_id,
+    text_field,
+)
 from sae_steer_retriever.corpus.splitting import split_text
 from sae_steer_retriever.errors import CorpusError, MissingExtraError, nearest_names
 
@@ -21,41 +30,6 @@ _SHORTEST_PASSAGE = 50
 _READ_IN_BEIR = ("corpus.jsonl", "corpus.jsonl.gz", "queries.jsonl", "queries.jsonl.gz")
 
 
-@dataclass(frozen=True)
-class Passage:
-    """One text to embed and to store.
-
-    Attributes:
-        id: Stable and unique in its corpus: the id of the row, or "relative/path.md#3".
-        text: The text, with its title ahead.
-        title: The nearest heading or the row's title, or "".
-        metadata: `source` (the file's path relative to the corpus, with "/"), `title` where there is one, `page` of
-            a PDF file, and the other scalar fields of a row; a row's own `source` wins.
-    """
-
-    id: str
-    text: str
-    title: str = ""
-    metadata: dict[str, str | int | float | bool] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """What was read, and what was not.
-
-    Attributes:
-        passages: In the order of their files' paths and of the text in them.
-        queries: Real queries: of the given file, and of the train judgements of a BEIR-layout folder.
-        skipped: (path relative to the corpus, reason) of files, and of rows of a file, that were left out.
-        notes: (path, what to know) of files that were read, but not quite as they are: a guessed encoding.
-    """
-
-    passages: list[Passage]
-    queries: list[str] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[tuple[str, str]] = field(default_factory=list)
-
-
 def read_corpus(
     path: str | os.PathLike[str],
     *,
@@ -63,15 +37,15 @@ def read_corpus(
     overlap: int = 0,
     queries: str | os.PathLike[str] | None = None,
 ) -> Corpus:
-    """Read a file or, with its subfolders, a folder.
+    """Returns the passages of a file or, with its subfolders, of a folder; at least one.
 
-    Documents (.txt, .md, .rst, .html, .htm, .pdf, .docx) are split into passages below their headings; the rows of
-    .jsonl, .jsonl.gz (`text`, and optionally `_id` or `id`, `title`) and .csv files (a column `text`, or the only
-    column) are passages, split only when longer than twice `passage_characters`. A folder that holds a
-    `corpus.jsonl[.gz]` is taken for a retrieval set in BEIR layout (Thakur et al. 2021): one passage a document,
-    never split, title + " " + text; the queries of `qrels/train.tsv`, and only those, are its queries.
+    Documents (.txt, .md, .rst, .html, .htm, .pdf, .docx) are split into passages below their headings. Each row of a
+    .jsonl or .jsonl.gz file (`text`, and optionally `_id` or `id`, `title`) or a .csv file (a column `text`, or the
+    only column) is a passage, split only if it is longer than twice `passage_characters`. A folder that holds a
+    `corpus.jsonl[.gz]` is a retrieval set in BEIR layout (Thakur et al. 2021): each document is one passage, title +
+    " " + text, and the queries of `qrels/train.tsv`, only those, are its queries.
 
-    Hidden files are passed over. In a folder a file that cannot be read is listed in `Corpus.skipped`.
+    Hidden files are left out. `Corpus.skipped` lists the files of a folder that cannot be read.
 
     Args:
         path: The file or folder.
@@ -79,13 +53,17 @@ def read_corpus(
         overlap: Characters that a passage repeats of the one before, as far as sentence boundaries allow.
         queries: A file of real queries, see `read_queries`.
 
-    Returns:
-        At least one passage.
-
     Raises:
         CorpusError: There is nothing to read, two rows have the same id, or a row is malformed.
         MissingExtraError: The corpus is one .pdf or .docx file and the extra `documents` is not installed; or a text
             has to be split and the extra `langchain` is not installed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from sae_steer_retriever.corpus.read_corpus import read_corpus
+        >>> _ = Path("handbook.md").write_text("# Returns\\n\\nWe refund within 14 days.")
+        >>> [(passage.id, passage.text) for passage in read_corpus("handbook.md").passages]
+        [('handbook.md#1', 'Returns\\nWe refund within 14 days.')]
     """
     root = Path(path)
     if passage_characters < _SHORTEST_PASSAGE or not 0 <= overlap < passage_characters // 2:
@@ -96,42 +74,47 @@ def read_corpus(
     if not root.exists():
         raise CorpusError(f"no such file or folder: {root}{_suggestion(root)}")
     real_queries = read_queries(Path(queries)) if queries is not None else []
-    reader = _Reader(root, passage_characters, overlap)
-    if not root.is_dir():
-        reader.read_single_file(root)
-    elif beir := next((root / name for name in _READ_IN_BEIR[:2] if (root / name).is_file()), None):
-        reader.read_beir(beir)
-        real_queries += _beir_train_queries(root)
-    else:
+    is_folder = root.is_dir()
+    reader = _Reader(root if is_folder else root.parent, passage_characters, overlap)
+    beir = next((root / name for name in _READ_IN_BEIR[:2] if (root / name).is_file()), None)
+    if is_folder and beir is None:
         for file in files_below(root, reader.skipped):
-            reader.read_file(file)
+            reader.read_or_skip(file)
+    else:
+        reader.read_alone(beir or root, is_beir=beir is not None)
+        real_queries += _beir_train_queries(root) if beir else []
     if not reader.passages:
         raise CorpusError(f"no text in {root}: {_why_nothing(reader.skipped)}")
     return Corpus(reader.passages, real_queries, reader.skipped, reader.notes)
 
 
 class _Reader:
-    """Gathers passages, and sees to it that no id occurs twice."""
+    """Gathers passages and refuses an id that occurs twice."""
 
-    def __init__(self, root: Path, passage_characters: int, overlap: int) -> None:
+    def __init__(self, folder: Path, passage_characters: int, overlap: int) -> None:
         self.passages: list[Passage] = []
         self.skipped: list[tuple[str, str]] = []
         self.notes: list[tuple[str, str]] = []
-        self._root = root if root.is_dir() else root.parent
+        self._folder = folder
         self._passage_characters = passage_characters
         self._overlap = overlap
         self._place_of_id: dict[str, tuple[str, int]] = {}
 
-    def read_single_file(self, file: Path) -> None:
+    def read_alone(self, file: Path, *, is_beir: bool) -> None:
+        """Reads the only file of the corpus; a failure is an error."""
         if not _is_readable_kind(file):
             raise CorpusError(f"{file} is not of a kind that is read: expected {', '.join(SUFFIXES)}")
+        for other in sorted(self._folder.iterdir()) if is_beir else ():
+            if other.is_file() and _is_readable_kind(other) and other.name not in _READ_IN_BEIR:
+                self.skipped.append((other.name, f"beside {file.name}, in a folder of BEIR layout, it is not read"))
         try:
-            self._read(file, file.name)
+            self._read(file, file.name, is_beir=is_beir)
         except UnreadableFileError as error:
             raise CorpusError(f"cannot read {file}: {error}") from error
 
-    def read_file(self, file: Path) -> None:
-        source = file.relative_to(self._root).as_posix()
+    def read_or_skip(self, file: Path) -> None:
+        """Reads one file of a folder; a failure is listed in `skipped`."""
+        source = file.relative_to(self._folder).as_posix()
         if not _is_readable_kind(file):
             self.skipped.append((source, f"files of the kind {file.suffix or '(no suffix)'} are not read"))
             return
@@ -144,18 +127,9 @@ class _Reader:
                 raise
             self.skipped.append((source, str(error)))
 
-    def read_beir(self, file: Path) -> None:
-        for other in sorted(self._root.iterdir()):
-            if other.is_file() and _is_readable_kind(other) and other.name not in _READ_IN_BEIR:
-                self.skipped.append((other.name, f"beside {file.name}, in a folder of BEIR layout, it is not read"))
-        try:
-            self._read_rows(file, file.name, is_beir=True)
-        except UnreadableFileError as error:
-            raise CorpusError(f"cannot read {file}: {error}") from error
-
-    def _read(self, file: Path, source: str) -> None:
+    def _read(self, file: Path, source: str, *, is_beir: bool = False) -> None:
         if file.name.lower().endswith(ROW_SUFFIXES):
-            self._read_rows(file, source)
+            self._read_rows(file, source, is_beir=is_beir)
         else:
             self._read_document(file, source)
 
@@ -165,7 +139,7 @@ class _Reader:
             self.notes.append((source, document.note))
         number = 0
         for section in document.sections:
-            metadata: dict[str, str | int | float | bool] = {"source": source}
+            metadata: dict[str, Scalar] = {"source": source}
             if section.title:
                 metadata["title"] = section.title
             if section.page is not None:
@@ -174,7 +148,7 @@ class _Reader:
                 number += 1
                 self._add(Passage(f"{source}#{number}", text, section.title, metadata), source, number)
 
-    def _read_rows(self, file: Path, source: str, *, is_beir: bool = False) -> None:
+    def _read_rows(self, file: Path, source: str, *, is_beir: bool) -> None:
         rows, note = read_rows(file)
         if note:
             self.notes.append((source, note))
@@ -185,7 +159,7 @@ class _Reader:
             if not (row.text or (is_beir and row.title)):
                 without_text.append(row)
                 continue
-            metadata: dict[str, str | int | float | bool] = {"source": source, **row.metadata}
+            metadata: dict[str, Scalar] = {"source": source, **row.metadata}
             if row.title:
                 metadata["title"] = row.title
             passage_id = row.id if row.id is not None else f"{source}#{row.line}"
@@ -206,7 +180,7 @@ class _Reader:
             self.skipped.append((source, f"{rows_are} (the first on line {without_text[0].line})"))
 
     def _split(self, text: str, heading: str, longest_whole: int) -> list[str]:
-        """Split what is longer than `longest_whole` and put the heading ahead of every piece."""
+        """Splits a text that is longer than `longest_whole` and puts the heading before every piece."""
         room = self._passage_characters
         if heading:
             room = max(room - len(heading) - 1, room // 2)
@@ -236,7 +210,7 @@ def _is_readable_kind(file: Path) -> bool:
 
 
 def _beir_train_queries(root: Path) -> list[str]:
-    """The queries that `qrels/train.tsv` judges, in the order of the file of queries; none where there is none."""
+    """Returns the queries that `qrels/train.tsv` judges, if there is one, in the order of the file of queries."""
     judgements = root / "qrels" / "train.tsv"
     file = next((root / name for name in _READ_IN_BEIR[2:] if (root / name).is_file()), None)
     if file is None or not judgements.is_file():

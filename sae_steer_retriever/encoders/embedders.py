@@ -11,8 +11,9 @@ import numpy as np
 
 from sae_steer_retriever.encoders.weights import PACKAGED_MODULE, folder_revision, load_model
 from sae_steer_retriever.errors import MismatchError
-from sae_steer_retriever.sae.config import DEFAULT_MODEL
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec
+from sae_steer_retriever.sae.bundled import require_bundled
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import DEFAULT_MODEL, EncoderSpec
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -224,6 +225,21 @@ def as_embedder(source: Any) -> Embedder:  # noqa: ANN401 - the point of this fu
         f"embedding is a {type(source).__name__}: expected a model name, a SentenceTransformer, a LangChain "
         "Embeddings, a LlamaIndex BaseEmbedding, or an object with spec, embed_queries and embed_documents."
     )
+
+
+def bundled_for(embedding: Any = None) -> Path:  # noqa: ANN401 - see as_embedder
+    """The folder of the bundled SAE for an encoder; that of all-MiniLM-L6-v2 if None is given.
+
+    Args:
+        embedding: Anything `as_embedder` takes.
+
+    Raises:
+        ArtifactError: None ships for it.
+    """
+    if embedding is None:
+        return require_bundled(DEFAULT_MODEL)
+    # By its name where that is known, before what it names is loaded.
+    return require_bundled(str(embedding) if isinstance(embedding, str | Path) else as_embedder(embedding).spec.name)
 
 
 def _name_of(model: SentenceTransformer) -> str:

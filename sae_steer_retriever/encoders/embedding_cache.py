@@ -12,26 +12,21 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from platformdirs import user_cache_dir
 from tqdm import tqdm
 
+from sae_steer_retriever.encoders.cache_root import CACHE_VARIABLE, cache_root
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import ArtifactError, MismatchError
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import EncoderSpec
 from sae_steer_retriever.sae.malloc import keep_large_buffers
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec
 
-CACHE_VARIABLE = "SAE_STEER_CACHE"
 _DIGEST_BYTES = 16
 # Long enough for the encoder to sort texts by length, short enough that a kill costs seconds of work.
 _CHUNK = 512
 _UNIT_TOLERANCE = 1e-3
 # Rows that are checked at once.
 _CHECKED = 16_384
-
-
-def cache_root() -> Path:
-    """The folder for everything that can be made again; the environment variable SAE_STEER_CACHE moves it."""
-    return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("sae_steer_retriever", appauthor=False))
 
 
 class CachedEmbedder:

@@ -24,7 +24,8 @@ from sae_steer_retriever.evaluate.fidelity import (
     unit,
 )
 from sae_steer_retriever.evaluate.held_out import PseudoQuery, held_out_queries
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.latent_index import compared
 
 __all__ = ["Agreement", "PseudoQuery", "RankingAgreement", "held_out_queries", "measure_agreement"]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 
 class EmbeddedSet(NamedTuple):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_steer_retriever.corpus.read_corpus import Passage, read_corpus
+from sae_steer_retriever.corpus.passage import Passage
+from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.evaluate.agreement import Agreement, held_out_queries, measure_agreement
 from sae_steer_retriever.evaluate.datasets import read_retrieval_set
@@ -21,7 +22,8 @@ from sae_steer_retriever.evaluate.plots import Plot, draw_features
 from sae_steer_retriever.evaluate.ranks import figure_3
 from sae_steer_retriever.evaluate.report_tables import agreement_table, fidelity_table, meaning_table
 from sae_steer_retriever.evaluate.verdict import judge, summary
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,8 @@ from sae_steer_retriever.labelling.tables import (
     sample_region,
     strongest_features,
 )
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 TOP = 5
 """How many features of a text are listed, as in the paper."""

@@ -13,7 +13,8 @@ from sae_steer_retriever.evaluate.datasets import RetrievalSet
 from sae_steer_retriever.evaluate.embedded import EmbeddedSet
 from sae_steer_retriever.evaluate.frequencies import measure_frequencies
 from sae_steer_retriever.evaluate.metrics import DEPTH, Quality, score_rankings, summarise
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.latent_index import LatentIndex, Similarity
 from sae_steer_retriever.train.nearest_lists import nearest_documents
 

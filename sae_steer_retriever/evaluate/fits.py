@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from sae_steer_retriever.corpus.read_corpus import Corpus
+from sae_steer_retriever.corpus.passage import Corpus
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import ArtifactError, CorpusError
 from sae_steer_retriever.sae.config import former_keys

@@ -6,8 +6,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.corpus.query_texts import QueryText, query_texts
-from sae_steer_retriever.corpus.read_corpus import Passage
 from sae_steer_retriever.errors import ArtifactError, CorpusError
 
 PseudoQuery = QueryText

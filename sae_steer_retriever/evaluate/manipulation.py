@@ -14,7 +14,8 @@ from sae_steer_retriever.evaluate.embedded import EmbeddedSet
 from sae_steer_retriever.evaluate.fidelity import decode_in_batches, encode_in_batches, unit
 from sae_steer_retriever.evaluate.metrics import DEPTH, PerQuery, score_rankings
 from sae_steer_retriever.evaluate.retrieval_set import RELEVANT, RetrievalSet
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 SMALLEST_STRENGTH = 0.0004
 """Where the paper's grid starts: the smallest value of a latent that it saw."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_steer_retriever.corpus.read_corpus import Corpus, Passage
+from sae_steer_retriever.corpus.passage import Corpus, Passage
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.evaluate.frequencies import Frequencies, measure_frequencies, passage_counts
@@ -19,7 +19,8 @@ from sae_steer_retriever.labelling.baselines import kmeans_dictionary, random_di
 from sae_steer_retriever.labelling.coherence import corpus_mean, feature_coherence, group_coherence, random_groups
 from sae_steer_retriever.labelling.gather_evidence import strengths
 from sae_steer_retriever.labelling.keyword_labels import label_features
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.embedded_corpus import require_enough
 
 _RANDOM_GROUPS = 2000

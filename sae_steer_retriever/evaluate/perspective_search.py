@@ -16,7 +16,8 @@ from sae_steer_retriever.evaluate.fidelity import decode_in_batches, encode_in_b
 from sae_steer_retriever.evaluate.manipulation import ReconstructedSearch
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.text_reading import Concept, read_concept
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.search.ranking import Ranker
 from sae_steer_retriever.steering.plan import plan
 from sae_steer_retriever.steering.policy import Resolution, Steering, parse, resolve

@@ -14,7 +14,8 @@ from sae_steer_retriever.evaluate.figure import Figure
 from sae_steer_retriever.evaluate.frequencies import passage_counts
 from sae_steer_retriever.evaluate.panel import Line, Panel
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
-from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 # Points of a curve that are drawn: more cannot be told apart, and a plot of every word is megabytes large.
 _DRAWN_RANKS = 200

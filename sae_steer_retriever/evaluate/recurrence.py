@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.corpus.read_corpus import Corpus, Passage
+from sae_steer_retriever.corpus.passage import Corpus, Passage
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import ArtifactError, CorpusError
 from sae_steer_retriever.evaluate.frequencies import passage_counts
@@ -17,7 +17,8 @@ from sae_steer_retriever.evaluate.median import Median, bootstrap_median
 from sae_steer_retriever.labelling.baselines import kmeans_dictionary, random_dictionary
 from sae_steer_retriever.labelling.coherence import corpus_mean, feature_coherence
 from sae_steer_retriever.labelling.gather_evidence import strengths
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.embedded_corpus import SMALLEST_CORPUS, embed_corpus
 from sae_steer_retriever.train.trainer import Trainer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_steer_retriever.corpus.decoding import clean_text
-from sae_steer_retriever.corpus.read_corpus import Passage
+from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.errors import CorpusError, MissingExtraError, nearest_names
 from sae_steer_retriever.evaluate.beir_folder import CORPUS_FILES, QRELS_FOLDER, QUERY_FILES, read_beir_folder
 from sae_steer_retriever.evaluate.qrels import Judgment, gather

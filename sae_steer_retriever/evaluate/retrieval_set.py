@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sae_steer_retriever.corpus.read_corpus import Passage
+from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.errors import CorpusError
 from sae_steer_retriever.evaluate.qrels import Judgments
 

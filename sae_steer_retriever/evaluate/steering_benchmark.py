@@ -28,7 +28,8 @@ from sae_steer_retriever.evaluate.steering_report import SteeringReport, unsteer
 from sae_steer_retriever.evaluate.steering_setting import SteeringSetting, make_setting
 from sae_steer_retriever.evaluate.steering_study import compare
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 # What is also steered away with, and towards two concepts.
 _FURTHER = (DEFAULT_NAME, "SAE, side=query", "SAE, side=both", ADD_NAME, "DiffMean", RANDOM_NAME, ORACLE_NAME)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.evaluate.steering_setting import SteeringSetting, top_ten
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 DRIFTS = (0.02, 0.05, 0.10)
 """Drifts that the curves are read off at."""

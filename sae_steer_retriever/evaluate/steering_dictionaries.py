@@ -20,8 +20,10 @@ from sae_steer_retriever.features.calibration import Calibration, calibrate
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.text_reading import Concept, read_concept
 from sae_steer_retriever.labelling.gather_evidence import name_matches
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.sae.directions import data_directions, random_directions, spherical_kmeans
-from sae_steer_retriever.sae.topk_sae import Array, Codes, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.search.ranking import Ranker
 from sae_steer_retriever.steering.plan import Plan, plan
 from sae_steer_retriever.steering.policy import (

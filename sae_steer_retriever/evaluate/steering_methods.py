@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.evaluate.steering_curve import SteeringMethod, Values
 from sae_steer_retriever.evaluate.steering_setting import DEPTH, EXAMPLES, SteeringSetting
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 Rewrite = Callable[[str, str], str]
 """From a query and a concept's words to another query."""

@@ -18,7 +18,7 @@ from sae_steer_retriever.evaluate.steering_curve import (
     read_off,
 )
 from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 _PAIRS = 20
 

@@ -18,7 +18,7 @@ from sae_steer_retriever.evaluate.steering_curve import (
     outcomes,
 )
 from sae_steer_retriever.evaluate.steering_setting import SteeringSetting
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 # What is hardly there need not be removed.
 PRESENT_FROM = 0.3

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.evaluate.steering_corpus import LabelledCorpus
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 DEPTH = 10
 EXAMPLES = 10

@@ -12,7 +12,7 @@ from sae_steer_retriever.evaluate.metrics import METRICS, Quality
 from sae_steer_retriever.evaluate.paper import TABLE_1_IN_DOMAIN, TABLE_1_OUT_OF_DOMAIN, TABLE_8, PaperRow, PaperSet
 from sae_steer_retriever.evaluate.seed_average import JudgedSet, SeedAverage, average_seeds, score_sets
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
-from sae_steer_retriever.store.latent_index import POWER
+from sae_steer_retriever.sae.codes import POWER
 
 logger = logging.getLogger(__name__)
 

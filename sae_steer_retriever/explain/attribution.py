@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 class Contribution(NamedTuple):

@@ -17,9 +17,9 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 
-from sae_steer_retriever.encoders.embedding_cache import cache_root
+from sae_steer_retriever.encoders.cache_root import cache_root
 from sae_steer_retriever.explorer.search_routes import answer
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 if TYPE_CHECKING:
     from sae_steer_retriever.explorer.workbench import Workbench

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sae_steer_retriever.features.evidence import Example
-from sae_steer_retriever.labelling.token_attribution import FeatureDirections
+from sae_steer_retriever.sae.topk_sae import FeatureDirections
 
 if TYPE_CHECKING:
     from sae_steer_retriever.store.chroma_store import ChromaStore

@@ -23,7 +23,7 @@ from sae_steer_retriever.search.query_drift import Drift, plain_loss
 if TYPE_CHECKING:
     from sae_steer_retriever.features.feature import Feature
     from sae_steer_retriever.retriever import SteeredRetriever
-    from sae_steer_retriever.sae.topk_sae import Array
+    from sae_steer_retriever.sae.codes import Array
     from sae_steer_retriever.search.hits import Hit
     from sae_steer_retriever.steering.policy import Steering
 

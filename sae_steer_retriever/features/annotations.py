@@ -18,7 +18,9 @@ from sae_steer_retriever.features.feature import BY_PERSON, Feature
 from sae_steer_retriever.features.names import feature_id, folded
 from sae_steer_retriever.sae.atomic_files import write_files
 from sae_steer_retriever.sae.bundled import names_folder
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE, resolve_folder
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.files import resolve_folder
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from sae_steer_retriever.errors import ArtifactError
-from sae_steer_retriever.sae.topk_sae import Array, Codes
+from sae_steer_retriever.sae.codes import Array, Codes
 
 logger = logging.getLogger(__name__)
 

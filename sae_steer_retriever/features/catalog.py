@@ -28,7 +28,8 @@ from sae_steer_retriever.features.name_resolver import NameResolver
 from sae_steer_retriever.features.names import feature_id, folded
 from sae_steer_retriever.features.search import FeatureSearch
 from sae_steer_retriever.features.text_reading import Concept
-from sae_steer_retriever.sae.topk_sae import Array, resolve_folder
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.files import resolve_folder
 from sae_steer_retriever.steering.policy import Resolution
 
 _NEIGHBOURS = 5

@@ -14,7 +14,8 @@ from sae_steer_retriever.features.calibration import CALIBRATION_FILE, Calibrati
 from sae_steer_retriever.features.family import Family
 from sae_steer_retriever.features.feature import Feature, LabelScore
 from sae_steer_retriever.sae.atomic_files import write_files
-from sae_steer_retriever.sae.topk_sae import Array, resolve_folder
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.files import resolve_folder
 
 FEATURES_FILE = "features.json"
 # 1 had one figure for a label's score, and no families.

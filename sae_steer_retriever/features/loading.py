@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sae_steer_retriever.encoders.embedders import Embedder, as_embedder
+from sae_steer_retriever.encoders.embedders import Embedder, as_embedder, bundled_for
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.bundled import require_bundled
-from sae_steer_retriever.sae.config import DEFAULT_MODEL
-from sae_steer_retriever.sae.topk_sae import TopKSAE, resolve_folder
+from sae_steer_retriever.sae.files import resolve_folder
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 def load_sae(
@@ -38,21 +37,3 @@ def load_sae(
     embedder = as_embedder(sae.config.encoder.name if embedding is None else embedding)
     sae.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
     return sae, catalog, embedder
-
-
-def bundled_for(embedding: Any = None) -> Path:  # noqa: ANN401 - see as_embedder
-    """The folder of the bundled SAE for an encoder; that of all-MiniLM-L6-v2 if None is given.
-
-    Args:
-        embedding: Anything `as_embedder` takes.
-
-    Raises:
-        ArtifactError: None ships for it.
-    """
-    if embedding is None:
-        return require_bundled(DEFAULT_MODEL)
-    # By its name where that is known, before what it names is loaded.
-    return require_bundled(str(embedding) if isinstance(embedding, str | Path) else as_embedder(embedding).spec.name)
-
-
-__all__ = ["load_sae", "bundled_for"]

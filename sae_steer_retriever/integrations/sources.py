@@ -8,11 +8,11 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from sae_steer_retriever.encoders.embedders import Embedder, as_embedder
-from sae_steer_retriever.encoders.embedding_cache import cache_root
+from sae_steer_retriever.encoders.cache_root import cache_root
+from sae_steer_retriever.encoders.embedders import Embedder, as_embedder, bundled_for
 from sae_steer_retriever.errors import StoreError
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.features.loading import bundled_for, load_sae
+from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae.bundled import recordable
 from sae_steer_retriever.sae.topk_sae import TopKSAE

@@ -22,7 +22,8 @@ from sae_steer_retriever.labelling.gather_evidence import (
 )
 from sae_steer_retriever.labelling.keyword_labels import LabelReport, label_features
 from sae_steer_retriever.labelling.label_scores import score_label
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 def label_adapted(

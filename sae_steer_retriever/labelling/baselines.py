@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from sae_steer_retriever.encoders.vector_rows import Vectors
+from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.sae.directions import kmeans_directions, random_directions
-from sae_steer_retriever.sae.topk_sae import SAEConfig, TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 # As many as k-means looks at.
 _POINTS = 200_000

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.sae.topk_sae import Array, Codes
+from sae_steer_retriever.sae.codes import Array, Codes
 
 # A feature is measured on this many passages, and only if it is active in as many.
 GROUP = 5

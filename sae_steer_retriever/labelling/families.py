@@ -13,7 +13,7 @@ from sae_steer_retriever.features.family import Family
 from sae_steer_retriever.features.names import stem
 from sae_steer_retriever.features.search import HUB_FROM
 from sae_steer_retriever.labelling.gather_evidence import Evidence
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 # Features join while the mean normalised PMI of their pairs is at least this: 0 is chance, 1 is always together.
 _TOGETHER_FROM = 0.35

@@ -12,7 +12,8 @@ from scipy.sparse import coo_matrix, csr_matrix
 
 from sae_steer_retriever.encoders.vector_rows import Vectors
 from sae_steer_retriever.features.evidence import QUANTILES, Example, FeatureEvidence, Neighbour
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 # A feature is named once it is active in this many passages of the half that labels are made of.
 LABELLED_FROM = 5

@@ -29,7 +29,8 @@ from sae_steer_retriever.labelling.gather_evidence import (
 )
 from sae_steer_retriever.labelling.keywords import Vocabulary, contrastive_keywords
 from sae_steer_retriever.labelling.label_scores import score_label
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 _EXAMPLES = 5
 

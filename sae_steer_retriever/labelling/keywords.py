@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.labelling.gather_evidence import Evidence
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 _TOP_PASSAGES = 30
 _NEAR_MISSES = 60

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from sae_steer_retriever.encoders.embedding_cache import cache_root
+from sae_steer_retriever.encoders.cache_root import cache_root
 from sae_steer_retriever.errors import ArtifactError
 
 

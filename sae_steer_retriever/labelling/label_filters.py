@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.features.names import stem
 from sae_steer_retriever.labelling.label_prompt import EXAMPLE, FEWEST_KEYWORDS, MOST_KEYWORDS
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 Reason = Literal["empty", "refusal", "too long", "not words", "prompt leak", "generic"]
 """Why a reply is no label."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from sae_steer_retriever.features.feature import Feature
 from sae_steer_retriever.labelling.label_filters import Reason
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 
 class LabelFailure(NamedTuple):

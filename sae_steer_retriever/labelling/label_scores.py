@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sae_steer_retriever.encoders.vector_rows import VectorRows
 from sae_steer_retriever.features.feature import LabelScore
 from sae_steer_retriever.labelling.gather_evidence import Evidence
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 _NEGATIVES = 200
 # Rows in memory at once.

@@ -23,7 +23,7 @@ from sae_steer_retriever.labelling.label_filters import (
 from sae_steer_retriever.labelling.label_prompt import PASSAGE_CHARACTERS, LabelPrompt, label_prompt
 from sae_steer_retriever.labelling.label_results import LabelFailure, LabellingResult
 from sae_steer_retriever.labelling.language_model import Failure, LanguageModel
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 Embed = Callable[[Sequence[str]], Array]
 """(m, d) unit vectors of texts, e.g. an embedder's `embed_queries`."""

@@ -17,7 +17,8 @@ from sae_steer_retriever.labelling.label_scores import sample_others
 from sae_steer_retriever.labelling.neuron2graph import PASSAGES, grow_tries
 from sae_steer_retriever.labelling.prefix_attribution import Reading, word_reader
 from sae_steer_retriever.labelling.word_substitutes import Substitutes
-from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 class MeasuredTrie(NamedTuple):

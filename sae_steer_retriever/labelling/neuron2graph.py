@@ -10,14 +10,10 @@ import numpy as np
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.features.trie import Trie, Window, word_key
 from sae_steer_retriever.labelling.prefix_attribution import word_reader
-from sae_steer_retriever.labelling.token_attribution import (
-    FeatureDirections,
-    WordActivations,
-    WordReader,
-    unwrapped,
-)
+from sae_steer_retriever.labelling.token_attribution import WordActivations, WordReader, unwrapped
 from sae_steer_retriever.labelling.word_substitutes import Substitutes
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import FeatureDirections, TopKSAE
 
 PASSAGES = 16
 """Passages of a feature that are read; the paper reads 512."""

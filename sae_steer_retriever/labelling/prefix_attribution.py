@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.labelling.token_attribution import (
-    FeatureDirections,
     TokenReader,
     WordActivations,
     WordReader,
     unwrapped,
     word_spans,
 )
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import FeatureDirections, TopKSAE
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ import numpy as np
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import Feature
 from sae_steer_retriever.labelling.gather_evidence import read_label_latents, strengths
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 # Of the live features, ranked by frequency: the first tenth, what follows up to the half, and the second half.
 _HEAD, _TORSO = 0.1, 0.5

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from sae_steer_retriever.encoders.embedders import Embedder, SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import MismatchError
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import FeatureDirections, TopKSAE
 
 Span = tuple[int, int]
 
@@ -52,32 +53,6 @@ class WordActivations(NamedTuple):
     def match(self) -> Array:
         """(features,) the whole."""
         return np.asarray(self.values.sum(axis=0, dtype=np.float64) + self.rest, dtype=np.float32)
-
-
-class FeatureDirections(NamedTuple):
-    """How strongly an embedding x has a feature, before anything is cut off: `rows[f] . x + constants[f]`.
-
-    Attributes:
-        rows: (n, d) the decoder's rows after a refinement, whose names are ordered by `<d_f, x - b_dec>`; else the
-            encoder's, whose pre-activation is `<w_f, x - b_dec> + b_enc[f]`.
-        constants: (n,) all terms without x.
-    """
-
-    rows: Array
-    constants: Array
-
-    @classmethod
-    def of(cls, sae: TopKSAE) -> FeatureDirections:
-        """The directions by which an SAE names texts."""
-        if sae.config.refine_steps:
-            return cls(sae.decoder, -(sae.decoder @ sae.bias))
-        rows: Array = sae.W_enc.cpu().numpy()
-        return cls(rows, sae.b_enc.cpu().numpy() - rows @ sae.bias)
-
-    def match(self, vectors: Array, features: Sequence[int] | NDArray[np.int64]) -> Array:
-        """(batch, features) matches of (batch, d) embeddings."""
-        chosen = np.asarray(features, dtype=np.int64)
-        return np.asarray(vectors @ self.rows[chosen].T + self.constants[chosen], dtype=np.float32)
 
 
 class WordReader(Protocol):
@@ -207,7 +182,6 @@ class _Tokens(NamedTuple):
 
 
 __all__ = [
-    "FeatureDirections",
     "Span",
     "TokenReader",
     "WordActivations",

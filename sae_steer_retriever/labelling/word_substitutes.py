@@ -11,7 +11,7 @@ from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.features.trie import clean_word, word_key
 from sae_steer_retriever.labelling.token_attribution import word_spans
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 _MOST_WORDS = 5_000
 _NEAREST = 5

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import threading
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_steer_retriever.errors import ArtifactError, MismatchError
-from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.sae.files import (
     CONFIG_FILE,
     TENSORS,
@@ -29,34 +31,10 @@ from sae_steer_retriever.sae.files import (
 )
 from sae_steer_retriever.sae.iterative_thresholding import dots, pursue
 
-__all__ = ["Array", "Codes", "EncoderSpec", "SAEConfig", "TopKSAE", "resolve_folder"]
-
 # Rows are encoded in tiles, so that the dense pre-activations of a large dictionary never need much memory.
 _TILE_BYTES = 32 * 2**20
 # Groups of features whose overlaps with all others are remembered: n floats a feature.
 _REMEMBERED_OVERLAPS = 64
-
-Array = NDArray[np.float32]
-ArrayType = TypeVar("ArrayType")
-
-
-class Codes(NamedTuple, Generic[ArrayType]):
-    """Sparse codes of a batch; in each row the latents that name it best come first.
-
-    That order is the order of values or, after a refinement, of how well a latent's direction matches the embedding.
-
-    Attributes:
-        indices: (batch, K) int32, the latents' ids.
-        values: (batch, K) float32, >= 0. A zero is an empty place, after all others: that row has fewer than K active
-            latents.
-    """
-
-    indices: ArrayType
-    values: ArrayType
-
-    def truncate(self, k: int) -> Codes[ArrayType]:
-        """The reading at a smaller K: the first `k` latents of every row."""
-        return Codes(self.indices[:, :k], self.values[:, :k])  # type: ignore[index]
 
 
 class TopKSAE:
@@ -333,3 +311,29 @@ class TopKSAE:
         with tempfile.TemporaryDirectory() as temporary:
             self.save_pretrained(temporary)
             return upload_folder(Path(temporary), repo_id, private=private, token=token, message=message)
+
+
+class FeatureDirections(NamedTuple):
+    """How strongly an embedding x has a feature, before anything is cut off: `rows[f] . x + constants[f]`.
+
+    Attributes:
+        rows: (n, d) the decoder's rows after a refinement, whose names are ordered by `<d_f, x - b_dec>`; else the
+            encoder's, whose pre-activation is `<w_f, x - b_dec> + b_enc[f]`.
+        constants: (n,) all terms without x.
+    """
+
+    rows: Array
+    constants: Array
+
+    @classmethod
+    def of(cls, sae: TopKSAE) -> FeatureDirections:
+        """The directions by which an SAE names texts."""
+        if sae.config.refine_steps:
+            return cls(sae.decoder, -(sae.decoder @ sae.bias))
+        rows: Array = sae.W_enc.cpu().numpy()
+        return cls(rows, sae.b_enc.cpu().numpy() - rows @ sae.bias)
+
+    def match(self, vectors: Array, features: Sequence[int] | NDArray[np.int64]) -> Array:
+        """(batch, features) matches of (batch, d) embeddings."""
+        chosen = np.asarray(features, dtype=np.int64)
+        return np.asarray(vectors @ self.rows[chosen].T + self.constants[chosen], dtype=np.float32)

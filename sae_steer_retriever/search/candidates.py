@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.search.ranking import Ranker, Ranking, Survey
 from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata, Neighbours
 from sae_steer_retriever.store.code_index import CodeIndex

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import SteeringError
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes
 from sae_steer_retriever.search.passage_rank import Searching, locate
 from sae_steer_retriever.search.ranking import Ranking
 from sae_steer_retriever.steering.compose import compose

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.explain.attribution import Attribution, Explainer
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Array, Codes
+from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.search.candidates import CandidateSearch
 from sae_steer_retriever.search.hits import Explain
 from sae_steer_retriever.search.ranking import Ranker, Ranking

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import SteeringError
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes
 from sae_steer_retriever.search.passage_rank import Searching
 from sae_steer_retriever.steering.from_examples import Contrast, checked_texts, contrast
 from sae_steer_retriever.steering.operations import LARGEST_STRENGTH, Side

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.explain.attribution import Attribution, CodeExplainer
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Array, Codes
+from sae_steer_retriever.sae.codes import Array, Codes, power_normalised
 from sae_steer_retriever.search.hits import Explain
 from sae_steer_retriever.search.ranking import Ranker, Ranking
 from sae_steer_retriever.steering.plan import plan_code
@@ -18,7 +18,7 @@ from sae_steer_retriever.steering.policy import Steering
 from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata
 from sae_steer_retriever.store.code_index import CodeIndex
 from sae_steer_retriever.store.documents import Record
-from sae_steer_retriever.store.latent_index import LatentEngine, LatentIndex, best, lengths, power_normalised
+from sae_steer_retriever.store.latent_index import LatentEngine, LatentIndex, best, lengths
 
 
 @dataclasses.dataclass(frozen=True)

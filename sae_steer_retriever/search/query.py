@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Array, Codes
+from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.search.embedding_search import EmbeddingSearch
 from sae_steer_retriever.search.latent_search import LatentSearch
 from sae_steer_retriever.steering.policy import Steering

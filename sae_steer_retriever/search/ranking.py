@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.explain.attribution import SteeringTerm
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.steering.document_boost import FeatureMatch
 from sae_steer_retriever.steering.plan import SUPPRESSED_FROM, DocumentBoost, Plan, QueryShift
 from sae_steer_retriever.store.code_index import CodeIndex

@@ -10,7 +10,8 @@ import numpy as np
 from sae_steer_retriever.encoders.embedders import Embedder, unit_rows
 from sae_steer_retriever.explain.attribution import Attribution, attribute
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.search.ranking import Ranker
 from sae_steer_retriever.steering.plan import plan
 from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import SteeringError
-from sae_steer_retriever.sae.topk_sae import Array, Codes
+from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.steering.operations import (
     SIDES,
     Add,

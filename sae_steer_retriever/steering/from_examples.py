@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sae_steer_retriever.errors import SteeringError, StoreError
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.search import hubs
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.steering.policy import (
     DEFAULT_DRIFT_CAP,
     DEFAULT_SIDE,

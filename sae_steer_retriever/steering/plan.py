@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.features.calibration import Calibration
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
-from sae_steer_retriever.store.latent_index import power_normalise, power_normalised
+from sae_steer_retriever.sae.codes import Array, Codes, power_normalise, power_normalised
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 if TYPE_CHECKING:  # steering.py offers these names too
     from sae_steer_retriever.steering.edit import Edit

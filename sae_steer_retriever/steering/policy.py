@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import ArtifactError, MismatchError, SteeringError
 from sae_steer_retriever.sae.atomic_files import write_files
-from sae_steer_retriever.sae.topk_sae import Array, Codes, SAEConfig
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.steering.edit import Condition, Edit
 from sae_steer_retriever.steering.operations import (
     LARGEST_STRENGTH,

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import MismatchError, StoreError
+from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.sae.config import encoder_base_name
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.batches import Metadata, batches, check_ids
 from sae_steer_retriever.store.code_index import CodeIndex
 from sae_steer_retriever.store.connection import connect, translated

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.encoders.embedders import unit_rows
 from sae_steer_retriever.errors import MismatchError, StoreError
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.store.batches import Batch, Metadata, changes
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import MismatchError
-from sae_steer_retriever.sae.topk_sae import Array, Codes
+from sae_steer_retriever.sae.codes import Array, Codes, power_normalised
 
 _Ints = NDArray[np.integer[Any]]
 LatentEngine = Literal["exact", "seismic"]
@@ -17,15 +17,6 @@ LATENT_ENGINES: tuple[LatentEngine, ...] = ("exact", "seismic")
 Similarity = Literal["dot", "cosine", "damped"]
 SIMILARITIES: tuple[Similarity, ...] = ("dot", "cosine", "damped")
 """What codes are compared by: dot product, as in arXiv 2411.00786; cosine; cosine of power-normalised codes."""
-
-POWER = 0.7
-"""The power that activations are raised to before codes are compared in the latent space.
-
-A refinement leaves a few large corrections in a code, which dominate a bare cosine. On SciFact's training queries .7
-keeps
-most nDCG@10 at K = 32 and 64, and on average over these and 128, where .9 keeps more. 1 is the bare cosine, and 0 would
-count the latents that two codes share.
-"""
 
 # Passages that are sorted at a time while an index is made: 4096 of 64 latents need a few megabytes.
 _TILE = 4096
@@ -180,16 +171,6 @@ class LatentIndex:
         if allowed is not None:
             scores[~allowed] = 0.0
         return best(scores, k)
-
-
-def power_normalise(values: Array) -> Array:
-    """Activations raised to the power `POWER`; negative ones keep their sign."""
-    return np.asarray(np.copysign(np.abs(values) ** np.float32(POWER), values), dtype=np.float32)
-
-
-def power_normalised(codes: Codes[NDArray[Any]]) -> Codes[NDArray[Any]]:
-    """(batch, K) the same latents with power-normalised activations: the codes that the latent space is made of."""
-    return Codes(codes.indices, power_normalise(codes.values))
 
 
 def compared(codes: Codes[NDArray[Any]], similarity: Similarity) -> Codes[NDArray[Any]]:

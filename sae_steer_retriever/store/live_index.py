@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sae_steer_retriever.encoders.embedding_cache import cache_root
-from sae_steer_retriever.sae.topk_sae import SAEConfig
+from sae_steer_retriever.encoders.cache_root import cache_root
+from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.store.code_index import CodeIndex
 from sae_steer_retriever.store.connection import translated
 from sae_steer_retriever.store.documents import DocumentCollection

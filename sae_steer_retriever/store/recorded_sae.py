@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sae_steer_retriever.encoders.embedders import unit_rows
+from sae_steer_retriever.encoders.embedders import bundled_for, unit_rows
 from sae_steer_retriever.errors import MismatchError
-from sae_steer_retriever.features.loading import bundled_for
 from sae_steer_retriever.sae.bundled import recorded
 from sae_steer_retriever.store.connection import translated
 from sae_steer_retriever.store.sidecar import SUFFIX, k_of

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import MissingExtraError
-from sae_steer_retriever.sae.topk_sae import Array, Codes
+from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.store.latent_index import (
     LatentHits,
     Similarity,

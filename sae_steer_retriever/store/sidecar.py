@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import MismatchError, StoreError
-from sae_steer_retriever.sae.codes import pack, unpack
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes, pack, unpack
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.connection import translated
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.sae.directions import kmeans_directions
-from sae_steer_retriever.sae.topk_sae import SAEConfig, TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.config import PRETRAINED, TrainConfig
 from sae_steer_retriever.train.sampling import Rows, Sampler
 from sae_steer_retriever.train.sizing import Sizes

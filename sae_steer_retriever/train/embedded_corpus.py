@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_steer_retriever.corpus.passage import Corpus
 from sae_steer_retriever.corpus.query_texts import QueryText, query_texts
-from sae_steer_retriever.corpus.read_corpus import Corpus
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.encoders.vector_rows import VectorRows
 from sae_steer_retriever.errors import CorpusError
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.measure import hold_out
 from sae_steer_retriever.train.nearest_lists import Ranking, filtered_lists, nearest_documents, rank_documents

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.labelling.coherence import corpus_mean, feature_coherence
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.nearest_lists import nearest_documents
 
 # Rows whose reconstructions are in memory at once.

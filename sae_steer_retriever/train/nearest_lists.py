@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.encoders.vector_rows import Vectors
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 # Scores in memory at once: 2,048 x 32,768 of 4 bytes are 256 MiB, and selecting takes twice that per score, so it
 # goes by fewer queries. A corpus of up to 32,768 documents is one tile.

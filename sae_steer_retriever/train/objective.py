@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sae_steer_retriever.sae.topk_sae import SAEConfig
+from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.losses import fraction_unexplained, paper_loss, printed_kl, relative_kl, released_kl
 from sae_steer_retriever.train.sampling import Sampler

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 import sae_steer_retriever
-from sae_steer_retriever.corpus.read_corpus import Corpus, read_corpus
+from sae_steer_retriever.corpus.passage import Corpus
+from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedders import Embedder, as_embedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.encoders.vector_rows import VectorRows, Vectors
@@ -27,8 +28,8 @@ from sae_steer_retriever.labelling.gather_evidence import name_matches, read_lab
 from sae_steer_retriever.labelling.keyword_labels import LabelReport, label_features
 from sae_steer_retriever.sae.atomic_files import write_files
 from sae_steer_retriever.sae.bundled import bundled_sae
-from sae_steer_retriever.sae.config import former_keys
-from sae_steer_retriever.sae.topk_sae import EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig, former_keys
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.adaptation import Start, adapted_sizes, adapted_start
 from sae_steer_retriever.train.checkpoint import CHECKPOINT_FOLDER, Checkpoint
 from sae_steer_retriever.train.config import PRETRAINED, TrainConfig

@@ -10,7 +10,8 @@ from sae_steer_retriever.errors import ArtifactError, nearest_names
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.sae.bundled import bundled_names, bundled_sae
 from sae_steer_retriever.sae.config import DEFAULT_MODEL, EncoderSpec
-from sae_steer_retriever.sae.topk_sae import TopKSAE, resolve_folder
+from sae_steer_retriever.sae.files import resolve_folder
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.config import INITS, PRETRAINED
 
 SMALL_CORPUS = 5000

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sae_steer_retriever.sae.topk_sae import SAEConfig, TopKSAE
+from sae_steer_retriever.sae.config import SAEConfig
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.sparse_kernels import sparse_decode, sparse_decode_prefixes, sparse_encode
 
 # Decoder rows whose gradient is projected at once.

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.sae.malloc import keep_large_buffers
-from sae_steer_retriever.sae.topk_sae import SAEConfig, TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.callbacks import Watcher, watched_by
 from sae_steer_retriever.train.checkpoint import Checkpoint
 from sae_steer_retriever.train.config import TrainConfig

@@ -22,7 +22,8 @@ from sae_steer_retriever.evaluate.plots import draw_features
 from sae_steer_retriever.evaluate.ranks import head_share, middle_slope, ranked_frequencies, word_frequencies
 from sae_steer_retriever.evaluate.seed_average import JudgedSet
 from sae_steer_retriever.evaluate.table import Range
-from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 @pytest.fixture(scope="module")

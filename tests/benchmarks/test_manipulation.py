@@ -16,7 +16,7 @@ from judged_world import judged_set
 from small_world import World
 from toy import ToyEmbedder, random_sae, unit_rows
 
-from sae_steer_retriever.corpus.read_corpus import Passage
+from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.errors import CorpusError, MismatchError
 from sae_steer_retriever.evaluate import manipulation
 from sae_steer_retriever.evaluate.controllability import manipulation_study, perspectives_study
@@ -34,7 +34,9 @@ from sae_steer_retriever.evaluate.manipulation import (
     usual_values,
 )
 from sae_steer_retriever.evaluate.manipulation_figure import figure_4
-from sae_steer_retriever.sae.topk_sae import Array, Codes, EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.nearest_lists import nearest_documents
 
 D = 6

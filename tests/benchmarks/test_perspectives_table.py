@@ -21,7 +21,9 @@ from sae_steer_retriever.evaluate.perspective_search import PerspectiveSearch
 from sae_steer_retriever.evaluate.perspectives_table import labelled_table_4, run_trials, table_4
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 D = 6
 QUESTION = "which of the two?"

@@ -13,8 +13,9 @@ from small_world import World
 from toy import D, ToyEmbedder, catalog_for, random_sae
 
 from sae_steer_retriever.__main__ import main
-from sae_steer_retriever.corpus.read_corpus import Passage
-from sae_steer_retriever.encoders.embedding_cache import CACHE_VARIABLE, CachedEmbedder
+from sae_steer_retriever.corpus.passage import Passage
+from sae_steer_retriever.encoders.cache_root import CACHE_VARIABLE
+from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import CorpusError
 from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
 from sae_steer_retriever.evaluate.steering_benchmark import measure_steering
@@ -195,7 +196,7 @@ class TestProduct:
         assert not np.array_equal(default.scores(0, 0, 2.0), setting.base[0])
 
     def test_scores_are_those_that_the_product_ranks_by(self, setting: SteeringSetting, dictionary: Dictionary) -> None:
-        from sae_steer_retriever.sae.topk_sae import Codes
+        from sae_steer_retriever.sae.codes import Codes
         from sae_steer_retriever.search.ranking import Ranker
         from sae_steer_retriever.steering.plan import plan
         from sae_steer_retriever.steering.policy import Edit, Steering

@@ -27,7 +27,8 @@ from sae_steer_retriever.labelling.keyword_labels import split_halves
 from sae_steer_retriever.labelling.measured_tries import MeasuredTrie, measured_tries
 from sae_steer_retriever.labelling.neuron2graph import _MOST_PASSAGES, PASSAGES
 from sae_steer_retriever.labelling.prefix_attribution import Reading
-from sae_steer_retriever.sae.topk_sae import EncoderSpec, TopKSAE
+from sae_steer_retriever.sae.config import EncoderSpec
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,11 @@ import pytest
 from toy import ToyEmbedder
 
 from sae_steer_retriever.encoders import embedding_cache
-from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder, cache_root
+from sae_steer_retriever.encoders.cache_root import cache_root
+from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import ArtifactError, MismatchError
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import EncoderSpec
 
 TEXTS = [f"word{number} and word{number % 7}" for number in range(50)]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from toy import ToyEmbedder
 
-from sae_steer_retriever.corpus.read_corpus import Passage
+from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.errors import CorpusError, MissingExtraError
 from sae_steer_retriever.evaluate.datasets import RetrievalSet, read_retrieval_set
 from sae_steer_retriever.evaluate.embedded import embed_set

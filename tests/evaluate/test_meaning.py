@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from small_world import World
 from toy import ToyEmbedder, random_sae, unit_rows, word_vector
 
-from sae_steer_retriever.corpus.read_corpus import Passage
+from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.encoders.vector_rows import VectorRows
 from sae_steer_retriever.errors import ArtifactError, CorpusError, MismatchError
 from sae_steer_retriever.evaluate.frequencies import measure_frequencies
@@ -34,7 +34,9 @@ from sae_steer_retriever.labelling.coherence import (
 from sae_steer_retriever.labelling.gather_evidence import read_label_latents
 from sae_steer_retriever.labelling.keyword_labels import label_features
 from sae_steer_retriever.labelling.label_scores import sample_others
-from sae_steer_retriever.sae.topk_sae import Array, Codes, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.config import SAEConfig
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 
 D, N, PER_CONCEPT = 48, 32, 30

@@ -23,7 +23,7 @@ from sae_steer_retriever.features.family import Family
 from sae_steer_retriever.features.feature import Feature, LabelScore
 from sae_steer_retriever.features.text_reading import Concept, read_concept
 from sae_steer_retriever.features.trie import Trie, Window
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes
 
 # id: keywords; the label is their list. 5 never fires, 6 is not labelled, 7 is not to be trusted.
 KEYWORDS = {

@@ -48,7 +48,8 @@ from sae_steer_retriever.errors import (  # noqa: E402
 )
 from sae_steer_retriever.integrations.langchain import SAESteeredRetriever  # noqa: E402
 from sae_steer_retriever.retriever import SteeredRetriever  # noqa: E402
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec  # noqa: E402
+from sae_steer_retriever.sae.codes import Array  # noqa: E402
+from sae_steer_retriever.sae.config import EncoderSpec  # noqa: E402
 from sae_steer_retriever.steering.policy import Clamp, Suppress  # noqa: E402
 from sae_steer_retriever.store.chroma_store import ChromaStore  # noqa: E402
 

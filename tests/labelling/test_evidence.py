@@ -29,7 +29,8 @@ from sae_steer_retriever.labelling.gather_evidence import (
     strengths,
 )
 from sae_steer_retriever.labelling.keyword_labels import label_features, split_halves
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 def with_refinement(sae: TopKSAE, steps: int) -> TopKSAE:

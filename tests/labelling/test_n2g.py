@@ -15,9 +15,9 @@ from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.features.trie import Trie, detection
 from sae_steer_retriever.labelling.neuron2graph import grow_tries
 from sae_steer_retriever.labelling.prefix_attribution import PrefixReader
-from sae_steer_retriever.labelling.token_attribution import FeatureDirections, TokenReader, WordActivations
+from sae_steer_retriever.labelling.token_attribution import TokenReader, WordActivations
 from sae_steer_retriever.labelling.word_substitutes import Substitutes
-from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.sae.topk_sae import FeatureDirections, TopKSAE
 
 
 def features_of(*meanings: str) -> TopKSAE:

@@ -14,8 +14,8 @@ from sae_steer_retriever.encoders.embedders import LangChainEmbedder, SentenceTr
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.labelling.prefix_attribution import PrefixReader, word_reader
-from sae_steer_retriever.labelling.token_attribution import FeatureDirections, TokenReader, unwrapped, word_spans
-from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.labelling.token_attribution import TokenReader, unwrapped, word_spans
+from sae_steer_retriever.sae.topk_sae import FeatureDirections, TopKSAE
 
 TEXTS = st.text(
     st.sampled_from("abc deXYZ 0189.,;:-_'()\n\t\u00e9\u00df\u0130\u4e16\U0001f600\u2019\u0301\u200d\u0e01"),

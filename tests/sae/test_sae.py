@@ -26,8 +26,10 @@ from toy import random_sae, unit_rows
 from sae_steer_retriever.errors import ArtifactError, MismatchError
 from sae_steer_retriever.features.annotations import ANNOTATIONS_FILE
 from sae_steer_retriever.sae import atomic_files as artifact
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
 from sae_steer_retriever.sae.files import TENSORS, restored
-from sae_steer_retriever.sae.topk_sae import Array, Codes, EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 FILES = {"model.safetensors", "config.json"}
 

@@ -11,7 +11,7 @@ from small_world import World
 
 from sae_steer_retriever.errors import SteeringError, StoreError, UnknownFeatureError
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes
 from sae_steer_retriever.search.counterfactual import Counterfactual
 from sae_steer_retriever.search.feedback import without_shared
 from sae_steer_retriever.steering.policy import Steering

@@ -24,7 +24,8 @@ from sae_steer_retriever.errors import (
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.text_reading import Concept
 from sae_steer_retriever.retriever import DEFAULT_FETCH_K, SPACES, SteeredRetriever, load_sae
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.search.hits import Hit
 from sae_steer_retriever.steering.plan import plan_code
 from sae_steer_retriever.steering.policy import Add, Clamp, Scale, Steering, Suppress, plan

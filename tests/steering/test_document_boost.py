@@ -15,7 +15,8 @@ from toy import K_LABELS, K, N, catalog_for, random_sae, unit_rows
 
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.features.calibration import calibrate, load_calibration, save_calibration
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.steering.document_boost import FeatureMatch
 from sae_steer_retriever.store.code_index import CodeIndex
 

@@ -19,7 +19,7 @@ from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import Feature, LabelScore
 from sae_steer_retriever.features.search import hubs
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes
 from sae_steer_retriever.steering.from_examples import Contrast, contrast
 from sae_steer_retriever.steering.policy import Steering
 

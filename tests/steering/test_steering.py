@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from toy import N, catalog_for, random_sae, unit_rows
 
 from sae_steer_retriever.errors import MismatchError, SteeringError
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.search.ranking import Ranker
 from sae_steer_retriever.steering.document_boost import FeatureMatch
 from sae_steer_retriever.steering.policy import (

@@ -12,14 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import MismatchError, MissingExtraError
-from sae_steer_retriever.sae.topk_sae import Codes
-from sae_steer_retriever.store.latent_index import (
-    SIMILARITIES,
-    LatentIndex,
-    Similarity,
-    power_normalise,
-    power_normalised,
-)
+from sae_steer_retriever.sae.codes import Codes, power_normalise, power_normalised
+from sae_steer_retriever.store.latent_index import SIMILARITIES, LatentIndex, Similarity
 from sae_steer_retriever.store.seismic_index import SeismicIndex
 
 N_LATENTS = 9

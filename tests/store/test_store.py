@@ -23,8 +23,7 @@ from toy import K, N, ToyEmbedder, catalog_for, random_sae, unit_rows
 
 from sae_steer_retriever.errors import MismatchError, StoreError
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.codes import pack, unpack
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes, pack, unpack
 from sae_steer_retriever.store import chroma_store as store_module
 from sae_steer_retriever.store.chroma_store import ChromaStore, connect, rebuild, recorded_sae
 from sae_steer_retriever.store.code_index import CodeIndex

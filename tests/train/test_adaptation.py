@@ -20,7 +20,8 @@ from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.labelling.gather_evidence import name_matches, read_label_latents
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae import bundled as bundled
-from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.steering.policy import Steering
 from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.train.adaptation import adapted_config

@@ -12,7 +12,8 @@ import torch
 from command_line import Run
 
 from sae_steer_retriever.errors import ArtifactError
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, SAEConfig
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
 from sae_steer_retriever.train.checkpoint import Checkpoint
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.measure import hold_out

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from sae_steer_retriever.errors import ArtifactError
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
 from sae_steer_retriever.sae.directions import spherical_kmeans
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.checkpoint import Checkpoint
 from sae_steer_retriever.train.config import LOSSES, TrainConfig
 from sae_steer_retriever.train.measure import IMPROVEMENT, Measurement, Standstill, hold_out, measure
