@@ -17,8 +17,9 @@ from sae_steer_retriever.search.query import SPACES, Space, check_count, check_q
 from sae_steer_retriever.search.query_drift import Drift, query_drift
 from sae_steer_retriever.steerable import Steerable
 from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
-from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata, connect
-from sae_steer_retriever.store.latent_index import LatentEngine
+from sae_steer_retriever.store.batches import Metadata
+from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.connection import connect
 from sae_steer_retriever.store.recorded_sae import at_recorded_k, default_sae
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class SteeredRetriever(Steerable):
         client: ClientAPI | None = None,
         collection: str = "docs",
         create: bool = True,
-        latent_engine: LatentEngine = "exact",
+        latent_engine: str = "exact",
         steering: SteerLike | Steering | None = None,
     ) -> SteeredRetriever:
         """Load an SAE with its catalog and open a store.
@@ -64,7 +65,7 @@ class SteeredRetriever(Steerable):
             client: A ready Chroma client.
             collection: Name of the documents collection.
             create: Whether to make it if it is absent.
-            latent_engine: What searches in the latent space: "exact" or "seismic".
+            latent_engine: Deprecated; "exact" is the only engine.
             steering: A default that calls are laid over.
 
         Raises:
@@ -91,7 +92,7 @@ class SteeredRetriever(Steerable):
         Raises:
             MismatchError: The steering is another SAE's; for the other errors see `resolve`.
         """
-        return type(self)(self.store, self.embedder, self.catalog, latent_engine=self.latent_engine, steering=steering)
+        return type(self)(self.store, self.embedder, self.catalog, steering=steering)
 
     def search(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.features.catalog import FeatureCatalog
@@ -31,8 +31,9 @@ from sae_steer_retriever.steering.policy import (
     check_side,
 )
 from sae_steer_retriever.steering.resolver import SteeringResolver
-from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata
-from sae_steer_retriever.store.latent_index import LatentEngine
+from sae_steer_retriever.store.batches import Metadata
+from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.store_reader import StoreReader
 
 
 class Steerable:
@@ -40,11 +41,11 @@ class Steerable:
 
     def __init__(
         self,
-        store: ChromaStore,
+        store: StoreReader,
         embedder: Embedder,
         catalog: FeatureCatalog,
         *,
-        latent_engine: LatentEngine = "exact",
+        latent_engine: str = "exact",
         steering: SteerLike | Steering | None = None,
     ) -> None:
         """Put the parts together; `open` loads them from where they are kept.
@@ -53,22 +54,21 @@ class Steerable:
             store: The passages.
             embedder: Embeds queries; the SAE's encoder.
             catalog: Names and units of the SAE's features.
-            latent_engine: What searches in the latent space: "exact", or "seismic" for very large collections, which
-                finds most of the nearest passages (`scale` extra).
+            latent_engine: Deprecated; "exact" is the only engine.
             steering: A default, a tenant's policy for instance: what a call asks for is laid over it, see `resolve`.
 
         Raises:
             MismatchError: The embedder is not the SAE's encoder, or the catalog or the default is another SAE's.
             ValueError: There is no such engine.
-            MissingExtraError: The engine's package is not installed.
             SteeringError: The default is unusable; its names can be unknown or ambiguous, too.
         """
-        self._queries = QuerySearch(store, embedder, catalog, latent_engine)
+        if latent_engine != "exact":
+            raise ValueError(f"latent_engine is {latent_engine!r}: the exact engine is the only one; leave it out.")
+        self.store = cast(ChromaStore, store)  # searches only read; a store opened for reading has no `add`
+        self._queries = QuerySearch(self.store, embedder, catalog)
         self._resolver = SteeringResolver(store.sae, embedder, catalog, steering)
-        self.store = store
         self.embedder = embedder
         self.catalog = catalog
-        self.latent_engine: LatentEngine = latent_engine
 
     @property
     def sae(self) -> TopKSAE:

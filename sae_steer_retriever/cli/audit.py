@@ -115,8 +115,9 @@ def _audit(arguments: argparse.Namespace, client: ClientAPI) -> Audit:
 
 @contextlib.contextmanager
 def _opened(store: StoreLocation) -> Iterator[ClientAPI]:
-    """A client of a server, or of a private copy of an embedded store."""
-    from sae_steer_retriever.audit.private_copy import DATABASE, private_copy
+    """Yields a client of a server, or of a private copy of an embedded store."""
+    from sae_steer_retriever.audit.private_copy import private_copy
+    from sae_steer_retriever.store.connection import DATABASE
 
     if store.folder is None or not (store.folder / DATABASE).is_file():
         yield store.connect(create=False)  # a server, or an error for a folder without a store

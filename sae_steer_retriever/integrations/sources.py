@@ -16,7 +16,8 @@ from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae.bundled import recordable
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.store.chroma_store import ChromaStore, client_of, connect
+from sae_steer_retriever.store.chroma_store import ChromaStore, client_of
+from sae_steer_retriever.store.connection import connect
 from sae_steer_retriever.store.recorded_sae import at_recorded_k, default_sae, require_readable
 
 if TYPE_CHECKING:

@@ -8,8 +8,10 @@ import numpy as np
 
 from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.search.ranking import Ranker, Ranking, Survey
-from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata, Neighbours
+from sae_steer_retriever.store.batches import Metadata
+from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.store.code_index import CodeIndex
+from sae_steer_retriever.store.documents import Neighbours
 
 # How far the plain search may be widened, in times its first breadth.
 _WIDEST = 16

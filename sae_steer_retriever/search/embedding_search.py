@@ -15,7 +15,8 @@ from sae_steer_retriever.search.hits import Explain
 from sae_steer_retriever.search.ranking import Ranker, Ranking
 from sae_steer_retriever.steering.plan import plan
 from sae_steer_retriever.steering.policy import Steering
-from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata
+from sae_steer_retriever.store.batches import Metadata
+from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.store.documents import Record
 
 # Two ways to work out one score differ by no more than this.

@@ -15,10 +15,11 @@ from sae_steer_retriever.search.hits import Explain
 from sae_steer_retriever.search.ranking import Ranker, Ranking
 from sae_steer_retriever.steering.plan import plan_code
 from sae_steer_retriever.steering.policy import Steering
-from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata
+from sae_steer_retriever.store.batches import Metadata
+from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.store.code_index import CodeIndex
 from sae_steer_retriever.store.documents import Record
-from sae_steer_retriever.store.latent_index import LatentEngine, LatentIndex, best, lengths
+from sae_steer_retriever.store.latent_index import best, lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +53,7 @@ class LatentSearch:
     """Ranks by `z_q . z_d / (|z_q| |z_d|)` of power-normalised codes, plus the document boosts.
 
     Only passages that share a latent with the query, or gain one from a steering, are found, and only those whose
-    codes are in the sidecar. With the exact engine the ranking is that of all passages; another engine proposes
-    candidates, whose scores are exact.
+    codes are in the sidecar. The ranking is that of all passages.
     """
 
     def __init__(
@@ -63,7 +63,6 @@ class LatentSearch:
         steering: Steering,
         h_q: Codes[NDArray[Any]],
         where: Metadata | None,
-        engine: LatentEngine,
     ) -> None:
         """Plan the query.
 
@@ -73,13 +72,11 @@ class LatentSearch:
             steering: The edits of the query's code.
             h_q: (1, K) the code, as the SAE gives it.
             where: Chroma's metadata filter.
-            engine: What finds candidates.
         """
         self._store = store
         self._catalog = catalog
         self._h_q = h_q
         self._where = where
-        self._engine = engine
         latents, vector, plan_ = plan_code(steering, h_q, catalog.calibration)
         self._ranker = LatentRanker(store.sae, catalog.calibration.match_unit, plan_, vector, True, latents)
         self._edited = vector + plan_.total_shift(len(vector))
@@ -143,36 +140,19 @@ class LatentSearch:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The best rows without steering and with it, at most `limit` of each, best first."""
         latents, query = self._ranker.latents, _unit(self._ranker.vector)
-        engine = index.latent_engine(self._engine, self._store.sae.config.n)
-        if not isinstance(engine, LatentIndex):
-            found = engine.nearest(latents, query, limit, allowed=allowed).rows
-            return (found, self._proposed(index, found, limit, allowed)) if steered else (found, found)
-        plain = engine.scores(latents, query)
+        latent_index = index.latent_index(self._store.sae.config.n)
+        plain = latent_index.scores(latents, query)
         if allowed is not None:
             plain[~allowed] = 0.0
         base = best(plain, limit).rows
         if not steered:
             return base, base
-        scores = engine.scores(latents, _unit(self._edited)) + self._ranker.boost_gains(index)
+        scores = latent_index.scores(latents, _unit(self._edited)) + self._ranker.boost_gains(index)
         # A passage that a steering pushes below zero is still one that answers the query.
         eligible = ((plain > 0) | (scores > 0)) & self._ranker.kept(index)
         if allowed is not None:
             eligible &= allowed
         return base, best(np.where(eligible, scores, -np.inf).astype(np.float32), limit, above=-np.inf).rows
-
-    def _proposed(
-        self, index: CodeIndex, base: NDArray[np.int64], limit: int, allowed: NDArray[np.bool_] | None
-    ) -> NDArray[np.int64]:
-        """Candidates of another engine: neighbours of both codes, and the passages that have a rewarded feature."""
-        engine = index.latent_engine(self._engine, self._store.sae.config.n)
-        rewarded = [boost for boost in self._ranker.plan.boosts if boost.amount > 0]
-        parts = [base, engine.nearest(self._ranker.latents, _unit(self._edited), limit, allowed=allowed).rows]
-        parts += [index.posting(latent).astype(np.int64) for boost in rewarded for latent in boost.features]
-        rows = np.unique(np.concatenate(parts))
-        rows = rows[self._ranker.kept(index)[rows]]
-        if allowed is not None:
-            rows = rows[allowed[rows]]
-        return rows[np.argsort(-self._ranker.estimate(index.take(rows)), kind="stable")][:limit]
 
     def _rank(self, index: CodeIndex, rows: NDArray[np.int64], base: NDArray[np.int64], k: int) -> Ranking:
         ids, codes = [index.ids[row] for row in rows.tolist()], index.take(rows)

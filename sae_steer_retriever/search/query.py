@@ -14,9 +14,8 @@ from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.search.embedding_search import EmbeddingSearch
 from sae_steer_retriever.search.latent_search import LatentSearch
 from sae_steer_retriever.steering.policy import Steering
-from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata
-from sae_steer_retriever.store.latent_index import LATENT_ENGINES, LatentEngine
-from sae_steer_retriever.store.seismic_index import require_seismic
+from sae_steer_retriever.store.batches import Metadata
+from sae_steer_retriever.store.chroma_store import ChromaStore
 
 Space = Literal["original", "reconstructed", "latent"]
 SPACES: tuple[Space, ...] = ("original", "reconstructed", "latent")
@@ -39,27 +38,17 @@ class Query(NamedTuple):
 class QuerySearch:
     """Reads queries, and makes their searches."""
 
-    def __init__(self, store: ChromaStore, embedder: Embedder, catalog: FeatureCatalog, engine: LatentEngine) -> None:
+    def __init__(self, store: ChromaStore, embedder: Embedder, catalog: FeatureCatalog) -> None:
         """Take the parts.
 
         Args:
             store: The passages.
             embedder: Embeds queries.
             catalog: Names and units of the features.
-            engine: What searches in the latent space.
-
-        Raises:
-            ValueError: There is no such engine.
-            MissingExtraError: The engine's package is not installed.
         """
-        if engine not in LATENT_ENGINES:
-            raise ValueError(f"latent_engine is {engine!r}, expected one of {', '.join(LATENT_ENGINES)}.")
-        if engine == "seismic":
-            require_seismic()
         self._store = store
         self._embedder = embedder
         self._catalog = catalog
-        self._engine = engine
 
     def encode_query(
         self, query: str, embedding: Sequence[float] | Array | None = None, *, encode: bool = True
@@ -100,7 +89,7 @@ class QuerySearch:
         """
         steering = self.active_edits(steering, query)
         if space == "latent" and query.code is not None:
-            return LatentSearch(self._store, self._catalog, steering, query.code, where, self._engine)
+            return LatentSearch(self._store, self._catalog, steering, query.code, where)
         reconstructed = space == "reconstructed"
         q, code = query.embedding, query.code
         return EmbeddingSearch(self._store, self._catalog, steering, q, code, where, reconstructed=reconstructed)

@@ -28,7 +28,7 @@ from sae_steer_retriever.steering.policy import (
 
 if TYPE_CHECKING:
     from sae_steer_retriever.encoders.embedders import Embedder
-    from sae_steer_retriever.store.chroma_store import ChromaStore
+    from sae_steer_retriever.store.store_reader import StoreReader
 
 # Features on each side, none weaker than this share of the strongest: more of them are the examples' own particulars.
 _FEATURES = 5
@@ -278,7 +278,7 @@ def names_of_texts(sae: TopKSAE, embedder: Embedder, texts: Sequence[str]) -> Co
     return sae.encode(embedder.embed_documents(texts)).truncate(sae.config.k_labels)
 
 
-def names_of_passages(store: ChromaStore, ids: Sequence[str]) -> Codes[NDArray[Any]]:
+def names_of_passages(store: StoreReader, ids: Sequence[str]) -> Codes[NDArray[Any]]:
     """(passages, k_labels) the label latents of stored passages, each once.
 
     Raises:

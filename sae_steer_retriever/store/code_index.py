@@ -11,16 +11,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.sae.codes import Codes
-from sae_steer_retriever.store.latent_index import LatentEngine, LatentIndex
-
-if TYPE_CHECKING:
-    from sae_steer_retriever.store.seismic_index import SeismicIndex
+from sae_steer_retriever.store.latent_index import LatentIndex
 
 _META_FILE = "meta.json"
 _FORMAT_VERSION = 2
@@ -73,7 +70,7 @@ class CodeIndex:
         self._stored = stored
         self._row_of = {name: row for row, name in enumerate(ids)}
         self._sparse: Any = None
-        self._engines: dict[LatentEngine, LatentIndex | SeismicIndex] = {}
+        self._latent_index: LatentIndex | None = None
         self._making = threading.Lock()
         self._answers: OrderedDict[Hashable, NDArray[np.float32]] = OrderedDict()
         self._answering = threading.Lock()
@@ -123,8 +120,6 @@ class CodeIndex:
             q: (d,) a unit query.
         """
         vectors, offsets = self._stored
-        if not vectors.shape[1]:  # none was there to read
-            return np.full(len(rows), np.nan)
         if not vectors.shape[1]:  # no document is left, and no size is known
             return np.full(len(rows), np.nan)
         # To copy many rows takes longer than to multiply all of them.
@@ -154,27 +149,16 @@ class CodeIndex:
                 self._answers.popitem(last=False)
         return found
 
-    def latent_engine(self, engine: LatentEngine, n: int) -> LatentIndex | SeismicIndex:
-        """The search over all K latents of the codes, made in memory at its first use.
+    def latent_index(self, n: int) -> LatentIndex:
+        """Returns the search over all K latents of the codes, made in memory at its first use.
 
         Args:
-            engine: "exact" or "seismic".
             n: Number of latents.
-
-        Raises:
-            MissingExtraError: The engine's package is not installed.
         """
         with self._making:
-            if engine not in self._engines:
-                self._engines[engine] = self._make_engine(engine, n)
-            return self._engines[engine]
-
-    def _make_engine(self, engine: LatentEngine, n: int) -> LatentIndex | SeismicIndex:
-        if engine == "exact":
-            return LatentIndex.build(self.codes, n)
-        from sae_steer_retriever.store.seismic_index import SeismicIndex
-
-        return SeismicIndex.build(self.codes, n)
+            if self._latent_index is None:
+                self._latent_index = LatentIndex.build(self.codes, n)
+            return self._latent_index
 
     def _matrix(self, n: int) -> Any:  # noqa: ANN401 - scipy has no types
         if self._sparse is None:

@@ -12,8 +12,6 @@ from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.sae.codes import Array, Codes, power_normalised
 
 _Ints = NDArray[np.integer[Any]]
-LatentEngine = Literal["exact", "seismic"]
-LATENT_ENGINES: tuple[LatentEngine, ...] = ("exact", "seismic")
 Similarity = Literal["dot", "cosine", "damped"]
 SIMILARITIES: tuple[Similarity, ...] = ("dot", "cosine", "damped")
 """What codes are compared by: dot product, as in arXiv 2411.00786; cosine; cosine of power-normalised codes."""

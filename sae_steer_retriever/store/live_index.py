@@ -1,4 +1,4 @@
-"""The local copy of a sidecar's codes that follows the sidecar."""
+"""The local copy of a sidecar's codes, kept in step with the sidecar."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.store.code_index import CodeIndex
 from sae_steer_retriever.store.connection import translated
 from sae_steer_retriever.store.documents import DocumentCollection
-from sae_steer_retriever.store.sidecar import Sidecar
+from sae_steer_retriever.store.sidecar import SidecarReader
 
 logger = logging.getLogger(__name__)
 
@@ -28,19 +28,19 @@ _PAGE = 5000
 
 
 class LiveIndex:
-    """A `CodeIndex` that is made again when the sidecar's stamp says so; safe to share between threads.
+    """A `CodeIndex` that is made again when the sidecar's generation changes; safe to share between threads.
 
-    This process' own writes are seen at once (`forget`), those of others within a second: later only while
-    they go on writing and reading all codes takes long.
+    Writes of this process are seen at once (`forget`), writes of other processes within a second. While others keep
+    writing and reading all codes is slow, they are seen later.
     """
 
-    def __init__(self, sidecar: Sidecar, documents: DocumentCollection, config: SAEConfig) -> None:
-        """Follow `sidecar`.
+    def __init__(self, sidecar: SidecarReader, documents: DocumentCollection, config: SAEConfig) -> None:
+        """Takes the parts.
 
         Args:
-            sidecar: Where the codes come from.
-            documents: Where the vectors come from.
-            config: The sizes of its SAE.
+            sidecar: Source of the codes.
+            documents: Source of the vectors.
+            config: The SAE's config.
         """
         self._sidecar = sidecar
         self._documents = documents
@@ -53,23 +53,23 @@ class LiveIndex:
 
     @property
     def folder(self) -> Path:
-        """Where copies are kept; they can be made again."""
+        """The folder of the copies, which can be deleted at any time."""
         return cache_root() / "codes" / self._sidecar.id
 
     def forget(self) -> None:
-        """Look at the stamp before the next use."""
+        """Makes the next use read the generation first."""
         with self._lock:
             self._next_look = float("-inf")
 
     def remove(self) -> None:
-        """Delete the copy on disk."""
+        """Deletes the copy on disk."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def current(self, passages: Callable[[], int]) -> CodeIndex:
-        """The codes as they are stored now.
+        """Returns the codes as they are stored now.
 
         Args:
-            passages: Counts the documents collection, to warn if some of it has no codes.
+            passages: Counts the documents collection, to warn if some passages have no codes.
 
         Raises:
             StoreError: The store does not answer.
@@ -77,7 +77,7 @@ class LiveIndex:
         with self._lock:
             if self._index is not None and time.monotonic() < self._next_look:
                 return self._index
-            # Before looking, so that a write in the meantime is not overlooked.
+            # Set before reading, so that a write in the meantime is not overlooked.
             self._next_look = time.monotonic() + _INTERVAL
             with translated("reading codes"):
                 generation = self._sidecar.generation()

@@ -25,7 +25,7 @@ from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import LabelScore
 from sae_steer_retriever.labelling.gather_evidence import read_label_latents, strengths
 from sae_steer_retriever.labelling.tables import frequency_regions, sample_region, strongest_features
-from sae_steer_retriever.store.chroma_store import connect
+from sae_steer_retriever.store.connection import connect
 
 QUESTIONS = ("wait for a thread to finish", "a socket over a network", "parse a date")
 

@@ -26,7 +26,7 @@ from sae_steer_retriever.cli.search import steer_of
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SPACES, Space, SteeredRetriever
 from sae_steer_retriever.steering.policy import SIDES, AddRaw, Clamp, Scale, Suppress
-from sae_steer_retriever.store.chroma_store import connect
+from sae_steer_retriever.store.connection import connect
 from sae_steer_retriever.train.__main__ import main as train_main
 from sae_steer_retriever.train.config import TrainConfig
 

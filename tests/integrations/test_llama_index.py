@@ -48,7 +48,7 @@ from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever, SA
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.search.reranker import Reranker
 from sae_steer_retriever.steering.policy import Clamp, Suppress
-from sae_steer_retriever.store.chroma_store import connect
+from sae_steer_retriever.store.connection import connect
 
 QUERY = "parse a string into an object"
 STEER = {"json": 1.0}

@@ -25,8 +25,9 @@ from sae_steer_retriever.sae import bundled as bundled
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.shipment import write_shipment
 from sae_steer_retriever.steering.document_boost import FeatureMatch
-from sae_steer_retriever.store.chroma_store import ChromaStore, connect, recorded_sae
-from sae_steer_retriever.store.recorded_sae import at_recorded_k
+from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.connection import connect
+from sae_steer_retriever.store.recorded_sae import at_recorded_k, recorded_sae
 
 NAME = "all-MiniLM-L6-v2"
 QUERY = "how do I run work in the background and wait for it?"

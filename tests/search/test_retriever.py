@@ -29,7 +29,8 @@ from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.search.hits import Hit
 from sae_steer_retriever.steering.plan import plan_code
 from sae_steer_retriever.steering.policy import Add, Clamp, Scale, Steering, Suppress, plan
-from sae_steer_retriever.store.chroma_store import ChromaStore, connect
+from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.connection import connect
 
 QUERIES = ["wait until a thread has finished", "compress a file", "?"]
 FILTERS = [None, {"module": "threading"}, {"module": {"$in": ["shutil", "zipfile", "socket"]}}]

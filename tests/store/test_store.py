@@ -25,8 +25,12 @@ from sae_steer_retriever.errors import MismatchError, StoreError
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae.codes import Codes, pack, unpack
 from sae_steer_retriever.store import chroma_store as store_module
-from sae_steer_retriever.store.chroma_store import ChromaStore, connect, rebuild, recorded_sae
+from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.store.code_index import CodeIndex
+from sae_steer_retriever.store.connection import connect
+from sae_steer_retriever.store.recorded_sae import recorded_sae
+from sae_steer_retriever.store.sidecar import rebuild
+from sae_steer_retriever.store.store_reader import StoreReader
 
 SAE = random_sae(3)
 WORDS = """
@@ -534,6 +538,35 @@ def test_telemetry_is_off(tmp_path: Path) -> None:
     assert connect(path=tmp_path).get_settings().anonymized_telemetry is False
 
 
+def test_a_store_opened_for_reading_creates_nothing(tmp_path: Path, embedder: ToyEmbedder) -> None:
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(StoreError, match="there is no store in"):
+            StoreReader.open(SAE, path=folder)
+        assert not (folder / "chroma.sqlite3").exists()
+    client = connect(path=tmp_path / "chroma")
+    with pytest.raises(StoreError, match="opening collection 'docs'"):
+        StoreReader.open(SAE, client=client)
+    collection = foreign(client, "l2", scale=3.0)
+    reader = StoreReader.open(SAE, client=client, collection="theirs")
+    assert [found.name for found in client.list_collections()] == ["theirs"]
+    assert not any(hasattr(reader, writer) for writer in ("add", "delete", "attach", "detach"))
+    q = embedder.embed_queries(["alpha beta gamma"])[0]
+    assert reader.nearest_reconstructed(q, 5).ids == []
+    assert reader.scores_reconstructed(q, ids(5)).ids == []
+    assert len(reader.index) == 0
+    assert not reader.has_all_codes
+    without = reader.codes(ids(40))
+    store = ChromaStore.from_collection(collection, SAE)
+    store.attach()
+    reader = StoreReader.open(SAE, client=client, collection="theirs")
+    for codes in (without, store.codes(ids(40))):
+        np.testing.assert_array_equal(reader.codes(ids(40)).indices, codes.indices)
+        np.testing.assert_allclose(reader.codes(ids(40)).values, codes.values, atol=1e-6)
+    for asked in (lambda found: found.nearest(q, 9), lambda found: found.nearest_reconstructed(q, 9)):
+        assert asked(reader).ids == asked(store).ids
+    assert reader.has_all_codes
+
+
 def test_the_saes_location_is_recorded_and_updated(tmp_path: Path, embedder: ToyEmbedder) -> None:
     client = connect(path=tmp_path)
     assert recorded_sae(client, "docs") is None
@@ -597,8 +630,8 @@ def test_passages_another_tool_deleted_are_neither_found_nor_an_error(
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.getcwd()]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), os.getcwd()])}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
