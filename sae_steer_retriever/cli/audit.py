@@ -1,4 +1,4 @@
-"""`sae-steer audit`: what a store is about, where its retrieval cannot be explained, what steering would change."""
+"""`sae-steer audit`: report on the topics, the retrieval and the steerability of a store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sae_steer_retriever.audit.audit import Audit
 
-SUMMARY = "report what a store is about, what its retrieval cannot explain, and what steering would change"
+SUMMARY = "report what a store is about, what is wrong with its retrieval, and what steering would change"
 DEFAULT_OUTPUT = Path("audit")
 
 
@@ -32,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sae",
         metavar="DIR",
-        help="folder of the SAE; if not given, the one the collection was indexed with, or the bundled one",
+        help="folder of the SAE (default: the one that the collection was indexed with, else the bundled one)",
     )
     parser.add_argument(
         "--queries",
         type=Path,
         metavar="FILE",
-        help="what people ask: one query a line, or .jsonl with `text` or `query` (default: sentences of the passages)",
+        help="real queries: one a line, or .jsonl with `text` or `query` (default: sentences of the passages)",
     )
     parser.add_argument(
         "--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help="folder for the report (default: audit)"
@@ -48,25 +48,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=500,
         metavar="N",
-        help="at most N queries, drawn at random (default: 500)",
+        help="ask at most N random queries (default: 500)",
     )
     parser.add_argument(
         "--limit-passages",
         type=count,
         default=50_000,
         metavar="N",
-        help="without a sidecar, encode at most N passages, drawn at random (default: 50000)",
+        help="without a sidecar collection, encode at most N random passages (default: 50000)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random samples (default: 0)")
     add_common_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Audit. Nothing is written to the store: of an embedded one a private copy is looked at.
+    """Audit a store, or a private copy of an embedded one; nothing is written to the store.
+
+    Returns:
+        The summary, or all figures, and the files of the report.
 
     Raises:
-        UsageError: The store, the collection, the SAE or the queries are not there.
-        SAESteerError: The parts do not belong together, or there are too few passages or queries.
+        UsageError: The store, the collection, the SAE or the queries do not exist.
+        SAESteerError: The SAE does not fit the store, or there are too few passages or queries.
     """
     if arguments.queries is not None and not arguments.queries.is_file():
         raise UsageError(f"--queries: no such file: {arguments.queries}")
@@ -100,7 +103,7 @@ def _audit(arguments: argparse.Namespace, client: ClientAPI) -> Audit:
     progress = not arguments.quiet
     cached = CachedEmbedder(embedder, progress=progress)
     drawn = {"limit": arguments.limit_queries, "seed": arguments.seed}
-    # Before the store is read, which takes longer: a file that holds no queries is refused at once.
+    # Before the store is read, which takes longer, so that an unusable file of queries fails at once.
     given = None if arguments.queries is None else queries_of_file(arguments.queries, sae, cached, **drawn)
     store = ReadOnlyStore(
         client, arguments.collection, sae, limit=arguments.limit_passages, seed=arguments.seed, progress=progress
@@ -111,12 +114,12 @@ def _audit(arguments: argparse.Namespace, client: ClientAPI) -> Audit:
 
 @contextlib.contextmanager
 def _opened(store: StoreLocation) -> Iterator[ClientAPI]:
-    """A client of the store or, of an embedded one, of a private copy."""
+    """Yields a client of a server, or of a private copy of an embedded store."""
     from sae_steer_retriever.audit.private_copy import private_copy
     from sae_steer_retriever.store.connection import DATABASE
 
     if store.folder is None or not (store.folder / DATABASE).is_file():
-        yield store.connect(create=False)  # a server, or the error for a folder that is no store
+        yield store.connect(create=False)  # a server, or an error for a folder without a store
         return
     with private_copy(store.folder) as folder:
         yield StoreLocation(folder).connect(create=False)

@@ -1,4 +1,4 @@
-"""`sae-steer explore`: a page to look at features, turn them like knobs and watch the ranking move."""
+"""`sae-steer explore`: serve the web page that shows features and steers by them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sae_steer_retriever.cli.store_options import add_sae_argument, add_store_ar
 if TYPE_CHECKING:
     from sae_steer_retriever.steering.policy import Steering
 
-SUMMARY = "open a page to look at features, steer with sliders and watch the ranking move"
-# Those of `explorer.running`, which needs the extra.
+SUMMARY = "serve a web page that shows features and steers by them with sliders"
+# As in `explorer.running`, which needs the `explorer` extra.
 _HOST, _PORT = "127.0.0.1", 8765
 
 
@@ -25,15 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_store_arguments(parser)
     add_sae_argument(parser)
-    parser.add_argument("--policy", metavar="FILE", help="steering saved before, which the bench starts with")
+    parser.add_argument("--policy", metavar="FILE", help="file of a saved steering that the page starts with")
     parser.add_argument(
-        "--host", default=_HOST, metavar="HOST", help=f"address to listen on (default: {_HOST}, this machine alone)"
+        "--host", default=_HOST, metavar="HOST", help=f"address to listen on (default: {_HOST}, this machine only)"
     )
     parser.add_argument(
-        "--port", type=_port, default=_PORT, metavar="N", help=f"port; 0 takes one that is free (default: {_PORT})"
+        "--port", type=_port, default=_PORT, metavar="N", help=f"port; 0 takes a free one (default: {_PORT})"
     )
     parser.add_argument(
-        "--token", metavar="TEXT", help="token that every browser must bring; made up where --host is not this machine"
+        "--token",
+        metavar="TEXT",
+        help="token that every browser must bring; a random one if --host is not this machine and none is given",
     )
     parser.add_argument("--open", action="store_true", help="open a browser, too")
     add_common_arguments(parser)
@@ -42,9 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Outcome:
     """Serve until interrupted.
 
+    Returns:
+        The address of the closed page.
+
     Raises:
-        UsageError: The store, the collection, the SAE or the policy is not there.
-        SAESteerError: The address is taken, the parts do not belong together, or the store does not answer.
+        UsageError: The store, the collection, the SAE or the policy does not exist.
+        SAESteerError: The address is taken, the SAE does not fit the store, or the store does not answer.
     """
     policy = _policy(arguments.policy)
     from sae_steer_retriever.explorer.python_code import StoreAddress
@@ -59,15 +64,14 @@ def run(arguments: argparse.Namespace) -> Outcome:
         sae, client=client, collection=arguments.collection, create=False, steering=policy
     )
     folder = None if location.folder is None else location.folder.resolve()
-    # Code finds the store's own SAE as this command did.
+    # A copied script finds the store's own SAE as this command does.
     own = arguments.sae
     own = str(Path(own).resolve()) if own is not None and Path(own).is_dir() else own
     address = StoreAddress(arguments.collection, folder, location.host, location.port, own)
     explorer = Explorer(retriever, host=arguments.host, port=arguments.port, token=arguments.token, address=address)
     _announce(explorer.url, arguments)
-    if not arguments.verbose:  # the page says it, and a slider would say it a hundred times
-        for module in ("plan", "steering"):
-            logging.getLogger(f"sae_steer_retriever.{module}").setLevel(logging.ERROR)
+    if not arguments.verbose:  # the page shows these warnings, and moving a slider would log hundreds
+        logging.getLogger("sae_steer_retriever.steering").setLevel(logging.ERROR)
     if arguments.open:
         import webbrowser
 
@@ -78,7 +82,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 
 def _announce(url: str, arguments: argparse.Namespace) -> None:
-    """Said at once: the outcome of a server comes when it ends."""
+    """Print the address at once: the outcome is printed when the server ends."""
     line = json.dumps({"url": url}) if arguments.json else f"explorer: {url}  (Ctrl+C ends it)"
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
@@ -90,7 +94,7 @@ def _policy(path: str | None) -> Steering | None:
     from sae_steer_retriever.steering.policy import Steering
 
     if not Path(path).is_file():
-        raise UsageError(f"--policy {path!r}: no such file; `sae-steer search --save-policy` writes one.")
+        raise UsageError(f"--policy {path!r}: no such file; `sae-steer search --save-policy FILE` writes one.")
     return Steering.load(path)
 
 

@@ -1,4 +1,4 @@
-"""The feature pages' requests: the catalog, one feature, the words that carry it, and a name of one's own."""
+"""The feature pages' requests: the catalog, one feature, its word attribution, and a user's own name for it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sae_steer_retriever.explorer.search_routes import Asked, PassageId, answer
 from sae_steer_retriever.explorer.word_attribution import WordAttribution
 from sae_steer_retriever.explorer.workbench import feature_data
 from sae_steer_retriever.explorer.workbench_state import LONGEST_NAME
+from sae_steer_retriever.features.annotations import checked_label
 from sae_steer_retriever.features.feature_card import score_line
 from sae_steer_retriever.features.names import feature_id, folded
 
@@ -26,29 +27,25 @@ if TYPE_CHECKING:
 
 _PAGE, _MOST_ROWS = 50, 200
 _MOST_PASSAGES = 40
-# Points of the Zipf plot: ranks evenly apart on a logarithmic axis.
+# Points of the Zipf plot, at equal distances on a logarithmic axis of ranks.
 _ZIPF_POINTS = 120
 
 
 class NameAsked(Asked):
-    """A name of one's own; None takes it back."""
+    """A user's name for a feature; None removes it."""
 
     label: str | None = Field(max_length=LONGEST_NAME)
     note: str | None = Field(default=None, max_length=4000)
 
 
 class WordsAsked(Asked):
-    """Passages whose words are to be read."""
+    """Passages that need word attribution."""
 
     passages: list[PassageId] = Field(max_length=_MOST_PASSAGES)
 
 
 def feature_routes(workbench: Workbench) -> APIRouter:
-    """The routes.
-
-    Args:
-        workbench: What they ask.
-    """
+    """The feature pages' routes."""
     router = APIRouter(prefix="/api/features")
     words = WordAttribution(workbench.retriever)
 
@@ -59,29 +56,29 @@ def feature_routes(workbench: Workbench) -> APIRouter:
         offset: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1, le=_MOST_ROWS)] = _PAGE,
     ) -> JSONResponse:
-        """The features that answer to a text; without one, the most frequent first."""
+        """The features that match a text; without a text all live ones, the most frequent first."""
         found = await workbench.run(_found, workbench, search, family)
         shown = found[offset : offset + limit]
         return answer({"features": [feature_data(one) for one in shown], "count": len(found), "offset": offset})
 
     @router.get("/{feature}")
     async def page(feature: int) -> JSONResponse:
-        """All that is known of a feature."""
+        """Everything that is known about a feature."""
         return answer(await workbench.run(_page, workbench, feature))
 
     @router.post("/{feature}/words")
     async def marked(feature: int, asked: WordsAsked) -> JSONResponse:
-        """How much of the feature's match each word of some passages has."""
+        """The share of each word of some passages in their match with the feature."""
         return answer({"passages": await workbench.run(words.marked, feature, asked.passages)})
 
     @router.post("/{feature}/trie")
     async def trie(feature: int, asked: Asked) -> JSONResponse:
-        """The words that carry the feature in this collection, as a tree."""
+        """The words that activate the feature in this collection, as a trie."""
         return answer(await workbench.run(words.trie, feature))
 
     @router.post("/{feature}/name")
     async def rename(feature: int, asked: NameAsked) -> JSONResponse:
-        """Name a feature, or take the name back; kept with the SAE."""
+        """Name a feature, or remove the name; it is saved with the SAE."""
         return answer(await workbench.run(_rename, workbench, feature, asked))
 
     return router
@@ -132,7 +129,7 @@ def _page(workbench: Workbench, feature: int) -> dict[str, Any]:
 
 
 def _zipf(workbench: Workbench, feature: int) -> dict[str, Any]:
-    """Passages of a feature against its rank: where this one stands among all."""
+    """How many passages each rank of feature has, and the rank of this feature."""
     count = workbench.retriever.catalog.calibration.count
     ordered = np.sort(count[count > 0])[::-1]
     if not len(ordered):
@@ -151,16 +148,14 @@ def _rename(workbench: Workbench, feature: int, asked: NameAsked) -> dict[str, A
     catalog = workbench.retriever.catalog
     latent = catalog[feature].id
     before = catalog[latent].name
-    with workbench.naming:  # two people who name features at once
+    with workbench.naming:  # two users may name features at once
         if asked.label is None:
             named = catalog.remove_annotation(latent)
         else:
-            from sae_steer_retriever.features.annotations import checked_label
-
             label = checked_label(asked.label)
             try:
-                embedding = workbench.embeddings.of(label)
-            except ArtifactError:  # found by its words, then
+                embedding = workbench.embedding(label)
+            except ArtifactError:  # the feature is found by its words only
                 embedding = None
             named = catalog.annotate(latent, label, asked.note, embedding=embedding)
     alike = [
@@ -168,6 +163,3 @@ def _rename(workbench: Workbench, feature: int, asked: NameAsked) -> dict[str, A
     ]
     own: dict[str, Any] = standard({**feature_data(named), "before": before, "same_label": alike})
     return own
-
-
-__all__ = ["feature_routes"]

@@ -27,9 +27,9 @@ from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import SAESteerError, SteeringError
 from sae_steer_retriever.explorer.access import COOKIE, LARGEST_BODY, is_loopback
 from sae_steer_retriever.explorer.feature_map import FeatureMap
-from sae_steer_retriever.explorer.latest_request import LatestRequest
-from sae_steer_retriever.explorer.running import Explorer
+from sae_steer_retriever.explorer.running import Explorer, explore
 from sae_steer_retriever.explorer.server import create_app
+from sae_steer_retriever.explorer.workbench import LatestRequest
 from sae_steer_retriever.explorer.workbench_state import EditState, WorkbenchState
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.labelling.neuron2graph import PASSAGES
@@ -225,7 +225,7 @@ def test_rows_are_the_steering_that_python_would_resolve(retriever: SteeredRetri
     kept = WorkbenchState(edits=tuple(rows_of(moved, retriever.resolve_name))).steering(retriever)
     assert set(kept.edits) == set(moved.edits)
     lost = Steering.from_json(steering.to_json().replace(f'"name": "#{second}"', '"name": "gone by now"'))
-    with pytest.raises(SteeringError, match="depends on a condition"):
+    with pytest.raises(SteeringError, match="has a condition"):
         rows_of(lost, retriever.resolve_name)
     assert isinstance(state.edits[0].operation, When)
 
@@ -422,7 +422,7 @@ def test_a_token_is_asked_for_once_and_kept_in_a_cookie(retriever: SteeredRetrie
     app = create_app(retriever, token="secret-token")
     stranger = TestClient(app, base_url="http://192.0.2.7:8765")
     for path in ("/", "/api/about", "/static/bench.js", "/?token=wrong"):
-        assert "asks for its token" in refused(stranger.get(path), 401)
+        assert "needs its token" in refused(stranger.get(path), 401)
     answer = stranger.get("/features?token=secret-token&search=x", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (303, "/features?search=x")
     assert "HttpOnly" in answer.headers["set-cookie"]
@@ -487,9 +487,9 @@ def test_the_page_loads_nothing_from_elsewhere_and_writes_no_markup(client: Test
 
 
 def test_a_notebook_gets_a_running_page_and_can_close_it(retriever: SteeredRetriever, frequent: list[int]) -> None:
-    with retriever.explore() as explorer:
+    with explore(retriever) as explorer:
         with urllib.request.urlopen(explorer.url, timeout=30) as answer:
-            assert b"Steering bench" in answer.read()
+            assert b"Steering workbench" in answer.read()
         link = explorer.link(QUESTION, {f"#{frequent[0]}": 0.5})
         state = WorkbenchState.from_fragment(link.partition("#")[2])
         assert (state.query, state.edits[0].name) == (QUESTION, f"#{frequent[0]}")
@@ -509,10 +509,32 @@ def test_an_adapter_opens_the_page_with_its_own_settings(
     count = "k" if framework == "langchain" else "similarity_top_k"
     options = {count: 7, "steer": {f"#{frequent[0]}": 0.6}, "space": "latent", "fetch_k": 90}
     adapter = module.SAESteeredRetriever(retriever=retriever, **options)
-    with adapter.explore("a thread") as explorer, urllib.request.urlopen(f"{explorer.url}api/about") as answer:
+    with explore(adapter, "a thread") as explorer, urllib.request.urlopen(f"{explorer.url}api/about") as answer:
         start = WorkbenchState.model_validate(json.loads(answer.read())["start"])
     assert (start.query, start.k, start.space, start.fetch_k) == ("a thread", 7, "latent", 90)
     assert start.steering(retriever) == retriever.resolve({f"#{frequent[0]}": 0.6}, space="latent")
+
+
+def test_only_what_has_a_retriever_can_be_explored() -> None:
+    with pytest.raises(TypeError, match="cannot explore a list: expected a SteeredRetriever"):
+        explore([])  # type: ignore[arg-type]
+
+
+def test_the_extra_is_loaded_when_it_is_needed_and_named_when_it_is_missing() -> None:
+    script = """
+import sys
+import sae_steer_retriever.explorer as package
+assert "fastapi" not in sys.modules
+sys.modules["fastapi"] = None
+from sae_steer_retriever.errors import MissingExtraError
+try:
+    package.explore
+except MissingExtraError as error:
+    assert error.extra == "explorer"
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "the explorer needs an optional dependency" in ran.stdout
 
 
 def test_the_command_says_what_is_missing(sae_steer: Run, tmp_path: Path, filled_folder: Path) -> None:

@@ -20,7 +20,7 @@ from small_world import World
 
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.explain.hits import Hit
-from sae_steer_retriever.explorer.running import Explorer
+from sae_steer_retriever.explorer.running import Explorer, explore
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.steering.operations import Add, Suppress
@@ -59,7 +59,7 @@ def python(world: World, filled_folder: Path) -> SteeredRetriever:
 @pytest.fixture(scope="module")
 def explorer(python: SteeredRetriever) -> Iterator[Explorer]:
     """A server on a port of its own."""
-    with python.explore() as running:
+    with explore(python) as running:
         yield running
 
 
@@ -324,7 +324,7 @@ def test_a_name_stays(visit: Visit, world: World, filled_folder: Path, tmp_path:
     catalog = FeatureCatalog.load(tmp_path / "sae", world.sae.fingerprint)
     feature = max(catalog.labelled, key=lambda one: (one.frequency, -one.id))
     name = "things <b>at once</b>"
-    with SteeredRetriever(store, world.embedder, catalog).explore() as running:
+    with explore(SteeredRetriever(store, world.embedder, catalog)) as running:
         tab = visit(running)
         tab.open(f"/features/{feature.id}")
         tab.eventually(lambda: tab.at("feature-title").text_content() or "", lambda said: feature.label in said)
@@ -344,7 +344,7 @@ def test_a_name_stays(visit: Visit, world: World, filled_folder: Path, tmp_path:
         tab.page.wait_for_load_state("networkidle")  # a server that ends lets go of what it is asked
     again = FeatureCatalog.load(tmp_path / "sae", world.sae.fingerprint)
     assert again[feature.id].label == name
-    with SteeredRetriever(store, world.embedder, again).explore() as running:
+    with explore(SteeredRetriever(store, world.embedder, again)) as running:
         tab = visit(running)
         tab.open("/features")
         tab.at("find").fill("things at once")
@@ -413,7 +413,7 @@ def test_hostile_texts_are_inert(
     names = world.sae.encode(world_embedder.embed_documents([HOSTILE])).truncate(world.sae.config.k_labels)
     feature = int(names.indices[0, 0])
     catalog.annotate(feature, HOSTILE[:80], HOSTILE)
-    with SteeredRetriever(store, world.embedder, catalog).explore() as running:
+    with explore(SteeredRetriever(store, world.embedder, catalog)) as running:
         tab = visit(running, viewport={"width": 390, "height": 844})
         for address in (running.link("a thread", {f"#{feature}": 0.7}), "/features", f"/features/{feature}", "/map"):
             tab.open(address)
