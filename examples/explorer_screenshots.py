@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from quickstart import DATA, PERSPECTIVES, QUESTION, prepare
 
 from sae_steer_retriever import SteeredRetriever
-from sae_steer_retriever.explorer.running import Explorer
+from sae_steer_retriever.explorer.running import Explorer, explore
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 DESKTOP, PHONE = (1280, 860), (390, 1800)
@@ -141,7 +141,7 @@ def main() -> int:
         return 2
     retriever = prepare(arguments.data)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    with retriever.explore() as explorer, sync_playwright() as playwright:
+    with explore(retriever) as explorer, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
         photograph(Camera(browser, explorer, arguments.output), retriever, explorer.url)
         browser.close()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from sae_steer_retriever.errors import MissingExtraError, SAESteerError
 from sae_steer_retriever.explorer.workbench_state import MOST_CANDIDATES, MOST_HITS, WorkbenchState, edits_of, rows_of
 from sae_steer_retriever.retriever import SteeredRetriever
+from sae_steer_retriever.search.options import SearchOptions
 
 try:
     import uvicorn

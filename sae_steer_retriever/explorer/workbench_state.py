@@ -134,12 +134,11 @@ class WorkbenchState(BaseModel):
         Raises:
             SteeringError: A value is out of range.
         """
-        sides = {"add": "both", "suppress": "both"}
         return tuple(
             Edit.from_dict(
                 {
                     **row.model_dump(include={"name", "op", "strength", "features", "weights"}),
-                    "side": (row.side if row.op == "add" else None) or sides.get(row.op, "query"),
+                    "side": OPERATIONS[row.op].acts_on or row.side or "both",
                 }
             )
             for row in self.edits
