@@ -9,7 +9,7 @@ import secrets
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from sae_steer_retriever.errors import MissingExtraError, SAESteerError
 from sae_steer_retriever.explorer.workbench_state import MOST_CANDIDATES, MOST_HITS, WorkbenchState, edits_of, rows_of
@@ -208,7 +208,14 @@ def explore(
     """
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     core, own = _unwrapped(retriever)
-    given = {"steer": steer, "k": k, "space": space, "side": side, "fetch_k": fetch_k, "drift_cap": drift_cap}
+    given: dict[str, Any] = {
+        "steer": steer,
+        "k": k,
+        "space": space,
+        "side": side,
+        "fetch_k": fetch_k,
+        "drift_cap": drift_cap,
+    }
     options = dataclasses.replace(own, **{name: value for name, value in given.items() if value is not None})
     steering = core.resolve(options.steer, side=options.side, drift_cap=options.drift_cap, space=options.space)
     start = WorkbenchState(
