@@ -104,8 +104,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """
     if arguments.moved is not None:
         raise UsageError(
-            f"{arguments.moved} is no option of sae-steer evaluate any more: from a checkout of the repository, run "
-            f"`{_MOVED[arguments.moved]}` with the same options."
+            f"{arguments.moved} is no option of sae-steer evaluate any more: use {_MOVED[arguments.moved]}, from a "
+            "checkout of the repository."
         )
     if (arguments.dataset is None) == (arguments.corpus is None):
         raise UsageError("give either --dataset DIR, a judged set, or --corpus PATH, documents without judgments.")

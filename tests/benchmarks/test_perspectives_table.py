@@ -100,7 +100,7 @@ def test_words_that_mean_nothing_are_none_and_are_said() -> None:
     assert search.meant("#77") is None
     trials = run_trials(search, [question("#1", "#77")])
     assert (len(trials.found), trials.unresolved) == (1, ("#77",))
-    with pytest.raises(CorpusError, match="nothing answers to '#99'"):
+    with pytest.raises(CorpusError, match="nothing matches '#99'"):
         run_trials(search, [question("#99", "#77")])
 
 
@@ -110,7 +110,7 @@ def test_embeddings_of_other_passages_are_refused() -> None:
         PerspectiveSearch(search.sae, search.catalog, AxesEmbedder(), ["only one"], search.vectors)
 
 
-# --- Who belongs ---------------------------------------------------------------------------------------------------
+# --- Passages of a perspective ------------------------------------------------------------------------------------
 
 
 def test_who_belongs_by_each_rule() -> None:
@@ -145,7 +145,7 @@ def test_the_papers_table_counts_by_both_rules() -> None:
     assert (odd["replace +0.5, named"][:2], even["replace +0.5, named"][:2]) == ("3/", "2/")
     assert odd["replace +0.5, label"].startswith("0/"), "rows 0 to 4 are below the median"
     assert (odd["paper B/A"], total["paper B/A"]) == ("1/4", "2/8")
-    assert any("Who belongs" in note for note in table.notes)
+    assert any("say which passages belong" in note for note in table.notes)
 
 
 def test_the_last_steering_costs_no_more_than_the_papers_way() -> None:
