@@ -14,7 +14,7 @@ _attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> object:
-    """Imports a public name on first use (PEP 562).
+    """Returns a public name, imported on first use (PEP 562).
 
     Raises:
         ImportError: `SAESteeredRetriever` was asked for; the message names the two modules that have it.
