@@ -45,7 +45,7 @@ from superposition_texts import FULL_SENTENCE, SENSES
 from sae_steer_retriever import SteeredRetriever, TopKSAE
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
-from sae_steer_retriever.explain.attribution import attribute
+from sae_steer_retriever.explain.attribution import Explainer
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import CLEAR_FROM
 from sae_steer_retriever.features.loading import load_sae
@@ -152,7 +152,7 @@ def recovery(parts: Parts) -> Drawn:
 def decomposition(parts: Parts) -> Drawn:
     """Section 3: the parts of one sentence's embedding."""
     x: Array = parts.embedder.embed_documents([FULL_SENTENCE])[0]
-    found = attribute(x, parts.sae.encode(x[None]), x, (), parts.sae, lambda latent: title(parts.catalog, latent))
+    found = Explainer(x, parts.sae.encode(x[None]), parts.sae, lambda latent: title(parts.catalog, latent)).explain(x)
     picture = pictures.draw_decomposition(found, FULL_SENTENCE, parts.sae.config.k_labels)
     named = sum(part.value for part in found.features[: parts.sae.config.k_labels])
     rows = [

@@ -184,18 +184,3 @@ class CodeExplainer:
         shared = [(latent, self._own.get(latent, 0.0) * value * scale) for latent, value in parts]
         features = [Contribution(latent, self._name(latent), value) for latent, value in shared if value]
         return Attribution(tuple(sorted(features, key=lambda part: -part.value)), steering, 0.0, 0.0)
-
-
-def attribute(
-    q: Array,
-    h_q: Codes[NDArray[Any]],
-    x: Array,
-    steering: tuple[SteeringTerm, ...],
-    sae: TopKSAE,
-    name: Callable[[int], str],
-    *,
-    scale: float = 1.0,
-    offset: float = 0.0,
-) -> Attribution:
-    """Returns the parts of one score; `Explainer` shares the query's work among several scores."""
-    return Explainer(q, h_q, sae, name).explain(x, steering, scale=scale, offset=offset)

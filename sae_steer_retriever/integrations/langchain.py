@@ -27,7 +27,7 @@ from pydantic import ConfigDict, Field, InstanceOf
 
 from sae_steer_retriever.explain.hits import Hit
 from sae_steer_retriever.integrations.explanation import EXPLANATION_KEY, NODE_KEY, explanation
-from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store, reopen_store
+from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.search.options import SearchOptions, Space
 from sae_steer_retriever.steering.operations import Side, SteerLike
@@ -119,7 +119,7 @@ class SAESteeredRetriever(BaseRetriever):
                 `SteeredRetriever.resolve`.
             ValueError: A document cannot be stored, or an option is out of range.
         """
-        made = cls._over(open_store(sae, embedding, persist_directory, collection_name), k=k, steer=steer, **options)
+        made = cls._over(open_store(persist_directory, collection_name, sae, embedding), k=k, steer=steer, **options)
         made.add_documents(documents, ids=ids)
         return made
 
@@ -134,15 +134,9 @@ class SAESteeredRetriever(BaseRetriever):
         sae: SAESource | None = None,
         **options: Any,
     ) -> Self:
-        """Returns a retriever over texts, indexed now.
+        """Returns a retriever over texts, indexed now; `metadatas` has one mapping or None per text.
 
-        Args:
-            texts: The passages.
-            metadatas: One mapping or None per text.
-            ids: See `add_documents`.
-            embedding: See `from_documents`.
-            sae: See `from_documents`.
-            options: More arguments of `from_documents`.
+        The other arguments are those of `from_documents`.
 
         Raises:
             TypeError: `texts` is a single text.
@@ -204,17 +198,12 @@ class SAESteeredRetriever(BaseRetriever):
     ) -> Self:
         """Returns a retriever over a store that was indexed before, by this class or by `sae-steer index`.
 
-        Args:
-            persist_directory: Folder of the Chroma store.
-            sae: See `from_documents`.
-            embedding: See `from_documents`.
-            collection_name: Name of the documents collection.
-            options: Fields of this class: `k`, `steer`, ...
+        The arguments are those of `from_documents`.
 
         Raises:
             StoreError: There is no such folder or collection; for the other errors see `from_documents`.
         """
-        return cls._over(reopen_store(persist_directory, collection_name, sae, embedding), **options)
+        return cls._over(open_store(persist_directory, collection_name, sae, embedding, create=False), **options)
 
     def with_steer(self, steer: SteerLike | Steering | None, **options: Any) -> Self:
         """Returns a retriever over the same store with another default steering.
@@ -273,22 +262,6 @@ class SAESteeredRetriever(BaseRetriever):
         k: int | None = None,
         filter: Mapping[str, Any] | None = None,
     ) -> list[Document]:
-        return self._search(query, steer, k, filter)
-
-    async def _aget_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: AsyncCallbackManagerForRetrieverRun,
-        steer: SteerLike | Steering | None = None,
-        k: int | None = None,
-        filter: Mapping[str, Any] | None = None,
-    ) -> list[Document]:
-        return await asyncio.to_thread(self._search, query, steer, k, filter)  # Chroma and the encoder are synchronous
-
-    def _search(
-        self, query: str, steer: SteerLike | Steering | None, k: int | None, where: Mapping[str, Any] | None
-    ) -> list[Document]:
         if not isinstance(query, str):
             raise TypeError(
                 f'query must be str, got {type(query).__name__}: put (lambda x: x["input"]) | retriever in the chain'
@@ -299,9 +272,23 @@ class SAESteeredRetriever(BaseRetriever):
             self.search_options,
             steer=steering,
             k=self.k if k is None else k,
-            where=(self.filter if where is None else where) or None,
+            where=(self.filter if filter is None else filter) or None,
         )
         return [_document_of(hit, steering) for hit in self.retriever.search(query, options=options)]
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        steer: SteerLike | Steering | None = None,
+        k: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+    ) -> list[Document]:
+        # Chroma and the encoder are synchronous.
+        return await asyncio.to_thread(
+            self._get_relevant_documents, query, run_manager=run_manager.get_sync(), steer=steer, k=k, filter=filter
+        )
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         # LangChain calls this before the traced run, in async calls on the event loop: it must not embed or raise.

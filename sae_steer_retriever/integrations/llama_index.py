@@ -35,7 +35,7 @@ from sae_steer_retriever.integrations.llama_index_types import (
     steered,
     where_of,
 )
-from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store, reopen_store
+from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.search.options import SearchOptions, Space
 from sae_steer_retriever.steering.operations import Side, SteerLike
@@ -57,10 +57,22 @@ class SAESteeredRetriever(BaseRetriever):
     `exp(-distance)`. `node.metadata["sae"]` explains it, with the keys that the LangChain `SAESteeredRetriever`
     documents. It is hidden from the LLM and from encoders, and replaces a key of that name in the node's metadata.
 
-    Attributes:
-        retriever: The core retriever: SAE, encoder, catalog and store.
+    Args:
+        retriever: The core retriever, which `SteeredRetriever.open` and the class methods make.
         similarity_top_k: How many nodes.
-        steer: The default steering.
+        steer: See `SearchOptions`, as for `where`, `space`, `fetch_k`, `side` and `drift_cap`; names are resolved now.
+        filters: LlamaIndex's metadata filters, instead of `where`: ==, !=, >, >=, <, <=, in, nin, contains, combined by
+            and / or.
+        explain: Whether the explanation contains the parts of the score.
+        attach_explanation: Whether to add `metadata["sae"]`. Turn it off inside `QueryFusionRetriever`, which
+            identifies nodes by a hash of text and metadata.
+        callback_manager: LlamaIndex's callbacks.
+
+    Raises:
+        ValueError: Both `filters` and `where` are given, or Chroma has no such filter.
+        SteeringError: A strength is unusable.
+        UnknownFeatureError: A name means no feature.
+        AmbiguousFeatureError: A name means unrelated features.
 
     Example:
         >>> from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever
@@ -85,30 +97,6 @@ class SAESteeredRetriever(BaseRetriever):
         attach_explanation: bool = True,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        """Wraps a core retriever; the class methods make one.
-
-        Args:
-            retriever: A core retriever, such as `SteeredRetriever.open` makes, also over a Chroma server.
-            similarity_top_k: How many nodes.
-            steer: See `SearchOptions`, as for `where`, `space`, `fetch_k`, `side` and `drift_cap`. Names are resolved
-                now.
-            filters: Metadata filters: ==, !=, >, >=, <, <=, in, nin, contains, combined by and / or.
-            where: Chroma's own metadata filter, instead of `filters`.
-            space: See `SearchOptions`.
-            fetch_k: See `SearchOptions`.
-            side: See `SearchOptions`.
-            drift_cap: See `SearchOptions`.
-            explain: Whether the explanation contains the parts of the score.
-            attach_explanation: Whether to add `metadata["sae"]`. Turn it off inside `QueryFusionRetriever`, which
-                identifies nodes by a hash of text and metadata.
-            callback_manager: LlamaIndex's callbacks.
-
-        Raises:
-            ValueError: Both `filters` and `where` are given, or Chroma has no such filter.
-            SteeringError: A strength is unusable.
-            UnknownFeatureError: A name means no feature.
-            AmbiguousFeatureError: A name means unrelated features.
-        """
         if filters is not None and where is not None:
             raise ValueError("filters and where are both given: expected one of them.")
         retriever.resolve(steer, side=side, drift_cap=drift_cap)
@@ -135,13 +123,7 @@ class SAESteeredRetriever(BaseRetriever):
         persist_directory: str | Path | None = None,
         **options: Any,
     ) -> Self:
-        """Returns the result of `from_nodes`, `from_vector_store_index` or `open`, depending on the arguments.
-
-        Args:
-            nodes: The nodes to index.
-            index: An index to retrieve from, instead of nodes.
-            persist_directory: The folder to index the nodes into; without nodes, the store to open.
-            options: More arguments of those methods.
+        """Returns `from_vector_store_index`, `from_nodes` or `open` of the arguments, whichever fits first.
 
         Raises:
             ValueError: No argument says what to retrieve from, or an index is given beside nodes or a folder.
@@ -184,7 +166,7 @@ class SAESteeredRetriever(BaseRetriever):
             MismatchError: The encoder, the SAE and the collection do not belong together.
             ValueError: Two nodes have the same id; for the other errors see the constructor.
         """
-        core = open_store(sae, embed_model, persist_directory, collection_name)
+        core = open_store(persist_directory, collection_name, sae, embed_model)
         made = cls(core, **options)
         add_nodes(core.store, nodes, core.embedder)
         return made
@@ -230,17 +212,12 @@ class SAESteeredRetriever(BaseRetriever):
     ) -> Self:
         """Returns a retriever over a store that was indexed before, by this class or by `sae-steer index`.
 
-        Args:
-            persist_directory: Folder of the Chroma store.
-            sae: See `from_nodes`.
-            embed_model: See `from_nodes`.
-            collection_name: Name of the documents collection.
-            options: More arguments of the constructor.
+        The arguments are those of `from_nodes`.
 
         Raises:
             StoreError: There is no such folder or collection; for the other errors see `from_nodes`.
         """
-        return cls(reopen_store(persist_directory, collection_name, sae, embed_model), **options)
+        return cls(open_store(persist_directory, collection_name, sae, embed_model, create=False), **options)
 
     def retrieve(
         self, str_or_query_bundle: QueryType, *, steer: SteerLike | Steering | None = None

@@ -69,12 +69,7 @@ class SAESteerPostprocessor(BaseNodePostprocessor):
     ) -> Self:
         """Returns a postprocessor with a loaded SAE.
 
-        Args:
-            sae: See `SAESteeredRetriever.from_nodes`; if None, the bundled one for the encoder.
-            embed_model: See `SAESteeredRetriever.from_nodes`.
-            steer: See `SearchOptions`; names are resolved now.
-            top_n: How many nodes to return; all of them if None.
-            options: More fields of this class.
+        `sae` and `embed_model` are those of `SAESteeredRetriever.from_nodes`, the others are the fields of this class.
 
         Raises:
             ArtifactError: The SAE is damaged, or none was given and none is bundled for the encoder.

@@ -164,12 +164,10 @@ def where_of(filters: MetadataFilters | None) -> dict[str, Any] | None:
     """
     if filters is None:
         return None
-    parts = []
+    parts: list[dict[str, Any]] = []
     for part in filters.filters:
         if isinstance(part, MetadataFilters):
-            inner = where_of(part)
-            if inner is not None:
-                parts.append(inner)
+            parts += filter(None, [where_of(part)])
             continue
         if part.operator not in _OPERATORS or part.value is None:
             known = ", ".join(operator.value for operator in _OPERATORS)

@@ -25,14 +25,7 @@ SAESource: TypeAlias = str | Path | tuple[TopKSAE, FeatureCatalog]
 
 
 class Parts(NamedTuple):
-    """The parts of a retriever without its store.
-
-    Attributes:
-        sae: The SAE.
-        catalog: Its catalog.
-        embedder: Its encoder.
-        location: The SAE's location, for the sidecar to record; None if a loaded SAE was given.
-    """
+    """An SAE, its catalog and encoder, and the location that the sidecar records: None for an SAE given loaded."""
 
     sae: TopKSAE
     catalog: FeatureCatalog
@@ -77,27 +70,32 @@ def load_parts(
 
 
 def open_store(
-    sae: SAESource | None,
-    embedding: Any,  # noqa: ANN401 - see as_embedder
     persist_directory: str | Path | None,
     collection: str,
+    sae: SAESource | None,
+    embedding: Any = None,  # noqa: ANN401 - see as_embedder
+    *,
+    create: bool = True,
 ) -> SteeredRetriever:
-    """Returns a retriever over a store in a folder, created if absent; the arguments are those of `load_parts`.
+    """Returns a retriever over a store in a folder; `collection`, `sae` and `embedding` as in `load_parts`.
 
     Without a folder the store is private and is deleted with the retriever. Chroma's in-memory client is no substitute:
     all in-memory clients of a process share their data and must have the same settings.
 
     Raises:
-        StoreError: The folder cannot be used; for the other errors see `load_parts`.
+        StoreError: The folder cannot be used; or the folder or the collection is absent, and `create` is False.
     """
-    # The SAE is loaded first: a missing one must not leave a new folder behind.
     existing = persist_directory is not None and Path(persist_directory).is_dir()
-    parts = load_parts(
-        sae, embedding, client=connect(path=persist_directory) if existing else None, collection=collection
-    )
+    if not existing and not create:
+        raise StoreError(f"there is no folder {str(persist_directory)!r}: index documents into it first.")
+    # The SAE is loaded first: a missing SAE must not leave a new folder behind.
+    client = connect(path=persist_directory) if existing else None
+    parts = load_parts(sae, embedding, client=client, collection=collection)
     folder = tempfile.mkdtemp(prefix="sae-steer-") if persist_directory is None else str(persist_directory)
-    client = connect(path=folder)
-    store = ChromaStore.open(parts.sae, client=client, collection=collection, sae_location=parts.location)
+    client = client or connect(path=folder)
+    store = ChromaStore.open(
+        parts.sae, client=client, collection=collection, create=create, sae_location=parts.location
+    )
     if persist_directory is None:
         weakref.finalize(store, _discard, client, [Path(folder), cache_root() / "codes" / store.sidecar.id])
     return SteeredRetriever(store, parts.embedder, parts.catalog)
@@ -120,25 +118,6 @@ def adopt_store(
     if sae is None:
         require_readable(parts.sae, client, name)
     store = ChromaStore.from_collection(collection, parts.sae, sae_location=parts.location)
-    return SteeredRetriever(store, parts.embedder, parts.catalog)
-
-
-def reopen_store(
-    persist_directory: str | Path,
-    collection: str,
-    sae: SAESource | None,
-    embedding: Any = None,  # noqa: ANN401 - see as_embedder
-) -> SteeredRetriever:
-    """Returns a retriever over a store in a folder, which must exist; the other arguments are those of `load_parts`.
-
-    Raises:
-        StoreError: There is no such folder or collection; for the other errors see `load_parts`.
-    """
-    if not Path(persist_directory).is_dir():
-        raise StoreError(f"there is no folder {str(persist_directory)!r}: index documents into it first.")
-    client = connect(path=persist_directory)
-    parts = load_parts(sae, embedding, client=client, collection=collection)
-    store = ChromaStore.open(parts.sae, client=client, collection=collection, create=False, sae_location=parts.location)
     return SteeredRetriever(store, parts.embedder, parts.catalog)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_world import World
 
-from sae_steer_retriever.explain.attribution import Attribution, Contribution, SteeringTerm, attribute
+from sae_steer_retriever.explain.attribution import Attribution, Contribution, Explainer, SteeringTerm
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.steering.operations import Add, Clamp, Scale, Suppress
 
@@ -80,7 +80,9 @@ def test_a_random_vector_is_decomposed_exactly() -> None:
 
     sae = random_sae(2)
     q, x = unit_rows(1, 1), 3 * unit_rows(2, 1)[0]
-    parts = attribute(q[0], sae.encode(q), x, (SteeringTerm("a", "query", 0.25),), sae, str, scale=0.5, offset=-1.0)
+    parts = Explainer(q[0], sae.encode(q), sae, str).explain(
+        x, (SteeringTerm("a", "query", 0.25),), scale=0.5, offset=-1.0
+    )
     assert parts.total == pytest.approx(0.5 * float(q[0] @ x) - 1.0 + 0.25, abs=1e-5)
     assert all(part.label == str(part.feature) for part in parts.features)
 
