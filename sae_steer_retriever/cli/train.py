@@ -26,9 +26,9 @@ SUMMARY = "fit an SAE on a corpus, or adapt one to it, and label its features"
 _METAVARS = {int: "N", float: "X", str: "NAME"}
 _SHOWN_SKIPPED = 20
 _INIT_HELP = (
-    "; or adapt an SAE to the corpus: pretrained (the bundled one for the encoder), or its folder or hub id, where "
-    "--latents is then the number of active features (default: pretrained below 5,000 passages, unless a setting "
-    "rules it out, else kmeans)"
+    "; pretrained (the bundled SAE), or the folder or hub id of another SAE, adapts that SAE, and --latents is then "
+    "its number of active features (default: pretrained below 5,000 passages, unless a setting contradicts it, else "
+    "kmeans)"
 )
 
 

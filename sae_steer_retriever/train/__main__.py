@@ -1,7 +1,4 @@
-"""`python -m sae_steer_retriever.train` runs `sae-steer train`.
-
-The command is in the room `cli`, above this one, so it is run as a script and not imported.
-"""
+"""`python -m sae_steer_retriever.train` runs the command in the room `cli`, which is above this one."""
 
 import runpy
 
