@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from sae_steer_retriever.sae.config import former_keys
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.callbacks import Measured
 
@@ -94,7 +95,7 @@ class TrainReport:
         """Everything, as one JSON object; a figure that could not be measured is null."""
         return {
             name: None if isinstance(value, float) and value != value else value
-            for name, value in dataclasses.asdict(self).items()
+            for name, value in former_keys(dataclasses.asdict(self)).items()
         }
 
     def metrics(self) -> dict[str, float]:
