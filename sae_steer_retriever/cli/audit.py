@@ -44,11 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help="folder for the report (default: audit)"
     )
     parser.add_argument(
-        "--limit-queries",
-        type=count,
-        default=500,
-        metavar="N",
-        help="ask at most N random queries (default: 500)",
+        "--limit-queries", type=count, default=500, metavar="N", help="ask at most N random queries (default: 500)"
     )
     parser.add_argument(
         "--limit-passages",
