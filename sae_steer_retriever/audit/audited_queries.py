@@ -27,22 +27,14 @@ _PER_SENTENCE = 3
 
 @dataclasses.dataclass(frozen=True)
 class AuditedQueries:
-    """Queries with their embeddings and codes.
+    """Queries with their embeddings and codes."""
 
-    Attributes:
-        origin: "file", or "sentences" of the passages.
-        given: How many queries there were before sampling.
-        texts: Q queries.
-        vectors: (Q, d) unit embeddings.
-        codes: (Q, K) their codes.
-        sources: (Q,) the row of the passage that a sentence is from, which is left out of its hits; -1 for none.
-    """
-
-    origin: Literal["file", "sentences"]
-    given: int
-    texts: tuple[str, ...]
-    vectors: Array
-    codes: Codes[NDArray[Any]]
+    origin: Literal["file", "sentences"]  # "file", or "sentences" of the passages
+    given: int  # how many queries there were before sampling
+    texts: tuple[str, ...]  # Q queries
+    vectors: Array  # (Q, d) unit embeddings
+    codes: Codes[NDArray[Any]]  # (Q, K) their codes
+    # (Q,) the row of the passage that a sentence is from, which is left out of its hits; -1 for none.
     sources: NDArray[np.int64]
 
     def __len__(self) -> int:

@@ -15,15 +15,10 @@ _LEFT, _RIGHT, _ROW, _LABEL = 168, 50, 26, 20
 
 
 class Chart(NamedTuple):
-    """A drawing.
+    """A drawing."""
 
-    Attributes:
-        svg: The SVG element; all its texts are escaped.
-        caption: One sentence on how to read it.
-    """
-
-    svg: str
-    caption: str
+    svg: str  # the SVG element; all its texts are escaped
+    caption: str  # one sentence on how to read it
 
 
 def histogram(counts: Sequence[int], title: str, axis: str, caption: str, labels: Sequence[str] = ()) -> Chart:

@@ -82,19 +82,12 @@ def required_text(words: Sequence[str], question: str) -> str:
 
 
 class OpenedCatalog(NamedTuple):
-    """An SAE, its catalog, and the store if one is given.
+    """An SAE, its catalog, and the store if one is given."""
 
-    Attributes:
-        sae: The SAE.
-        folder: The SAE's folder.
-        catalog: The SAE's features.
-        client: The store.
-    """
-
-    sae: TopKSAE
-    folder: Path
-    catalog: FeatureCatalog
-    client: ClientAPI | None
+    sae: TopKSAE  # the SAE
+    folder: Path  # the SAE's folder
+    catalog: FeatureCatalog  # the SAE's features
+    client: ClientAPI | None  # the store
 
 
 def open_catalog(arguments: argparse.Namespace) -> OpenedCatalog:

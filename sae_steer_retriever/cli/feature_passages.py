@@ -22,17 +22,11 @@ _PASSAGE_CHARACTERS = 1200
 
 
 class OpenedPassages(NamedTuple):
-    """Passages with their embeddings.
+    """Passages with their embeddings."""
 
-    Attributes:
-        ids: N ids.
-        texts: N texts.
-        vectors: (N, d) unit embeddings.
-    """
-
-    ids: list[str]
-    texts: list[str]
-    vectors: Array
+    ids: list[str]  # N ids
+    texts: list[str]  # N texts
+    vectors: Array  # (N, d) unit embeddings
 
 
 def check_source(arguments: argparse.Namespace) -> None:

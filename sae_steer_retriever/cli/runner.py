@@ -19,15 +19,10 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 class Outcome(NamedTuple):
-    """The result of a command, as text and as data.
+    """The result of a command, as text and as data."""
 
-    Attributes:
-        text: Lines for people, without the last line's end.
-        data: One JSON object for programs; it may hold more than the text.
-    """
-
-    text: str
-    data: dict[str, Any]
+    text: str  # lines for people, without the last line's end
+    data: dict[str, Any]  # one JSON object for programs; it may hold more than the text
 
 
 class UsageError(SAESteerError):

@@ -21,17 +21,11 @@ _DEFAULT_PORT = 8000
 
 
 class StoreLocation(NamedTuple):
-    """A folder of an embedded Chroma, or a Chroma server.
+    """A folder of an embedded Chroma, or a Chroma server."""
 
-    Attributes:
-        folder: The folder, or None for a server.
-        host: The server's host, or None for a folder.
-        port: The server's port.
-    """
-
-    folder: Path | None
-    host: str | None = None
-    port: int = _DEFAULT_PORT
+    folder: Path | None  # the folder, or None for a server
+    host: str | None = None  # the server's host, or None for a folder
+    port: int = _DEFAULT_PORT  # the server's port
 
     @classmethod
     def parse(cls, text: str) -> StoreLocation:

@@ -40,17 +40,11 @@ _FEWEST = 10
 
 
 class FeatureLayout(NamedTuple):
-    """Positions of the features.
+    """Positions of the features."""
 
-    Attributes:
-        features: (m,) ids of the live features, ascending.
-        positions: (m, 2) in [0, 1].
-        progress: Share of the work that is done; 1.0 when the layout is final.
-    """
-
-    features: NDArray[np.int64]
-    positions: Array
-    progress: float
+    features: NDArray[np.int64]  # (m,) ids of the live features, ascending
+    positions: Array  # (m, 2) in [0, 1]
+    progress: float  # share of the work that is done; 1.0 when the layout is final
 
 
 def map_routes(workbench: Workbench) -> APIRouter:

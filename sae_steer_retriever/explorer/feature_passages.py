@@ -17,21 +17,13 @@ _TOP, _MIDDLE = 8, 6
 
 
 class FeaturePassages(NamedTuple):
-    """Passages of the collection with a feature among their label latents.
+    """Passages of the collection with a feature among their label latents."""
 
-    Attributes:
-        total: How many passages there are.
-        top: The strongest ones, strongest first.
-        middle: Some from the middle of the ranking, strongest first.
-        edges: (bins + 1,) edges of the histogram of strengths.
-        counts: (bins,) passages in each bin.
-    """
-
-    total: int
-    top: tuple[Example, ...]
-    middle: tuple[Example, ...]
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    total: int  # how many passages there are
+    top: tuple[Example, ...]  # the strongest ones, strongest first
+    middle: tuple[Example, ...]  # some from the middle of the ranking, strongest first
+    edges: tuple[float, ...]  # (bins + 1,) edges of the histogram of strengths
+    counts: tuple[int, ...]  # (bins,) passages in each bin
 
     def to_dict(self) -> dict[str, Any]:
         """The histogram."""

@@ -31,21 +31,13 @@ _LINE = 100
 
 
 class StoreAddress(NamedTuple):
-    """Where a Python script finds the store.
+    """Where a Python script finds the store."""
 
-    Attributes:
-        collection: The documents collection's name.
-        folder: The folder of an embedded Chroma; None for a server or a store in memory.
-        host: A Chroma server's host.
-        port: Its port.
-        sae: Folder or hub id of the SAE; None for the SAE that the store was indexed with.
-    """
-
-    collection: str
-    folder: Path | None = None
-    host: str | None = None
-    port: int = 8000
-    sae: str | None = None
+    collection: str  # the documents collection's name
+    folder: Path | None = None  # the folder of an embedded Chroma; None for a server or a store in memory
+    host: str | None = None  # a Chroma server's host
+    port: int = 8000  # its port
+    sae: str | None = None  # folder or hub id of the SAE; None for the SAE that the store was indexed with
 
 
 def address_of(store: ChromaStore) -> StoreAddress:

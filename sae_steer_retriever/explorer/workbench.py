@@ -37,15 +37,10 @@ _EMBEDDINGS, _PLAIN, _PAGES = 512, 256, 1000
 
 
 class Searched(NamedTuple):
-    """A search, with its explanations made on request.
+    """A search, with its explanations made on request."""
 
-    Attributes:
-        results: Hits with and without steering, the features that the steering means, and its score loss.
-        explain: Makes the explanations of both lists.
-    """
-
-    results: dict[str, Any]
-    explain: Callable[[], dict[str, Any]]
+    results: dict[str, Any]  # hits with and without steering, the features that the steering means, and its score loss
+    explain: Callable[[], dict[str, Any]]  # makes the explanations of both lists
 
 
 class LatestRequest:
