@@ -43,14 +43,9 @@ class AuditedQueries:
 
 
 def queries_of_file(file: Path, sae: TopKSAE, embedder: Embedder, *, limit: int, seed: int = 0) -> AuditedQueries:
-    """Returns the queries of a file, or a sample of them.
+    """Returns the queries of a file, or a sample of `limit` of them.
 
-    Args:
-        file: A text file with one query a line, or a .jsonl file with `text` or `query`.
-        sae: The SAE.
-        embedder: Its encoder.
-        limit: Most queries.
-        seed: Seed of the sample.
+    The file has one query a line or, as .jsonl, a `text` or `query` in each line.
 
     Raises:
         CorpusError: The file cannot be read as queries, or holds fewer than five.
@@ -66,13 +61,7 @@ def queries_of_file(file: Path, sae: TopKSAE, embedder: Embedder, *, limit: int,
 
 
 def sentences_of_passages(store: ReadOnlyStore, embedder: Embedder, *, limit: int, seed: int = 0) -> AuditedQueries:
-    """Returns query-like sentences of random passages, one of each.
-
-    Args:
-        store: The passages.
-        embedder: The SAE's encoder.
-        limit: Most sentences.
-        seed: Seed of the draws.
+    """Returns at most `limit` query-like sentences of random passages, one of each.
 
     Raises:
         CorpusError: The passages hold too few sentences.

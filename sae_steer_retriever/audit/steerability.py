@@ -53,15 +53,7 @@ class Steerability:
 
 
 def steerability(subject: Subject, retriever: SteeredRetriever) -> Steerability:
-    """Search with a sample of the queries, without steering and with each steering.
-
-    Args:
-        subject: The audited store and queries.
-        retriever: A retriever over the store.
-
-    Returns:
-        The mean effects.
-    """
+    """Returns the mean effects of steerings on a sample of the queries."""
     queries = sample_rows(len(subject.queries), _QUERIES, subject.seed).tolist()
     tried = _tried(subject)
     plain = {query: _top(retriever, subject, query, None) for query in queries}

@@ -83,12 +83,6 @@ class FeatureMap:
     """
 
     def __init__(self, sae: TopKSAE, catalog: FeatureCatalog) -> None:
-        """Take the features' directions.
-
-        Args:
-            sae: The SAE that has the directions.
-            catalog: Says which features are live.
-        """
         self._features = np.flatnonzero(catalog.calibration.count > 0)
         self._directions = sae.decoder[self._features]
         digest = hashlib.blake2b(self._features.tobytes(), digest_size=6).hexdigest()
@@ -159,11 +153,9 @@ class FeatureMap:
 
 
 def tsne(directions: Array, show: Callable[[Array, float], None]) -> Array:
-    """Returns (m, 2) positions of directions, the same at every call.
+    """Returns (m, 2) positions of (m, d) directions, the same at every call.
 
-    Args:
-        directions: (m, d).
-        show: Called after each part with the positions and the share of the work that is done.
+    After each part `show` is called with the positions and the share of the work that is done.
 
     Raises:
         ValueError: There are too few directions.

@@ -31,14 +31,9 @@ class FeaturePassages(NamedTuple):
 
 
 def feature_passages(store: ChromaStore, feature: int, *, top: int = _TOP) -> FeaturePassages:
-    """Returns the passages of a feature.
+    """Returns the passages of a feature, with the `top` strongest ones.
 
     A passage's strength is the feature match of its stored embedding (`FeatureDirections`), which orders evidence, too.
-
-    Args:
-        store: The collection.
-        feature: The feature's id.
-        top: How many of the strongest passages to list.
 
     Raises:
         StoreError: The store does not answer.

@@ -42,23 +42,14 @@ class StoreAddress(NamedTuple):
 
 def address_of(store: ChromaStore) -> StoreAddress:
     """The address of an open store, from its Chroma client."""
-    client = store._client
-    settings = client.get_settings()
-    name = store.documents.name
+    settings, name = store._client.get_settings(), store.documents.name
     if settings.chroma_server_host:
         return StoreAddress(name, None, settings.chroma_server_host, int(settings.chroma_server_http_port or 8000))
-    folder = Path(settings.persist_directory).resolve() if settings.is_persistent else None
-    return StoreAddress(name, folder)
+    return StoreAddress(name, Path(settings.persist_directory).resolve() if settings.is_persistent else None)
 
 
 def python_code(state: WorkbenchState, retriever: SteeredRetriever, address: StoreAddress, framework: Framework) -> str:
     """Returns a script that prints the ids and scores which the workbench shows.
-
-    Args:
-        state: The workbench.
-        retriever: The retriever behind it.
-        address: Where the store is.
-        framework: The framework to use.
 
     Raises:
         SAESteerError: The store is in memory, where no other program finds it, or the steering is unusable.

@@ -114,22 +114,14 @@ class WorkbenchState(BaseModel):
         Raises:
             SteeringError: A value is out of range.
         """
-        return tuple(
-            Edit.from_dict(
-                {
-                    **row.model_dump(include={"name", "op", "strength", "features", "weights"}),
-                    "side": OPERATIONS[row.op].acts_on or row.side or "both",
-                }
-            )
-            for row in self.edits
-            if row.on and row.features is not None
-        )
+        rows = [row for row in self.edits if row.on and row.features is not None]
+        keys = {"name", "op", "strength", "features", "weights"}
+        sides = [OPERATIONS[row.op].acts_on or row.side or "both" for row in rows]
+        data = zip(rows, sides, strict=True)
+        return tuple(Edit.from_dict({**row.model_dump(include=keys), "side": side}) for row, side in data)
 
     def steering(self, retriever: SteeredRetriever) -> Steering:
-        """Returns the steering of the rows that are switched on.
-
-        Args:
-            retriever: A retriever without a default steering.
+        """Returns the steering of the rows that are switched on, for a retriever without a default steering.
 
         Raises:
             SteeringError: A strength is unusable, or a name occurs twice.
@@ -185,9 +177,7 @@ def edits_of(steer: SteerLike | None) -> list[EditState]:
 def rows_of(steering: Steering, resolve: Callable[[str], Resolution]) -> list[EditState]:
     """Returns the rows of a policy; rows with names that mean other features by now list their features.
 
-    Args:
-        steering: The policy.
-        resolve: Returns the `Resolution` of a name; raises `LookupError` for an unknown one.
+    `resolve` returns the `Resolution` of a name, and raises `LookupError` for an unknown one.
 
     Raises:
         SteeringError: Such a row has a condition.
