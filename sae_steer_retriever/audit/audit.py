@@ -28,58 +28,33 @@ _HITS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """The store and the samples of an audit.
+    """The store and the samples of an audit."""
 
-    Attributes:
-        collection: Name of the documents collection.
-        passages: How many passages it has.
-        coded: How many of them have a known code.
-        has_sidecar: Whether the codes are from the sidecar collection; else the audit made them from the vectors.
-        queries: How many queries were asked.
-        queries_given: How many there were before sampling.
-        origin: Where the queries are from: "file" or "sentences".
-        k: Hits of each query.
-        seed: Seed of all samples.
-        encoder: The encoder of the vectors.
-        fingerprint: The SAE's fingerprint.
-    """
-
-    collection: str
-    passages: int
-    coded: int
-    has_sidecar: bool
-    queries: int
-    queries_given: int
-    origin: str
-    k: int
-    seed: int
-    encoder: str
-    fingerprint: str
+    collection: str  # name of the documents collection
+    passages: int  # how many passages it has
+    coded: int  # how many of them have a known code
+    has_sidecar: bool  # whether the codes are from the sidecar collection; else the audit made them from the vectors
+    queries: int  # how many queries were asked
+    queries_given: int  # how many there were before sampling
+    origin: str  # where the queries are from: "file" or "sentences"
+    k: int  # hits of each query
+    seed: int  # seed of all samples
+    encoder: str  # the encoder of the vectors
+    fingerprint: str  # the SAE's fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """The results of an audit.
+    """The results of an audit."""
 
-    Attributes:
-        sampled: The store and the samples.
-        topics: What the corpus is about.
-        gaps: What queries ask for, and what the corpus lacks.
-        hubs: Passages and features that unrelated queries retrieve.
-        duplicates: Copies and near-duplicates.
-        unexplained: Retrieval that named features do not explain.
-        exposure: Features that are rarer or more frequent among the hits than among the passages.
-        steerability: What steering would change.
-    """
-
-    sampled: Sampled
-    topics: CorpusTopics
-    gaps: QueryGaps
-    hubs: Hubs
-    duplicates: NearDuplicates
-    unexplained: UnexplainedRetrieval
-    exposure: ExposureGaps
-    steerability: Steerability
+    sampled: Sampled  # the store and the samples
+    topics: CorpusTopics  # what the corpus is about
+    gaps: QueryGaps  # what queries ask for, and what the corpus lacks
+    hubs: Hubs  # passages and features that unrelated queries retrieve
+    duplicates: NearDuplicates  # copies and near-duplicates
+    unexplained: UnexplainedRetrieval  # retrieval that named features do not explain
+    exposure: ExposureGaps  # features that are rarer or more frequent among the hits than among the passages
+    steerability: Steerability  # what steering would change
 
     def to_json(self) -> dict[str, Any]:
         """All figures, as one JSON object."""

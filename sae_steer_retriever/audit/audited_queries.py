@@ -27,22 +27,14 @@ _PER_SENTENCE = 3
 
 @dataclasses.dataclass(frozen=True)
 class AuditedQueries:
-    """Queries with their embeddings and codes.
+    """Queries with their embeddings and codes."""
 
-    Attributes:
-        origin: "file", or "sentences" of the passages.
-        given: How many queries there were before sampling.
-        texts: Q queries.
-        vectors: (Q, d) unit embeddings.
-        codes: (Q, K) their codes.
-        sources: (Q,) the row of the passage that a sentence is from, which is left out of its hits; -1 for none.
-    """
-
-    origin: Literal["file", "sentences"]
-    given: int
-    texts: tuple[str, ...]
-    vectors: Array
-    codes: Codes[NDArray[Any]]
+    origin: Literal["file", "sentences"]  # "file", or "sentences" of the passages
+    given: int  # how many queries there were before sampling
+    texts: tuple[str, ...]  # Q queries
+    vectors: Array  # (Q, d) unit embeddings
+    codes: Codes[NDArray[Any]]  # (Q, K) their codes
+    # (Q,) the row of the passage that a sentence is from, which is left out of its hits; -1 for none.
     sources: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -51,14 +43,9 @@ class AuditedQueries:
 
 
 def queries_of_file(file: Path, sae: TopKSAE, embedder: Embedder, *, limit: int, seed: int = 0) -> AuditedQueries:
-    """Returns the queries of a file, or a sample of them.
+    """Returns the queries of a file, or a sample of `limit` of them.
 
-    Args:
-        file: A text file with one query a line, or a .jsonl file with `text` or `query`.
-        sae: The SAE.
-        embedder: Its encoder.
-        limit: Most queries.
-        seed: Seed of the sample.
+    The file has one query a line or, as .jsonl, a `text` or `query` in each line.
 
     Raises:
         CorpusError: The file cannot be read as queries, or holds fewer than five.
@@ -74,13 +61,7 @@ def queries_of_file(file: Path, sae: TopKSAE, embedder: Embedder, *, limit: int,
 
 
 def sentences_of_passages(store: ReadOnlyStore, embedder: Embedder, *, limit: int, seed: int = 0) -> AuditedQueries:
-    """Returns query-like sentences of random passages, one of each.
-
-    Args:
-        store: The passages.
-        embedder: The SAE's encoder.
-        limit: Most sentences.
-        seed: Seed of the draws.
+    """Returns at most `limit` query-like sentences of random passages, one of each.
 
     Raises:
         CorpusError: The passages hold too few sentences.

@@ -15,27 +15,14 @@ _LEFT, _RIGHT, _ROW, _LABEL = 168, 50, 26, 20
 
 
 class Chart(NamedTuple):
-    """A drawing.
+    """A drawing."""
 
-    Attributes:
-        svg: The SVG element; all its texts are escaped.
-        caption: One sentence on how to read it.
-    """
-
-    svg: str
-    caption: str
+    svg: str  # the SVG element; all its texts are escaped
+    caption: str  # one sentence on how to read it
 
 
 def histogram(counts: Sequence[int], title: str, axis: str, caption: str, labels: Sequence[str] = ()) -> Chart:
-    """Returns a histogram.
-
-    Args:
-        counts: The bars, from left to right.
-        title: Its title.
-        axis: The axis under the bars.
-        caption: How to read it.
-        labels: A label for each bar; if none are given, the axis shows shares from 0 to 1.
-    """
+    """Returns a histogram with a label for each bar; without labels the axis shows shares from 0 to 1."""
     height, base = 190, 140
     step = (_WIDTH - 20) / len(counts)
     most = max(max(counts), 1)
@@ -57,15 +44,7 @@ def histogram(counts: Sequence[int], title: str, axis: str, caption: str, labels
 def bars(
     names: Sequence[str], values: Sequence[float], title: str, caption: str, others: Sequence[float] | None = None
 ) -> Chart:
-    """Returns horizontal bars, with a mark on each for a second share if there is one.
-
-    Args:
-        names: The bars' names.
-        values: Their shares.
-        title: The title.
-        caption: How to read it.
-        others: The second shares.
-    """
+    """Returns horizontal bars for named shares, with a mark on each for the second share (`others`) if there is one."""
     most = max([*values, *(others or ()), 1e-9])
     room = _WIDTH - _LEFT - _RIGHT
     parts, told = [], []
@@ -84,13 +63,7 @@ def bars(
 
 
 def ratios(rows: Sequence[tuple[str, float, float, float]], title: str, caption: str) -> Chart:
-    """Returns ratios with their intervals, on a logarithmic axis.
-
-    Args:
-        rows: Names, ratios, lower and upper ends.
-        title: The title.
-        caption: How to read it.
-    """
+    """Returns ratios (name, ratio, lower and upper end) with their intervals, on a logarithmic axis."""
     ends = [value for _, *values in rows for value in values if value > 0]
     low, high = math.log(max(min([*ends, 0.5]), 1 / 64)), math.log(max([*ends, 2.0]))
     room = _WIDTH - _LEFT - 30

@@ -26,17 +26,13 @@ _WORST, _BINS, _QUANTILES = 10, 20, (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclasses.dataclass(frozen=True)
 class Topic:
-    """A frequent feature.
-
-    Attributes:
-        share: Share of the passages that have it.
-        lift: `share` over its share of the corpus that the SAE was labelled on; None if it does not occur there.
-        label_here: AUROC of its label on this corpus: passages with the feature against others; None if unknown.
-    """
+    """A frequent feature."""
 
     feature: NamedFeature
-    share: float
+    share: float  # share of the passages that have it
+    # `share` over its share of the corpus that the SAE was labelled on; None if it does not occur there.
     lift: float | None
+    # AUROC of its label on this corpus: passages with the feature against others; None if unknown.
     label_here: float | None
     family: str | None
 
@@ -48,17 +44,12 @@ class Topic:
 
 @dataclasses.dataclass(frozen=True)
 class FamilyTopic:
-    """A frequent family.
-
-    Attributes:
-        features: How many features it has.
-        share: Share of the passages that have any of them.
-    """
+    """A frequent family."""
 
     id: int
     name: str
-    features: int
-    share: float
+    features: int  # how many features it has
+    share: float  # share of the passages that have any of them
 
 
 class WorstPassage(NamedTuple):
@@ -70,42 +61,26 @@ class WorstPassage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Unexplained:
-    """Shares of passages' variance that the SAE does not reconstruct.
+    """Shares of passages' variance that the SAE does not reconstruct."""
 
-    Attributes:
-        passages: How many passages were measured.
-        quantiles: The 5th, 25th, 50th, 75th and 95th percentile.
-        counts: Passages in each twentieth of 0 to 1; the last one includes those above 1.
-        worst: The largest shares with their passages.
-    """
-
-    passages: int
-    quantiles: tuple[float, ...]
-    counts: tuple[int, ...]
-    worst: tuple[WorstPassage, ...]
+    passages: int  # how many passages were measured
+    quantiles: tuple[float, ...]  # the 5th, 25th, 50th, 75th and 95th percentile
+    counts: tuple[int, ...]  # passages in each twentieth of 0 to 1; the last one includes those above 1
+    worst: tuple[WorstPassage, ...]  # the largest shares with their passages
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusTopics:
-    """The topics of a corpus.
+    """The topics of a corpus."""
 
-    Attributes:
-        topics: The most frequent features with a clear label.
-        families: The most frequent families.
-        live: How many features occur.
-        clear: How many of them have a clear label.
-        coverage: Share of the passages with at least one of these.
-        foreign: Share of all label latents whose feature is ten times as frequent as in the text it was labelled on.
-        unexplained: The variance of passages that is not explained.
-    """
-
-    topics: tuple[Topic, ...]
-    families: tuple[FamilyTopic, ...]
-    live: int
-    clear: int
-    coverage: float
+    topics: tuple[Topic, ...]  # the most frequent features with a clear label
+    families: tuple[FamilyTopic, ...]  # the most frequent families
+    live: int  # how many features occur
+    clear: int  # how many of them have a clear label
+    coverage: float  # share of the passages with at least one of these
+    # Share of all label latents whose feature is ten times as frequent as in the text it was labelled on.
     foreign: float
-    unexplained: Unexplained
+    unexplained: Unexplained  # the variance of passages that is not explained
 
 
 def corpus_topics(subject: Subject) -> CorpusTopics:

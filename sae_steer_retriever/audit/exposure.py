@@ -25,27 +25,17 @@ _ERROR = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Exposure:
-    """A feature or family, with its share of the hits and of the passages.
-
-    Attributes:
-        is_family: Whether it is a family.
-        passage_share: Share of the passages that have it.
-        place_share: Share of all top-k hits that have it.
-        ratio: `place_share` over `passage_share`; 1 for hits drawn at random.
-        low: Lower end of the ratio's interval.
-        high: Upper end.
-        query_share: Share of the queries that have it.
-    """
+    """A feature or family, with its share of the hits and of the passages."""
 
     name: str
     id: int
-    is_family: bool
-    passage_share: float
-    place_share: float
-    ratio: float
-    low: float
-    high: float
-    query_share: float
+    is_family: bool  # whether it is a family
+    passage_share: float  # share of the passages that have it
+    place_share: float  # share of all top-k hits that have it
+    ratio: float  # `place_share` over `passage_share`; 1 for hits drawn at random
+    low: float  # lower end of the ratio's interval
+    high: float  # upper end
+    query_share: float  # share of the queries that have it
 
     @property
     def reference(self) -> str:
@@ -60,23 +50,14 @@ class Exposure:
 
 @dataclasses.dataclass(frozen=True)
 class ExposureGaps:
-    """Under- and over-served features and families.
+    """Under- and over-served features and families."""
 
-    Attributes:
-        tested: How many features and families were frequent enough for a test.
-        confidence: Confidence of each interval, chosen so that 95 of 100 listed intervals hold.
-        under: Those with an interval below 1, the largest loss of hits first.
-        under_count: How many there are.
-        over: Those with an interval above 1, the largest gain of hits first.
-        over_count: How many there are.
-    """
-
-    tested: int
-    confidence: float
-    under: tuple[Exposure, ...]
-    under_count: int
-    over: tuple[Exposure, ...]
-    over_count: int
+    tested: int  # how many features and families were frequent enough for a test
+    confidence: float  # confidence of each interval, chosen so that 95 of 100 listed intervals hold
+    under: tuple[Exposure, ...]  # those with an interval below 1, the largest loss of hits first
+    under_count: int  # how many there are
+    over: tuple[Exposure, ...]  # those with an interval above 1, the largest gain of hits first
+    over_count: int  # how many there are
 
 
 def exposure_gaps(subject: Subject) -> ExposureGaps:

@@ -23,71 +23,43 @@ _QUERY_SHARE = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class HubPassage:
-    """A passage among the hits of many queries.
-
-    Attributes:
-        occurrence: Its k-occurrence: how many queries have it among their top k.
-        likeness: Mean cosine between two of these queries; if it is near that of all queries, they are unrelated.
-    """
+    """A passage among the hits of many queries."""
 
     passage: Excerpt
-    occurrence: int
-    likeness: float
+    occurrence: int  # its k-occurrence: how many queries have it among their top k
+    likeness: float  # mean cosine between two of these queries; if it is near that of all queries, they are unrelated
 
 
 @dataclasses.dataclass(frozen=True)
 class HubFeature:
-    """A feature among the hits of many queries.
-
-    Attributes:
-        share: Share of the queries with a hit that has it.
-        expected: The same share for hits drawn at random.
-        passage_share: Share of the passages that have it.
-    """
+    """A feature among the hits of many queries."""
 
     feature: NamedFeature
-    share: float
-    expected: float
-    passage_share: float
+    share: float  # share of the queries with a hit that has it
+    expected: float  # the same share for hits drawn at random
+    passage_share: float  # share of the passages that have it
 
 
 @dataclasses.dataclass(frozen=True)
 class Hubs:
-    """How evenly the passages are retrieved.
-
-    Attributes:
-        skewness: Skewness of k-occurrence over all passages.
-        expected_skewness: The same for hits drawn at random.
-        never: Share of the passages that no query retrieves.
-        expected_never: The same by chance.
-        largest: The largest k-occurrence.
-        hub_from: The smallest k-occurrence of a hub.
-        hubs: How many passages are hubs.
-        hub_places: Share of all top-k places that hubs take.
-        likeness: Mean cosine between two queries.
-        passages: The hubs with the largest k-occurrence.
-        features: The features furthest above chance.
-        frequent: Features that more than a tenth of the passages have.
-        counts: Passages with a k-occurrence of 0, 1, 2, 3, 4, and 5 or more.
-        expected_counts: The same by chance.
-    """
+    """How evenly the passages are retrieved."""
 
     k: int
     queries: int
-    skewness: float
-    expected_skewness: float
-    never: float
-    expected_never: float
-    largest: int
-    hub_from: int
-    hubs: int
-    hub_places: float
-    likeness: float
-    passages: tuple[HubPassage, ...]
-    features: tuple[HubFeature, ...]
-    frequent: tuple[NamedFeature, ...]
-    counts: tuple[int, ...]
-    expected_counts: tuple[float, ...]
+    skewness: float  # skewness of k-occurrence over all passages
+    expected_skewness: float  # the same for hits drawn at random
+    never: float  # share of the passages that no query retrieves
+    expected_never: float  # the same by chance
+    largest: int  # the largest k-occurrence
+    hub_from: int  # the smallest k-occurrence of a hub
+    hubs: int  # how many passages are hubs
+    hub_places: float  # share of all top-k places that hubs take
+    likeness: float  # mean cosine between two queries
+    passages: tuple[HubPassage, ...]  # the hubs with the largest k-occurrence
+    features: tuple[HubFeature, ...]  # the features furthest above chance
+    frequent: tuple[NamedFeature, ...]  # features that more than a tenth of the passages have
+    counts: tuple[int, ...]  # passages with a k-occurrence of 0, 1, 2, 3, 4, and 5 or more
+    expected_counts: tuple[float, ...]  # the same by chance
 
 
 def hubs(subject: Subject) -> Hubs:

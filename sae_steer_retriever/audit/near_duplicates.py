@@ -23,17 +23,11 @@ _TILE_COSINES = 50_000_000
 
 @dataclasses.dataclass(frozen=True)
 class DuplicateGroup:
-    """Passages with the same or nearly the same text.
+    """Passages with the same or nearly the same text."""
 
-    Attributes:
-        passages: How many there are.
-        ids: Their first ids.
-        text: The beginning of the first text.
-    """
-
-    passages: int
-    ids: tuple[str, ...]
-    text: str
+    passages: int  # how many there are
+    ids: tuple[str, ...]  # their first ids
+    text: str  # the beginning of the first text
 
     @property
     def shown_ids(self) -> str:
@@ -45,21 +39,13 @@ class DuplicateGroup:
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-    """Groups of one kind.
+    """Groups of one kind."""
 
-    Attributes:
-        cosine: The smallest cosine of near-duplicates; None for passages with the same text.
-        groups: How many groups there are.
-        extra: Passages beyond the first of each group.
-        wasted: Share of the top-k places whose hit repeats one that ranks higher for the same query.
-        largest: The largest groups.
-    """
-
-    cosine: float | None
-    groups: int
-    extra: int
-    wasted: float
-    largest: tuple[DuplicateGroup, ...]
+    cosine: float | None  # the smallest cosine of near-duplicates; None for passages with the same text
+    groups: int  # how many groups there are
+    extra: int  # passages beyond the first of each group
+    wasted: float  # share of the top-k places whose hit repeats one that ranks higher for the same query
+    largest: tuple[DuplicateGroup, ...]  # the largest groups
 
     @property
     def criterion(self) -> str:
@@ -69,17 +55,11 @@ class Duplicates:
 
 @dataclasses.dataclass(frozen=True)
 class NearDuplicates:
-    """Copies and near-duplicates among the passages.
+    """Copies and near-duplicates among the passages."""
 
-    Attributes:
-        passages: How many passages there are.
-        compared: How many were compared with all others: all, or a random sample.
-        levels: The groups with the same text, then those of each cosine.
-    """
-
-    passages: int
-    compared: int
-    levels: tuple[Duplicates, ...]
+    passages: int  # how many passages there are
+    compared: int  # how many were compared with all others: all, or a random sample
+    levels: tuple[Duplicates, ...]  # the groups with the same text, then those of each cosine
 
 
 def near_duplicates(subject: Subject) -> NearDuplicates:

@@ -26,64 +26,39 @@ _NORMAL = 0.6745
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A feature that queries ask for.
-
-    Attributes:
-        queries: How many queries ask for it: it is one of their label latents, and they clearly match it.
-        query_share: The share of these queries.
-        passages: How many passages have it.
-        passage_share: The share of these passages.
-        example: One of the queries.
-    """
+    """A feature that queries ask for."""
 
     feature: NamedFeature
-    queries: int
-    query_share: float
-    passages: int
-    passage_share: float
-    example: str
+    queries: int  # how many queries ask for it: it is one of their label latents, and they clearly match it
+    query_share: float  # the share of these queries
+    passages: int  # how many passages have it
+    passage_share: float  # the share of these passages
+    example: str  # one of the queries
 
 
 @dataclasses.dataclass(frozen=True)
 class WeakQuery:
-    """A query with a best hit that is weak compared with those of the other queries.
-
-    Attributes:
-        score: Unsteered score of its best hit.
-        deviation: Robust z-score of that score among all queries.
-    """
+    """A query with a best hit that is weak compared with those of the other queries."""
 
     query: str
-    score: float
-    deviation: float
+    score: float  # unsteered score of its best hit
+    deviation: float  # robust z-score of that score among all queries
     best: Excerpt
 
 
 @dataclasses.dataclass(frozen=True)
 class QueryGaps:
-    """The features that queries ask for and those that the corpus lacks, and weak best hits.
+    """The features that queries ask for and those that the corpus lacks, and weak best hits."""
 
-    Attributes:
-        asked: The features with a clear label that most queries ask for.
-        lacking: Those that queries ask for and hardly any passage has.
-        lacking_count: How many there are.
-        lacking_from: Most passages that may have a lacking feature.
-        asked_from: Fewest queries that ask for a lacking feature.
-        lacking_queries: Share of the queries that ask for one of them.
-        median_best: Median unsteered score of the best hits.
-        weak: The queries with the weakest best hits.
-        weak_queries: How many queries have a weak best hit.
-    """
-
-    asked: tuple[Asked, ...]
-    lacking: tuple[Asked, ...]
-    lacking_count: int
-    lacking_from: int
-    asked_from: int
-    lacking_queries: float
-    median_best: float
-    weak: tuple[WeakQuery, ...]
-    weak_queries: int
+    asked: tuple[Asked, ...]  # the features with a clear label that most queries ask for
+    lacking: tuple[Asked, ...]  # those that queries ask for and hardly any passage has
+    lacking_count: int  # how many there are
+    lacking_from: int  # most passages that may have a lacking feature
+    asked_from: int  # fewest queries that ask for a lacking feature
+    lacking_queries: float  # share of the queries that ask for one of them
+    median_best: float  # median unsteered score of the best hits
+    weak: tuple[WeakQuery, ...]  # the queries with the weakest best hits
+    weak_queries: int  # how many queries have a weak best hit
 
 
 def query_gaps(subject: Subject) -> QueryGaps:

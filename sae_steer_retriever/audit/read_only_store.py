@@ -30,11 +30,27 @@ FEWEST = 20
 class ReadOnlyStore(StoreReader):
     """A documents collection with the codes of its sidecar or, without one, codes made in memory.
 
+    The sidecar's codes are used if this SAE made it and it holds every passage. Otherwise the stored vectors are
+    encoded; no text is embedded.
+
+    Args:
+        client: A Chroma client.
+        collection: Name of the documents collection.
+        sae: The SAE.
+        limit: Most passages to encode, drawn at random, if there is no sidecar; all if None.
+        seed: Seed of that draw.
+        progress: Whether to show progress bars on stderr.
+
     Attributes:
         ids: The ids of all N passages.
         stored: Their vectors, in score space.
         coded: (M,) ascending rows of the passages with known codes: all passages, or a sample.
         has_sidecar: Whether the codes are the sidecar's.
+
+    Raises:
+        CorpusError: There are fewer than 20 passages.
+        MismatchError: The collection's vectors are another encoder's, or one is zero.
+        StoreError: The collection is itself a sidecar, or Chroma does not answer.
     """
 
     def __init__(
@@ -47,24 +63,6 @@ class ReadOnlyStore(StoreReader):
         seed: int = 0,
         progress: bool = False,
     ) -> None:
-        """Reads the vectors and the codes.
-
-        The sidecar's codes are used if this SAE made it and it holds every passage. Otherwise the stored vectors are
-        encoded; no text is embedded.
-
-        Args:
-            client: A Chroma client.
-            collection: Name of the documents collection.
-            sae: The SAE.
-            limit: Most passages to encode, drawn at random, if there is no sidecar; all if None.
-            seed: Seed of that draw.
-            progress: Whether to show progress bars on stderr.
-
-        Raises:
-            CorpusError: There are fewer than 20 passages.
-            MismatchError: The collection's vectors are another encoder's, or one is zero.
-            StoreError: The collection is itself a sidecar, or Chroma does not answer.
-        """
         with translated(f"opening collection {collection!r}"):
             documents = client.get_collection(collection, embedding_function=None)
         super().__init__(client, documents, sae)

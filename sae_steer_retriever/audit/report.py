@@ -47,17 +47,9 @@ def looked_at(audit: Audit) -> str:
 
 
 def write_report(audit: Audit, folder: Path, *, data: bool = False) -> list[Path]:
-    """Write `audit.html` and `audit.md`; the page needs no other file.
+    """Returns the files written to a folder: `audit.html`, `audit.md`, and with `data` also `audit.json`.
 
     Passages, ids, queries and labels may hold any text: all are escaped.
-
-    Args:
-        audit: The audit.
-        folder: The folder to write to; it is made if it is missing.
-        data: Whether to write `audit.json`, too.
-
-    Returns:
-        The files.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -78,15 +70,11 @@ def to_text(audit: Audit) -> str:
 def to_markdown(audit: Audit) -> str:
     """The whole report in Markdown, without charts."""
     parts = [f"# {escape_markdown(title(audit))}", escape_markdown(looked_at(audit))]
-    parts.append(
-        "\n".join(
-            f"{number}. **{'Fine' if finding.fine else 'Look'}:** {escape_markdown(finding.sentence)}"
-            for number, finding in enumerate(summary(audit), start=1)
-        )
-    )
+    findings = [(finding.fine, escape_markdown(finding.sentence)) for finding in summary(audit)]
+    lines = [f"{row}. **{'Fine' if fine else 'Look'}:** {text}" for row, (fine, text) in enumerate(findings, start=1)]
+    parts.append("\n".join(lines))
     for section in sections(audit):
-        parts.append(f"## {escape_markdown(section.title)}")
-        parts.append(escape_markdown(section.answer))
+        parts += [f"## {escape_markdown(section.title)}", escape_markdown(section.answer)]
         parts += [f"*How to read it:* {_code(section.reading)}", f"*What to do:* {_code(section.action)}"]
         parts += [table.to_markdown().rstrip() for table in section.tables]
         if section.code:

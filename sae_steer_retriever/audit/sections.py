@@ -16,29 +16,17 @@ _DRAWN, _BARS = 6, 10
 
 
 class Section(NamedTuple):
-    """One section of the report.
+    """One section of the report."""
 
-    Attributes:
-        name: Its anchor in the page.
-        title: Its heading.
-        answer: The result in a sentence or two.
-        reading: How to read it.
-        action: What to do about it.
-        definition: What exactly was counted.
-        tables: Its figures.
-        charts: The same, drawn.
-        code: Lines of Python to copy.
-    """
-
-    name: str
-    title: str
-    answer: str
-    reading: str
-    action: str
-    definition: str
-    tables: tuple[Table, ...]
-    charts: tuple[Chart, ...] = ()
-    code: tuple[str, ...] = ()
+    name: str  # its anchor in the page
+    title: str  # its heading
+    answer: str  # the result in a sentence or two
+    reading: str  # how to read it
+    action: str  # what to do about it
+    definition: str  # what exactly was counted
+    tables: tuple[Table, ...]  # its figures
+    charts: tuple[Chart, ...] = ()  # the same, drawn
+    code: tuple[str, ...] = ()  # lines of Python to copy
 
 
 _FEATURE = ("feature=feature.name", "id=feature.reference")

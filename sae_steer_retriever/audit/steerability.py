@@ -25,27 +25,16 @@ _PASSAGES = 10
 
 @dataclasses.dataclass(frozen=True)
 class SteeringEffect:
-    """The effect of steering by +0.5 on the top k, averaged over queries.
+    """The effect of steering by +0.5 on the top k, averaged over queries."""
 
-    Attributes:
-        name: The name of the feature or family.
-        steer: The value for `steer=`.
-        passage_share: Share of the passages that have it.
-        replaced: Share of the top k that is new.
-        with_before: Share of the unsteered top k that has it.
-        with_after: Share of the steered top k that has it.
-        drift: One minus the cosine between the query and the shifted query.
-        score_lost: Fall of the mean unsteered score of the top k.
-    """
-
-    name: str
-    steer: dict[str, float]
-    passage_share: float
-    replaced: float
-    with_before: float
-    with_after: float
-    drift: float
-    score_lost: float
+    name: str  # the name of the feature or family
+    steer: dict[str, float]  # the value for `steer=`
+    passage_share: float  # share of the passages that have it
+    replaced: float  # share of the top k that is new
+    with_before: float  # share of the unsteered top k that has it
+    with_after: float  # share of the steered top k that has it
+    drift: float  # one minus the cosine between the query and the shifted query
+    score_lost: float  # fall of the mean unsteered score of the top k
 
     @property
     def line(self) -> str:
@@ -55,30 +44,16 @@ class SteeringEffect:
 
 @dataclasses.dataclass(frozen=True)
 class Steerability:
-    """The effects of steerings.
+    """The effects of steerings."""
 
-    Attributes:
-        queries: How many queries each steering was tried on.
-        effects: The effects, the largest change first.
-        silent: Names that cannot be used for steering, with the reason.
-    """
-
-    queries: int
+    queries: int  # how many queries each steering was tried on
     k: int
-    effects: tuple[SteeringEffect, ...]
-    silent: tuple[tuple[str, str], ...] = ()
+    effects: tuple[SteeringEffect, ...]  # the effects, the largest change first
+    silent: tuple[tuple[str, str], ...] = ()  # names that cannot be used for steering, with the reason
 
 
 def steerability(subject: Subject, retriever: SteeredRetriever) -> Steerability:
-    """Search with a sample of the queries, without steering and with each steering.
-
-    Args:
-        subject: The audited store and queries.
-        retriever: A retriever over the store.
-
-    Returns:
-        The mean effects.
-    """
+    """Returns the mean effects of steerings on a sample of the queries."""
     queries = sample_rows(len(subject.queries), _QUERIES, subject.seed).tolist()
     tried = _tried(subject)
     plain = {query: _top(retriever, subject, query, None) for query in queries}

@@ -25,17 +25,11 @@ _EXCERPT = 160
 
 @dataclasses.dataclass(frozen=True)
 class NamedFeature:
-    """A feature in the report.
+    """A feature in the report."""
 
-    Attributes:
-        id: Latent id.
-        name: Its display name.
-        label_score: AUROC of its label against near misses; None if it was not measured.
-    """
-
-    id: int
-    name: str
-    label_score: float | None
+    id: int  # latent id
+    name: str  # its display name
+    label_score: float | None  # AUROC of its label against near misses; None if it was not measured
 
     @property
     def reference(self) -> str:
@@ -45,14 +39,10 @@ class NamedFeature:
 
 @dataclasses.dataclass(frozen=True)
 class Excerpt:
-    """A passage in the report.
-
-    Attributes:
-        text: The beginning of its text.
-    """
+    """A passage in the report."""
 
     id: str
-    text: str
+    text: str  # the beginning of its text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,20 +50,13 @@ class Subject:
     """The store and the queries of an audit, with the feature counts that several sections need.
 
     "Has a feature" means: the feature is one of the text's label latents (its `k_labels` strongest ones).
-
-    Attributes:
-        store: N passages, M of them with known codes.
-        catalog: Names of the n features, and F families.
-        queries: Q queries.
-        hits: Their k best unsteered hits.
-        seed: Seed of all samples.
     """
 
-    store: ReadOnlyStore
-    catalog: FeatureCatalog
-    queries: AuditedQueries
-    hits: TopHits
-    seed: int = 0
+    store: ReadOnlyStore  # N passages, M of them with known codes
+    catalog: FeatureCatalog  # names of the n features, and F families
+    queries: AuditedQueries  # Q queries
+    hits: TopHits  # their k best unsteered hits
+    seed: int = 0  # seed of all samples
 
     @cached_property
     def clear(self) -> NDArray[np.bool_]:

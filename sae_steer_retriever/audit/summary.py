@@ -17,17 +17,11 @@ _UNKNOWN, _FOREIGN = 0.5, 0.3
 
 
 class Finding(NamedTuple):
-    """One finding.
+    """One finding."""
 
-    Attributes:
-        fine: Whether there is nothing to do.
-        share: Share of the passages, queries or places that are affected; larger ones come first.
-        sentence: The finding with its figure.
-    """
-
-    fine: bool
-    share: float
-    sentence: str
+    fine: bool  # whether there is nothing to do
+    share: float  # share of the passages, queries or places that are affected; larger ones come first
+    sentence: str  # the finding with its figure
 
 
 def summary(audit: Audit) -> tuple[Finding, ...]:

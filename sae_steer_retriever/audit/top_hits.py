@@ -15,15 +15,10 @@ _TILE_SCORES = 8_000_000
 
 
 class TopHits(NamedTuple):
-    """The best hits of Q queries, best first.
+    """The best hits of Q queries, best first."""
 
-    Attributes:
-        rows: (Q, k) rows of the passages.
-        scores: (Q, k) their unsteered scores.
-    """
-
-    rows: NDArray[np.int64]
-    scores: Array
+    rows: NDArray[np.int64]  # (Q, k) rows of the passages
+    scores: Array  # (Q, k) their unsteered scores
 
 
 def top_hits(queries: Array, stored: StoredVectors, k: int, without: NDArray[np.int64] | None = None) -> TopHits:

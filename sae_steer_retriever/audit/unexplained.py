@@ -18,18 +18,12 @@ _SHOWN = 10
 
 @dataclasses.dataclass(frozen=True)
 class UnexplainedQuery:
-    """A query that shares no feature with a clear label with its best hits.
-
-    Attributes:
-        named_share: Mean share of its best hits' scores that features with a clear label contribute.
-        unexplained_share: Mean share that the SAE does not reconstruct, by absolute size.
-        names: The query's own features with a clear label.
-    """
+    """A query that shares no feature with a clear label with its best hits."""
 
     query: str
-    named_share: float
-    unexplained_share: float
-    names: tuple[str, ...]
+    named_share: float  # mean share of its best hits' scores that features with a clear label contribute
+    unexplained_share: float  # mean share that the SAE does not reconstruct, by absolute size
+    names: tuple[str, ...]  # the query's own features with a clear label
     best: Excerpt
 
     @property
@@ -40,24 +34,15 @@ class UnexplainedQuery:
 
 @dataclasses.dataclass(frozen=True)
 class UnexplainedRetrieval:
-    """How much of the retrieval named features explain.
-
-    Attributes:
-        depth: How many hits of each were examined.
-        unexplained: How many queries share no feature with a clear label with any of these hits.
-        named_share: Mean share of a hit's score that features with a clear label contribute.
-        unexplained_share: Mean share of a hit's score that the SAE does not reconstruct, by absolute size.
-        shared: Mean number of features with a clear label that a query shares with a hit.
-        worst: The queries that share none, the smallest `named_share` first.
-    """
+    """How much of the retrieval named features explain."""
 
     queries: int
-    depth: int
-    unexplained: int
-    named_share: float
-    unexplained_share: float
-    shared: float
-    worst: tuple[UnexplainedQuery, ...]
+    depth: int  # how many hits of each were examined
+    unexplained: int  # how many queries share no feature with a clear label with any of these hits
+    named_share: float  # mean share of a hit's score that features with a clear label contribute
+    unexplained_share: float  # mean share of a hit's score that the SAE does not reconstruct, by absolute size
+    shared: float  # mean number of features with a clear label that a query shares with a hit
+    worst: tuple[UnexplainedQuery, ...]  # the queries that share none, the smallest `named_share` first
 
 
 def unexplained_retrieval(subject: Subject) -> UnexplainedRetrieval:

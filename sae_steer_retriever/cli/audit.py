@@ -28,44 +28,30 @@ DEFAULT_OUTPUT = Path("audit")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    add = parser.add_argument
     add_store_arguments(parser)
-    parser.add_argument(
-        "--sae",
-        metavar="DIR",
-        help="folder of the SAE (default: the one that the collection was indexed with, else the bundled one)",
-    )
-    parser.add_argument(
+    add("--sae", metavar="DIR", help="folder of the SAE (default: the one of the collection, else the bundled one)")
+    add(
         "--queries",
         type=Path,
         metavar="FILE",
         help="real queries: one a line, or .jsonl with `text` or `query` (default: sentences of the passages)",
     )
-    parser.add_argument(
-        "--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help="folder for the report (default: audit)"
-    )
-    parser.add_argument(
-        "--limit-queries",
-        type=count,
-        default=500,
-        metavar="N",
-        help="ask at most N random queries (default: 500)",
-    )
-    parser.add_argument(
+    add("--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help="folder for the report (default: audit)")
+    add("--limit-queries", type=count, default=500, metavar="N", help="ask at most N random queries (default: 500)")
+    add(
         "--limit-passages",
         type=count,
         default=50_000,
         metavar="N",
         help="without a sidecar collection, encode at most N random passages (default: 50000)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random samples (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of all random samples (default: 0)")
     add_common_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Audit a store, or a private copy of an embedded one; nothing is written to the store.
-
-    Returns:
-        The summary, or all figures, and the files of the report.
+    """Returns the summary, all figures, and the files of the report; nothing is written to the store.
 
     Raises:
         UsageError: The store, the collection, the SAE or the queries do not exist.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, count
-from sae_steer_retriever.cli.store_options import make_folder
+from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, count, number_type
+from sae_steer_retriever.cli.store_options import make_folder, require_path
 from sae_steer_retriever.sae.bundled import bundled_names, bundled_sae, require_bundled
 from sae_steer_retriever.sae.config import DEFAULT_MODEL
 
@@ -28,6 +29,7 @@ _MOVED |= dict.fromkeys(("--queries", "--concepts", "--limit-passages"), _MOVED[
 _MOVED |= dict.fromkeys(("--out-of-domain", "--ks", "--seeds", "--losses"), f"{_PAPER} table-1, table-8 or figure-2")
 _MOVED |= dict.fromkeys(("--latents", "--steps", "--config"), f"{_PAPER} table-1, table-8 or figure-2")
 _MOVED["--relevant-from"] = f"{_PAPER} figure-4"
+whole = number_type(int, 0, sys.float_info.max, "a whole number of at least 0")
 
 
 class Result(Protocol):
@@ -44,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     source = parser.add_argument_group("what to measure on")
     source.add_argument(
-        "--dataset",
-        metavar="DIR|NAME",
-        help="judged set: a folder in BEIR layout, an id of ir_datasets, or hub:OWNER/NAME",
+        "--dataset", metavar="DIR|NAME", help="judged set: a BEIR folder, an id of ir_datasets, or hub:OWNER/NAME"
     )
     source.add_argument("--split", default="test", metavar="NAME", help="which judgments of the set (default: test)")
     source.add_argument(
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recurrence-steps",
         type=whole,
         metavar="N",
-        help="with --meaning: steps of each of the two fits on halves of the corpus; 0 skips them",
+        help="with --meaning: steps of the two fits on halves; 0 skips them",
     )
     measure.add_argument("--output", type=Path, metavar="DIR", help="folder for a page with tables and plots")
     for option in _MOVED:
@@ -77,7 +77,7 @@ def add_sae_argument(parser: argparse._ActionsContainer) -> None:
         "--sae",
         type=Path,
         metavar="DIR|NAME",
-        help="the SAE: a folder, or the name of a bundled one (default: the bundled one for --model)",
+        help="folder or name of a bundled SAE (default: the bundled one for --model)",
     )
 
 
@@ -89,13 +89,7 @@ def add_k_argument(parser: argparse._ActionsContainer) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Measures an SAE.
-
-    Args:
-        arguments: From `add_arguments`.
-
-    Returns:
-        The figures, and the files that were written.
+    """Returns the figures of an SAE, and the files that were written.
 
     Raises:
         UsageError: The options do not go together, or a file or folder that they name does not exist.
@@ -108,8 +102,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         )
     if (arguments.dataset is None) == (arguments.corpus is None):
         raise UsageError("give either --dataset DIR, a judged set, or --corpus PATH, documents without judgments.")
-    if arguments.corpus is not None and not arguments.corpus.exists():
-        raise UsageError(f"--corpus: no such file or folder: {arguments.corpus}")
+    require_path("--corpus", arguments.corpus)
     folder = sae_folder(arguments)
     steps = arguments.recurrence_steps
     if steps is not None and not arguments.meaning:
@@ -183,21 +176,6 @@ def at_k(sae: TopKSAE, k: int | None) -> TopKSAE:
         return sae if k is None else sae.with_k(k)
     except ValueError as error:
         raise UsageError(f"--k: {error}") from error
-
-
-def whole(text: str) -> int:
-    """Returns a whole number of at least 0, as an argument's type.
-
-    Raises:
-        argparse.ArgumentTypeError: The text is something else.
-    """
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 0")
-    return number
 
 
 class _Moved(argparse.Action):

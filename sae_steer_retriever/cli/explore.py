@@ -8,13 +8,9 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments
-from sae_steer_retriever.cli.store_options import add_sae_argument, add_store_arguments, require_collection, sae_of
-
-if TYPE_CHECKING:
-    from sae_steer_retriever.steering.policy import Steering
+from sae_steer_retriever.cli.runner import Outcome, add_common_arguments, number_type
+from sae_steer_retriever.cli.store_options import add_sae_argument, add_store_arguments, open_retriever
 
 SUMMARY = "serve a web page that shows features and steers by them with sliders"
 # As in `explorer.running`, which needs the `explorer` extra.
@@ -23,46 +19,38 @@ _HOST, _PORT = "127.0.0.1", 8765
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    add = parser.add_argument
     add_store_arguments(parser)
     add_sae_argument(parser)
-    parser.add_argument("--policy", metavar="FILE", help="file of a saved steering that the page starts with")
-    parser.add_argument(
-        "--host", default=_HOST, metavar="HOST", help=f"address to listen on (default: {_HOST}, this machine only)"
+    add("--policy", metavar="FILE", help="file of a saved steering that the page starts with")
+    add("--host", default=_HOST, metavar="HOST", help=f"address to listen on (default: {_HOST}, this machine only)")
+    add(
+        "--port",
+        type=number_type(int, 0, 65535, "a port from 0 to 65535"),
+        default=_PORT,
+        metavar="N",
+        help=f"port; 0 takes a free one (default: {_PORT})",
     )
-    parser.add_argument(
-        "--port", type=_port, default=_PORT, metavar="N", help=f"port; 0 takes a free one (default: {_PORT})"
-    )
-    parser.add_argument(
+    add(
         "--token",
         metavar="TEXT",
-        help="token that every browser must bring; a random one if --host is not this machine and none is given",
+        help="token that every browser must bring (default: a random one, if other machines can reach --host)",
     )
-    parser.add_argument("--open", action="store_true", help="open a browser, too")
+    add("--open", action="store_true", help="open a browser, too")
     add_common_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Serve until interrupted.
-
-    Returns:
-        The address of the closed page.
+    """Returns the address of the page, once it was served until interrupted.
 
     Raises:
         UsageError: The store, the collection, the SAE or the policy does not exist.
         SAESteerError: The address is taken, the SAE does not fit the store, or the store does not answer.
     """
-    policy = _policy(arguments.policy)
     from sae_steer_retriever.explorer.python_code import StoreAddress
     from sae_steer_retriever.explorer.running import Explorer
-    from sae_steer_retriever.retriever import SteeredRetriever
 
-    location = arguments.store
-    client = location.connect(create=False)
-    require_collection(client, location, arguments.collection)
-    sae = sae_of(arguments.sae, client, arguments.collection)
-    retriever = SteeredRetriever.open(
-        sae, client=client, collection=arguments.collection, create=False, steering=policy
-    )
+    retriever, location = open_retriever(arguments), arguments.store
     folder = None if location.folder is None else location.folder.resolve()
     # A copied script finds the store's own SAE as this command does.
     own = arguments.sae
@@ -86,21 +74,3 @@ def _announce(url: str, arguments: argparse.Namespace) -> None:
     line = json.dumps({"url": url}) if arguments.json else f"explorer: {url}  (Ctrl+C ends it)"
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-def _policy(path: str | None) -> Steering | None:
-    if path is None:
-        return None
-    from sae_steer_retriever.steering.policy import Steering
-
-    if not Path(path).is_file():
-        raise UsageError(f"--policy {path!r}: no such file; `sae-steer search --save-policy FILE` writes one.")
-    return Steering.load(path)
-
-
-def _port(text: str) -> int:
-    with contextlib.suppress(ValueError):
-        number = int(text)
-        if 0 <= number <= 65535:
-            return number
-    raise argparse.ArgumentTypeError(f"{text!r}: expected a port from 0 to 65535")

@@ -7,11 +7,12 @@ import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, count
+from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, count, number_type
+from sae_steer_retriever.cli.store_options import require_path
 from sae_steer_retriever.errors import CorpusError
 
 if TYPE_CHECKING:
@@ -30,50 +31,40 @@ _SHOWN_FAILURES, _SHOWN_LABELS = 20, 10
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, nested: bool = False) -> None:
-    """Adds the options.
-
-    Args:
-        parser: Gets the options.
-        nested: Whether a parent parser has `--limit`, too; the nested one then has no default.
-    """
+    """Adds the options; `--limit` without a default if `nested`, as a parent parser then has it, too."""
+    add = parser.add_argument
     # SUPPRESS: --sae may also stand before the word `label`.
-    parser.add_argument("--sae", default=argparse.SUPPRESS, metavar="DIR", help="folder of the SAE")
-    parser.add_argument(
-        "--corpus",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="the documents that the SAE was trained on: a file or a folder",
-    )
-    parser.add_argument(
+    add("--sae", default=argparse.SUPPRESS, metavar="DIR", help="folder of the SAE")
+    add("--corpus", type=Path, required=True, metavar="PATH", help="the SAE's training documents: a file or a folder")
+    add(
         "--label-with",
         metavar="PROVIDER:MODEL",
         help="language model, e.g. openai:gpt-4o-mini or ollama:llama3.2 (extra: llm) (default: keywords)",
     )
-    parser.add_argument("--estimate", action="store_true", help="print what the language model would cost, and stop")
-    parser.add_argument("--yes", action="store_true", help="start without asking for confirmation")
-    parser.add_argument(
+    add("--estimate", action="store_true", help="print what the language model would cost, and stop")
+    add("--yes", action="store_true", help="start without asking for confirmation")
+    add(
         "--limit",
         type=count,
         default=argparse.SUPPRESS if nested else None,
         metavar="N",
         help="label only the N most frequent features (default: all named features)",
     )
-    parser.add_argument(
+    add(
         "--price-per-million",
-        type=_number(0.0, "a price of at least 0"),
+        type=number_type(float, 0.0, sys.float_info.max, "a price of at least 0"),
         nargs=2,
         metavar=("IN", "OUT"),
         help="prices of a million input and output tokens; the estimate then includes the price",
     )
-    parser.add_argument(
+    add(
         "--timeout",
-        type=_number(0.1, "a number of seconds of at least 0.1"),
+        type=number_type(float, 0.1, sys.float_info.max, "a number of seconds of at least 0.1"),
         default=_TIMEOUT,
         metavar="S",
         help=f"seconds to wait for a reply (default: {_TIMEOUT:g})",
     )
-    parser.add_argument(
+    add(
         "--concurrency",
         type=count,
         default=_CONCURRENCY,
@@ -94,10 +85,7 @@ class _Opened(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Names the features, or estimates the cost.
-
-    Returns:
-        The new labels and their scores, or the estimate.
+    """Returns the new labels and their scores, or the estimated cost.
 
     Raises:
         UsageError: The options contradict each other, a file does not exist, or --yes is missing.
@@ -111,8 +99,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         raise UsageError("whose features? Name an SAE with --sae DIR.")
     if not Path(location).is_dir():
         raise UsageError(f"--sae: no such folder: {location}")
-    if not arguments.corpus.exists():
-        raise UsageError(f"--corpus: no such file or folder: {arguments.corpus}")
+    require_path("--corpus", arguments.corpus)
     if arguments.label_with is None:
         if arguments.estimate or arguments.limit is not None or arguments.price_per_million is not None:
             raise UsageError("--estimate, --limit and --price-per-million go with --label-with: keywords cost nothing.")
@@ -300,16 +287,3 @@ def _result_lines(result: LabellingResult) -> list[str]:
     if len(failures) > _SHOWN_FAILURES:
         lines.append(f"    and {len(failures) - _SHOWN_FAILURES} more (--json lists all)")
     return lines
-
-
-def _number(least: float, expected: str) -> Callable[[str], float]:
-    """Returns the `type` of an argument: a finite number of at least `least`."""
-
-    def read(text: str) -> float:
-        with contextlib.suppress(ValueError):
-            number = float(text)
-            if least <= number < float("inf"):
-                return number
-        raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
-
-    return read

@@ -6,10 +6,10 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sae_steer_retriever.cli.runner import UsageError, add_common_arguments, count
-from sae_steer_retriever.cli.store_options import DEFAULT_COLLECTION, StoreLocation, require_collection, sae_of
+from sae_steer_retriever.cli.store_options import DEFAULT_COLLECTION, StoreLocation, open_store
 from sae_steer_retriever.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -26,39 +26,31 @@ DEFAULT_LIMIT = 20
 
 
 def add_options(parser: argparse.ArgumentParser, *, nested: bool) -> None:
-    """Adds the options, which may stand before or after the action.
-
-    Args:
-        parser: Gets the options.
-        nested: Whether a parent parser has the same options; the nested ones then have no defaults.
-    """
-
-    def default(value: object) -> Any:  # noqa: ANN401 - argparse takes any default
-        return argparse.SUPPRESS if nested else value
-
+    """Adds the options, which may stand before or after the action; after it they are `nested` and have no defaults."""
+    default = argparse.SUPPRESS if nested else None
     parser.add_argument(
         "--sae",
-        default=default(None),
+        default=default,
         metavar="DIR|NAME",
         help="the SAE: a folder, a hub id, or the name of a bundled SAE (default: the store's, else the bundled one)",
     )
     parser.add_argument(
         "--store",
         type=StoreLocation.parse,
-        default=default(None),
+        default=default,
         metavar="DIR|http://HOST:PORT",
         help="a store: a folder of an embedded Chroma, or a Chroma server; `show` then prints its passages",
     )
     parser.add_argument(
         "--collection",
-        default=default(DEFAULT_COLLECTION),
+        default=default or DEFAULT_COLLECTION,
         metavar="NAME",
         help=f"name of the store's documents collection (default: {DEFAULT_COLLECTION})",
     )
     parser.add_argument(
         "--limit",
         type=count,
-        default=default(None),
+        default=default,
         metavar="N",
         help=f"list at most N features (default: {DEFAULT_LIMIT}; for contrast 5 per side)",
     )
@@ -66,11 +58,7 @@ def add_options(parser: argparse.ArgumentParser, *, nested: bool) -> None:
 
 
 def required_text(words: Sequence[str], question: str) -> str:
-    """Returns the words of an argument as one text.
-
-    Args:
-        words: The words.
-        question: The first words of the error: "show what?".
+    """Returns the words of an argument as one text; a question such as "show what?" begins the error.
 
     Raises:
         UsageError: The text is empty.
@@ -82,19 +70,12 @@ def required_text(words: Sequence[str], question: str) -> str:
 
 
 class OpenedCatalog(NamedTuple):
-    """An SAE, its catalog, and the store if one is given.
+    """An SAE, its catalog, and the store if one is given."""
 
-    Attributes:
-        sae: The SAE.
-        folder: The SAE's folder.
-        catalog: The SAE's features.
-        client: The store.
-    """
-
-    sae: TopKSAE
-    folder: Path
-    catalog: FeatureCatalog
-    client: ClientAPI | None
+    sae: TopKSAE  # the SAE
+    folder: Path  # the SAE's folder
+    catalog: FeatureCatalog  # the SAE's features
+    client: ClientAPI | None  # the store
 
 
 def open_catalog(arguments: argparse.Namespace) -> OpenedCatalog:
@@ -107,21 +88,13 @@ def open_catalog(arguments: argparse.Namespace) -> OpenedCatalog:
     from sae_steer_retriever.features.catalog import FeatureCatalog
     from sae_steer_retriever.store.recorded_sae import opened_sae
 
-    client, location = None, arguments.sae or None
-    if arguments.store is not None:
-        client = arguments.store.connect(create=False)
-        require_collection(client, arguments.store, arguments.collection)
-        location = sae_of(arguments.sae, client, arguments.collection)
+    client, location = (None, arguments.sae or None) if arguments.store is None else open_store(arguments)
     sae, folder, _ = opened_sae(location, client=client, collection=arguments.collection)
     return OpenedCatalog(sae, folder, FeatureCatalog.load(folder, sae.fingerprint), client)
 
 
 def require_same_sae(opened: OpenedCatalog, collection: str) -> None:
-    """Refuses an SAE that is not the SAE of the store's sidecar, if there is a sidecar.
-
-    Args:
-        opened: The SAE, and the store if one is given.
-        collection: Name of the documents collection.
+    """Refuses an SAE that is not the SAE of the sidecar of the documents collection, if there is a sidecar.
 
     Raises:
         MismatchError: The sidecar was made by another SAE.
@@ -155,8 +128,7 @@ def concept_of(sae: TopKSAE, text: str) -> Concept:
     """
     from sae_steer_retriever.features.text_reading import read_concept
 
-    embedding = embedder_of(sae).embed_queries([text])
-    return read_concept(sae, embedding[0])
+    return read_concept(sae, embedder_of(sae).embed_queries([text])[0])
 
 
 def concept_if_possible(sae: TopKSAE, text: str) -> Concept | None:

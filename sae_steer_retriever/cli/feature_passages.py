@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_steer_retriever.cli.feature_options import OpenedCatalog, embedder_of
 from sae_steer_retriever.cli.runner import UsageError
+from sae_steer_retriever.cli.store_options import require_path
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -22,17 +23,11 @@ _PASSAGE_CHARACTERS = 1200
 
 
 class OpenedPassages(NamedTuple):
-    """Passages with their embeddings.
+    """Passages with their embeddings."""
 
-    Attributes:
-        ids: N ids.
-        texts: N texts.
-        vectors: (N, d) unit embeddings.
-    """
-
-    ids: list[str]
-    texts: list[str]
-    vectors: Array
+    ids: list[str]  # N ids
+    texts: list[str]  # N texts
+    vectors: Array  # (N, d) unit embeddings
 
 
 def check_source(arguments: argparse.Namespace) -> None:
@@ -43,8 +38,7 @@ def check_source(arguments: argparse.Namespace) -> None:
     """
     if arguments.corpus is not None and arguments.store is not None:
         raise UsageError("give either --corpus PATH or --store DIR: the passages are read from one of them.")
-    if arguments.corpus is not None and not arguments.corpus.exists():
-        raise UsageError(f"--corpus: no such file or folder: {arguments.corpus}")
+    require_path("--corpus", arguments.corpus)
 
 
 def open_passages(
@@ -52,10 +46,7 @@ def open_passages(
 ) -> OpenedPassages | None:
     """Returns the passages of the corpus or the store; None if neither is given.
 
-    Args:
-        arguments: The options, with `corpus` and `collection`.
-        opened: The SAE, and the store if one is given.
-        embedder: Loads the SAE's encoder; a store has the embeddings already.
+    The encoder is loaded for a corpus only: a store has the embeddings already.
 
     Raises:
         UsageError: The collection is empty.
@@ -65,9 +56,8 @@ def open_passages(
         from sae_steer_retriever.corpus.read_corpus import read_corpus
 
         length = opened.sae.config.training.get("passage_characters")
-        read = read_corpus(
-            arguments.corpus, passage_characters=length if isinstance(length, int) else _PASSAGE_CHARACTERS
-        ).passages
+        length = length if isinstance(length, int) else _PASSAGE_CHARACTERS
+        read = read_corpus(arguments.corpus, passage_characters=length).passages
         texts = [passage.text for passage in read]
         return OpenedPassages([passage.id for passage in read], texts, embedder().embed_documents(texts))
     return None if opened.client is None else _stored(opened.client, arguments.collection)

@@ -34,35 +34,27 @@ HOW_CHOICES = ("auto", "split", "prefixes")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this action; all actions share `--sae`, `--store`, `--json` and so on."""
-    parser.add_argument("name", nargs="*", metavar="ID", help="ids, labels or keywords; quote a name of several words")
-    parser.add_argument("--all", action="store_true", help="all named features, or the --limit most frequent")
-    parser.add_argument(
-        "--corpus",
-        type=Path,
-        metavar="PATH",
-        help="the SAE's training documents, in place of --store: a file or a folder",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("name", nargs="*", metavar="ID", help="ids, labels or keywords; quote a name of several words")
+    add("--all", action="store_true", help="all named features, or the --limit most frequent")
+    add("--corpus", type=Path, metavar="PATH", help="the SAE's training documents, in place of --store")
+    add(
         "--passages",
         type=_passages,
         default=PASSAGES,
         metavar="N",
         help=f"strongest passages to read per feature, at most {MOST_PASSAGES} (default: {PASSAGES})",
     )
-    parser.add_argument(
+    add(
         "--how",
         choices=HOW_CHOICES,
         default=HOW_CHOICES[0],
         help="split divides a passage's feature match among its tokens (exact for mean-pooling encoders); prefixes "
         "encodes every prefix of it (slow); auto uses split if the encoder allows it (default: auto)",
     )
-    parser.add_argument(
-        "--substitutes", action="store_true", help="also test other words of the corpus in place of the found ones"
-    )
-    parser.add_argument("--picture", type=Path, metavar="DIR", help="draw each trie into this folder")
-    parser.add_argument(
-        "--save", action="store_true", help="save the tries in the SAE's folder, so that `show` prints them"
-    )
+    add("--substitutes", action="store_true", help="also test other words of the corpus in place of the found ones")
+    add("--picture", type=Path, metavar="DIR", help="draw each trie into this folder")
+    add("--save", action="store_true", help="save the tries in the SAE's folder, so that `show` prints them")
 
 
 def run(arguments: argparse.Namespace) -> Outcome:

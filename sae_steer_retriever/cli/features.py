@@ -5,14 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from sae_steer_retriever.cli import (
-    feature_contrast,
-    feature_pages,
-    feature_tries,
-)
-from sae_steer_retriever.cli import (
-    feature_labels as labelling,
-)
+from sae_steer_retriever.cli import feature_contrast, feature_pages, feature_tries
+from sae_steer_retriever.cli import feature_labels as labelling
 from sae_steer_retriever.cli.feature_options import OpenedCatalog, add_options, open_catalog, require_same_sae
 from sae_steer_retriever.cli.runner import Outcome, UsageError
 
@@ -73,7 +67,4 @@ _ACTIONS: dict[str, Callable[[argparse.Namespace, OpenedCatalog], Outcome]] = {
     "annotate": feature_pages.annotate,
 }
 # These actions check their options before they open anything.
-_OPENING: dict[str, Callable[[argparse.Namespace], Outcome]] = {
-    "label": labelling.run,
-    "tries": feature_tries.run,
-}
+_OPENING: dict[str, Callable[[argparse.Namespace], Outcome]] = {"label": labelling.run, "tries": feature_tries.run}

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, count
 from sae_steer_retriever.cli.store_options import (
-    StoreLocation,
     add_sae_argument,
     add_store_arguments,
-    require_collection,
+    open_store,
+    require_path,
     sae_of,
 )
 from sae_steer_retriever.sae.bundled import bundled_name, bundled_names
@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--corpus", type=Path, metavar="PATH", help="embed and store these documents: a file or a folder")
     what.add_argument(
-        "--attach",
-        action="store_true",
-        help="add the sidecar to an existing collection, from its stored vectors; no text is embedded",
+        "--attach", action="store_true", help="add the sidecar to an existing collection; no text is embedded"
     )
     add_sae_argument(parser)
     parser.add_argument(
@@ -48,27 +46,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "in the collection's sidecar, else as the SAE was trained)",
     )
     add_store_arguments(parser)
-    parser.add_argument(
-        "--rebuild", action="store_true", help="delete the sidecar and build it again, e.g. for another SAE"
-    )
-    parser.add_argument(
-        "--prune", action="store_true", help="also remove the passages of files that are no longer in the corpus"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--rebuild", action="store_true", help="delete the sidecar and build it again, e.g. for another SAE")
+    add("--prune", action="store_true", help="also remove the passages of files that are no longer in the corpus")
+    add(
         "--passage-characters",
         type=count,
         default=1200,
         metavar="N",
-        help="characters of the longest passage (default: 1200)",
+        help="longest passage, in characters (default: 1200)",
     )
     add_common_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Updates both collections from the corpus, or the sidecar from the collection.
-
-    Returns:
-        Numbers of passages.
+    """Returns the numbers of passages, once both collections are updated, or with `--attach` the sidecar.
 
     Raises:
         UsageError: The corpus, the store or the SAE does not exist, or the options contradict each other.
@@ -80,18 +72,13 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 
 def _attach(arguments: argparse.Namespace) -> Outcome:
-    client = arguments.store.connect(create=False)
-    require_collection(client, arguments.store, arguments.collection)
-    location = sae_of(arguments.sae, client, arguments.collection)
-    opened = _opened_sae(arguments, client, location)
-    store = _open_store(arguments, client, opened)
+    client, location = open_store(arguments)
+    store = _open_store(arguments, client, _opened_sae(arguments, client, location))
     encoded = store.attach(progress=not arguments.quiet)
     total = len(store)
     text = f"{arguments.collection}: {total} passages, {encoded} of them encoded, nothing embedded -> {arguments.store}"
-    return Outcome(
-        "\n".join([text, *_bundled_lines(location)]),
-        {**_identity(arguments, location, store), "passages": total, "encoded": encoded},
-    )
+    data = {**_identity(arguments, location, store), "passages": total, "encoded": encoded}
+    return Outcome("\n".join([text, *_bundled_lines(location)]), data)
 
 
 def _add(arguments: argparse.Namespace) -> Outcome:
@@ -99,8 +86,7 @@ def _add(arguments: argparse.Namespace) -> Outcome:
     from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
     from sae_steer_retriever.sae.files import resolve_folder
 
-    if not arguments.corpus.exists():
-        raise UsageError(f"--corpus: no such file or folder: {arguments.corpus}")
+    require_path("--corpus", arguments.corpus)
     corpus = read_corpus(arguments.corpus, passage_characters=arguments.passage_characters)
     if arguments.sae is not None:
         resolve_folder(arguments.sae)  # before a store is created for nothing
@@ -183,13 +169,8 @@ def _open_store(arguments: argparse.Namespace, client: ClientAPI, opened: Opened
 
 
 def _identity(arguments: argparse.Namespace, sae: str, store: ChromaStore) -> dict[str, Any]:
-    where: StoreLocation = arguments.store
-    return {
-        "store": str(where),
-        "collection": arguments.collection,
-        "sae": bundled_name(sae) or sae,
-        "k": store.sae.config.k,
-    }
+    named = {"store": str(arguments.store), "collection": arguments.collection, "sae": bundled_name(sae) or sae}
+    return {**named, "k": store.sae.config.k}
 
 
 def _bundled_lines(sae: str) -> list[str]:

@@ -11,23 +11,19 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sae_steer_retriever.errors import SAESteerError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_Number = TypeVar("_Number", int, float)
 
 
 class Outcome(NamedTuple):
-    """The result of a command, as text and as data.
+    """The result of a command, as text and as data."""
 
-    Attributes:
-        text: Lines for people, without the last line's end.
-        data: One JSON object for programs; it may hold more than the text.
-    """
-
-    text: str
-    data: dict[str, Any]
+    text: str  # lines for people, without the last line's end
+    data: dict[str, Any]  # one JSON object for programs; it may hold more than the text
 
 
 class UsageError(SAESteerError):
@@ -35,12 +31,7 @@ class UsageError(SAESteerError):
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, *, nested: bool = False) -> None:
-    """Adds the options of every command: `--json`, `--quiet` and `--verbose`.
-
-    Args:
-        parser: Gets the options.
-        nested: Whether a parent parser has the same options; the nested ones then have no defaults.
-    """
+    """Adds `--json`, `--quiet` and `--verbose`; without defaults if `nested`, as a parent parser then has them, too."""
     default: Any = argparse.SUPPRESS if nested else False
     parser.add_argument("--json", action="store_true", default=default, help="print one JSON object instead of text")
     volume = parser.add_mutually_exclusive_group()
@@ -50,17 +41,20 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, nested: bool = Fals
     )
 
 
-def count(text: str) -> int:
-    """Returns a whole number of at least 1; the `type` of an argument.
+def number_type(kind: type[_Number], least: float, most: float, expected: str) -> Callable[[str], _Number]:
+    """Returns the `type` of an argument: a number from `least` to `most`; the error says what is expected."""
 
-    Raises:
-        argparse.ArgumentTypeError: The text is no such number.
-    """
-    with contextlib.suppress(ValueError):
-        number = int(text)
-        if number >= 1:
-            return number
-    raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    def read(text: str) -> _Number:
+        with contextlib.suppress(ValueError):
+            number = kind(text)
+            if least <= number <= most:
+                return number
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+
+    return read
+
+
+count = number_type(int, 1, sys.float_info.max, "a whole number of at least 1")
 
 
 def main_of(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
@@ -68,7 +62,7 @@ def main_of(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
 
     Args:
         parser: Its default `run` takes the namespace and returns an `Outcome`.
-        argv: The arguments; the process' own if None.
+        argv: The arguments; those of the process if None.
 
     Returns:
         The exit code: 0 ok, 1 failed, 2 usage, 130 interrupted.
@@ -145,8 +139,7 @@ def _logging_to_stderr(arguments: argparse.Namespace) -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_LowerCaseLevel("%(levelname)s: %(message)s"))
     before = logger.level, logger.propagate
-    level = logging.ERROR if arguments.quiet else logging.INFO if arguments.verbose else logging.WARNING
-    logger.setLevel(level)
+    logger.setLevel(logging.ERROR if arguments.quiet else logging.INFO if arguments.verbose else logging.WARNING)
     logger.addHandler(handler)
     logger.propagate = False
     try:
@@ -158,5 +151,4 @@ def _logging_to_stderr(arguments: argparse.Namespace) -> Iterator[None]:
 
 class _LowerCaseLevel(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        return line.replace(record.levelname, record.levelname.lower(), 1)
+        return super().format(record).replace(record.levelname, record.levelname.lower(), 1)

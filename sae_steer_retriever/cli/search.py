@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, count
-from sae_steer_retriever.cli.store_options import add_sae_argument, add_store_arguments, require_collection, sae_of
+from sae_steer_retriever.cli.store_options import add_sae_argument, add_store_arguments, open_retriever
 from sae_steer_retriever.errors import SteeringError
 
 if TYPE_CHECKING:
@@ -28,10 +27,11 @@ SIDE_CHOICES = ("query", "document", "both")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("query", metavar="QUESTION", help="the question")
+    add = parser.add_argument
+    add("query", metavar="QUESTION", help="the question")
     add_store_arguments(parser)
     add_sae_argument(parser)
-    parser.add_argument(
+    add(
         "--steer",
         action="append",
         default=[],
@@ -40,34 +40,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "NAME=clamp:1.0, NAME=scale:2, NAME=raw:0.5; with a condition on the query's features: "
         "'NAME=+0.5 when OTHER>0.3'; repeat it for several features",
     )
-    parser.add_argument(
+    add(
         "--policy",
         metavar="FILE",
         help="a saved steering; --steer adds to it or replaces its edits, NAME=0 removes one",
     )
-    parser.add_argument("--save-policy", metavar="FILE", help="save the steering of this search, with the policy's")
-    parser.add_argument("-k", type=count, default=4, metavar="N", help="number of passages (default: 4)")
-    parser.add_argument(
-        "--explain", action="store_true", help="show the parts of each score: features, bias and residual"
-    )
-    parser.add_argument(
+    add("--save-policy", metavar="FILE", help="save the steering of this search, with the policy's")
+    add("-k", type=count, default=4, metavar="N", help="number of passages (default: 4)")
+    add("--explain", action="store_true", help="show the parts of each score: features, bias and residual")
+    add(
         "--space",
         choices=SPACE_CHOICES,
         default="original",
         help="search the original embeddings, the reconstructed ones, or the codes (default: original)",
     )
-    parser.add_argument(
+    add(
         "--side",
         choices=SIDE_CHOICES,
         help="what a strength changes: query shifts the query, document boosts passages that have the feature "
         "(default: both; query in the other spaces)",
     )
-    parser.add_argument(
-        "--fetch-k", type=count, metavar="N", help="candidates before re-ranking (default: the larger of 100 and 4 k)"
-    )
-    parser.add_argument(
-        "--where", type=_filter, metavar="JSON", help="""metadata filter of Chroma, e.g. '{"source": "a.md"}'"""
-    )
+    add("--fetch-k", type=count, metavar="N", help="candidates before re-ranking (default: the larger of 100 and 4 k)")
+    add("--where", type=_filter, metavar="JSON", help="""metadata filter of Chroma, e.g. '{"source": "a.md"}'""")
     add_common_arguments(parser)
 
 
@@ -84,16 +78,9 @@ def run(arguments: argparse.Namespace) -> Outcome:
     steer = steer_of(arguments.steer)
     if arguments.save_policy is not None and not (steer or arguments.policy):
         raise UsageError("--save-policy has nothing to save: give --steer or --policy.")
-    policy = _policy(arguments.policy)
     from sae_steer_retriever.explain.explanation import Explanation
-    from sae_steer_retriever.retriever import SteeredRetriever
 
-    client = arguments.store.connect(create=False)
-    require_collection(client, arguments.store, arguments.collection)
-    sae = sae_of(arguments.sae, client, arguments.collection)
-    retriever = SteeredRetriever.open(
-        sae, client=client, collection=arguments.collection, create=False, steering=policy
-    )
+    retriever = open_retriever(arguments)
     steering = retriever.resolve(steer or None, side=arguments.side, space=arguments.space)
     if arguments.save_policy is not None:
         steering.save(arguments.save_policy)
@@ -133,10 +120,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 
 def steer_of(given: list[str]) -> dict[str, float | Operation]:
-    """Returns the steering of `--steer`, checked before anything is loaded.
-
-    Args:
-        given: Texts "NAME=VALUE" or "NAME=VALUE when OTHER>UNITS"; NAME may contain "=".
+    """Returns the steering of texts "NAME=VALUE" or "NAME=VALUE when OTHER>UNITS"; NAME may contain "=".
 
     Raises:
         UsageError: A text is malformed, a feature is named twice, or a strength is out of range.
@@ -176,16 +160,6 @@ def steer_of(given: list[str]) -> dict[str, float | Operation]:
     except SteeringError as error:
         raise UsageError(f"--steer: {error}") from error
     return steer
-
-
-def _policy(path: str | None) -> Steering | None:
-    if path is None:
-        return None
-    from sae_steer_retriever.steering.policy import Steering
-
-    if not Path(path).is_file():
-        raise UsageError(f"--policy {path!r}: no such file; --save-policy writes one.")
-    return Steering.load(path)
 
 
 def _filter(text: str) -> dict[str, Any]:

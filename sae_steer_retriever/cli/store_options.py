@@ -15,23 +15,19 @@ from sae_steer_retriever.store.connection import DATABASE, connect, translated
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
+    from sae_steer_retriever.retriever import SteeredRetriever
+
 DEFAULT_STORE = "./chroma"
 DEFAULT_COLLECTION = "docs"
 _DEFAULT_PORT = 8000
 
 
 class StoreLocation(NamedTuple):
-    """A folder of an embedded Chroma, or a Chroma server.
+    """A folder of an embedded Chroma, or a Chroma server."""
 
-    Attributes:
-        folder: The folder, or None for a server.
-        host: The server's host, or None for a folder.
-        port: The server's port.
-    """
-
-    folder: Path | None
-    host: str | None = None
-    port: int = _DEFAULT_PORT
+    folder: Path | None  # the folder, or None for a server
+    host: str | None = None  # the server's host, or None for a folder
+    port: int = _DEFAULT_PORT  # the server's port
 
     @classmethod
     def parse(cls, text: str) -> StoreLocation:
@@ -56,10 +52,7 @@ class StoreLocation(NamedTuple):
         return f"http://{self.host}:{self.port}" if self.folder is None else str(self.folder)
 
     def connect(self, *, create: bool) -> ClientAPI:
-        """Returns a Chroma client.
-
-        Args:
-            create: Whether to create a store in a folder that has none.
+        """Returns a Chroma client; with `create` also for a folder that has no store yet.
 
         Raises:
             UsageError: The folder has no store, and `create` is False.
@@ -82,12 +75,8 @@ def add_store_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR|http://HOST:PORT",
         help=f"folder of an embedded Chroma, or a Chroma server (default: {DEFAULT_STORE})",
     )
-    parser.add_argument(
-        "--collection",
-        default=DEFAULT_COLLECTION,
-        metavar="NAME",
-        help=f"name of the documents collection (default: {DEFAULT_COLLECTION})",
-    )
+    what = f"name of the documents collection (default: {DEFAULT_COLLECTION})"
+    parser.add_argument("--collection", default=DEFAULT_COLLECTION, metavar="NAME", help=what)
 
 
 def add_sae_argument(parser: argparse.ArgumentParser) -> None:
@@ -118,13 +107,38 @@ def require_collection(client: ClientAPI, location: StoreLocation, name: str) ->
     raise UsageError(f"no collection {name!r} in {location}: {there}; choose one with --collection.")
 
 
+def open_retriever(arguments: argparse.Namespace) -> SteeredRetriever:
+    """Returns a retriever over the store that the options name, steered by `--policy`.
+
+    Raises:
+        UsageError: The store, the collection, the SAE or the policy does not exist.
+        SAESteerError: The SAE does not fit the store, the policy is damaged, or the store does not answer.
+    """
+    policy = arguments.policy
+    if policy is not None and not Path(policy).is_file():
+        raise UsageError(f"--policy {policy!r}: no such file; `sae-steer search --save-policy FILE` writes one.")
+    from sae_steer_retriever.retriever import SteeredRetriever
+    from sae_steer_retriever.steering.policy import Steering
+
+    steering = None if policy is None else Steering.load(policy)
+    client, sae = open_store(arguments)
+    return SteeredRetriever.open(sae, client=client, collection=arguments.collection, create=False, steering=steering)
+
+
+def open_store(arguments: argparse.Namespace) -> tuple[ClientAPI, str]:
+    """Returns a client of the existing store that the options name, and the location of its SAE.
+
+    Raises:
+        UsageError: The store or the collection does not exist, or the recorded SAE is gone.
+        SAESteerError: The store does not answer, or no SAE is given, recorded or bundled.
+    """
+    client = arguments.store.connect(create=False)
+    require_collection(client, arguments.store, arguments.collection)
+    return client, sae_of(arguments.sae, client, arguments.collection)
+
+
 def sae_of(given: str | None, client: ClientAPI, collection: str) -> str:
     """Returns the location of the SAE: the given one, else the recorded one, else the bundled one.
-
-    Args:
-        given: `--sae`.
-        client: The store.
-        collection: Name of the documents collection.
 
     Raises:
         UsageError: No SAE was given, and the recorded folder is gone.
@@ -143,12 +157,18 @@ def sae_of(given: str | None, client: ClientAPI, collection: str) -> str:
     return recorded
 
 
-def make_folder(folder: Path, option: str) -> None:
-    """Creates an output folder before the work starts, so that the work is not lost.
+def require_path(option: str, path: Path | None) -> None:
+    """Refuses a missing file or folder that an option such as "--corpus" names.
 
-    Args:
-        folder: The folder.
-        option: The option that names it, for the error: "--output".
+    Raises:
+        UsageError: There is no such file or folder.
+    """
+    if path is not None and not path.exists():
+        raise UsageError(f"{option}: no such file or folder: {path}")
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Creates the output folder that an option such as "--output" names, before the work starts.
 
     Raises:
         UsageError: The folder cannot be created or written to.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_steer_retriever import __version__
 from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, main_of
+from sae_steer_retriever.cli.store_options import require_path
 from sae_steer_retriever.errors import ArtifactError, CorpusError
 from sae_steer_retriever.sae.config import former_key, former_keys
 
@@ -36,31 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options: those of the command, and one for each setting of `TrainConfig`."""
     from sae_steer_retriever.train.config import TrainConfig
 
-    parser.add_argument("--version", action="version", version=f"sae-steer {__version__}")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--version", action="version", version=f"sae-steer {__version__}")
+    add(
         "--corpus",
         type=Path,
         required=True,
         metavar="PATH",
         help="file or folder of text, Markdown, HTML, PDF, Word, JSON Lines or CSV, or a folder in BEIR layout",
     )
-    parser.add_argument(
-        "--queries", type=Path, metavar="FILE", help="real queries: one per line, or JSON Lines with a text each"
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write the SAE to")
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="TOML file with the settings below; options on the command line override it",
-    )
-    parser.add_argument("--resume", action="store_true", help="resume an interrupted run with the same --output")
-    parser.add_argument(
-        "--tensorboard", type=Path, metavar="DIR", help="write the curves of the fit for TensorBoard to this folder"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="read the corpus, show the plan, and stop before embedding anything"
-    )
+    add("--queries", type=Path, metavar="FILE", help="real queries: one per line, or JSON Lines with a text each")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder to write the SAE to")
+    add("--config", type=Path, metavar="FILE", help="TOML file with the settings below; options given here override it")
+    add("--resume", action="store_true", help="resume an interrupted run with the same --output")
+    add("--tensorboard", type=Path, metavar="DIR", help="write the curves of the fit for TensorBoard to this folder")
+    add("--dry-run", action="store_true", help="read the corpus, show the plan, and stop before embedding anything")
     add_common_arguments(parser)
     group = parser.add_argument_group("settings")
     kinds = _kinds()
@@ -95,10 +86,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """
     settings = _settings(arguments)
     _checked({name: value for name, value in settings.items() if name != "init"})
-    for option in ("corpus", "queries"):
-        path = getattr(arguments, option)
-        if path is not None and not path.exists():
-            raise UsageError(f"--{option}: no such file or folder: {path}")
+    require_path("--corpus", arguments.corpus)
+    require_path("--queries", arguments.queries)
     for option in ("output", "tensorboard"):
         path = getattr(arguments, option)
         if path is not None and path.exists() and not path.is_dir():
@@ -237,17 +226,9 @@ def _file_lines(title: str, files: list[tuple[str, str]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `python -m sae_steer_retriever.train`.
-
-    Args:
-        argv: The arguments; those of the process if None.
-
-    Returns:
-        The exit code: 0 ok, 1 failed, 2 usage, 130 interrupted.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m sae_steer_retriever.train", description=f"{SUMMARY}.", allow_abbrev=False
-    )
+    """Runs `python -m sae_steer_retriever.train` with the given or the process' arguments; returns the exit code."""
+    prog = "python -m sae_steer_retriever.train"
+    parser = argparse.ArgumentParser(prog=prog, description=f"{SUMMARY}.", allow_abbrev=False)
     add_arguments(parser)
     parser.set_defaults(run=run)
     return main_of(parser, argv)

@@ -51,17 +51,16 @@ def is_loopback(host: str) -> bool:
 
 
 class AccessGuard:
-    """ASGI middleware that refuses requests of others and adds the security headers to every answer."""
+    """ASGI middleware that refuses requests of others and adds the security headers to every answer.
+
+    Args:
+        app: The app behind this middleware.
+        token: The token that every request must bring; None for a server that only this machine reaches.
+        hosts: Names of this server besides the loopback names. With a token, every name is accepted: a browser sends
+            the cookie that holds the token only to the name that set it.
+    """
 
     def __init__(self, app: ASGIApp, *, token: str | None = None, hosts: Collection[str] = ()) -> None:
-        """Guard an app.
-
-        Args:
-            app: The app behind this middleware.
-            token: The token that every request must bring; None for a server that only this machine reaches.
-            hosts: Names of this server besides the loopback names. With a token, every name is accepted: a browser
-                sends the cookie that holds the token only to the name that set it.
-        """
         self._app = app
         self._token = token
         self._hosts = {*_LOOPBACK, *(host.strip("[]").casefold() for host in hosts)}

@@ -40,17 +40,11 @@ _FEWEST = 10
 
 
 class FeatureLayout(NamedTuple):
-    """Positions of the features.
+    """Positions of the features."""
 
-    Attributes:
-        features: (m,) ids of the live features, ascending.
-        positions: (m, 2) in [0, 1].
-        progress: Share of the work that is done; 1.0 when the layout is final.
-    """
-
-    features: NDArray[np.int64]
-    positions: Array
-    progress: float
+    features: NDArray[np.int64]  # (m,) ids of the live features, ascending
+    positions: Array  # (m, 2) in [0, 1]
+    progress: float  # share of the work that is done; 1.0 when the layout is final
 
 
 def map_routes(workbench: Workbench) -> APIRouter:
@@ -89,12 +83,6 @@ class FeatureMap:
     """
 
     def __init__(self, sae: TopKSAE, catalog: FeatureCatalog) -> None:
-        """Take the features' directions.
-
-        Args:
-            sae: The SAE that has the directions.
-            catalog: Says which features are live.
-        """
         self._features = np.flatnonzero(catalog.calibration.count > 0)
         self._directions = sae.decoder[self._features]
         digest = hashlib.blake2b(self._features.tobytes(), digest_size=6).hexdigest()
@@ -165,11 +153,9 @@ class FeatureMap:
 
 
 def tsne(directions: Array, show: Callable[[Array, float], None]) -> Array:
-    """Returns (m, 2) positions of directions, the same at every call.
+    """Returns (m, 2) positions of (m, d) directions, the same at every call.
 
-    Args:
-        directions: (m, d).
-        show: Called after each part with the positions and the share of the work that is done.
+    After each part `show` is called with the positions and the share of the work that is done.
 
     Raises:
         ValueError: There are too few directions.

@@ -17,21 +17,13 @@ _TOP, _MIDDLE = 8, 6
 
 
 class FeaturePassages(NamedTuple):
-    """Passages of the collection with a feature among their label latents.
+    """Passages of the collection with a feature among their label latents."""
 
-    Attributes:
-        total: How many passages there are.
-        top: The strongest ones, strongest first.
-        middle: Some from the middle of the ranking, strongest first.
-        edges: (bins + 1,) edges of the histogram of strengths.
-        counts: (bins,) passages in each bin.
-    """
-
-    total: int
-    top: tuple[Example, ...]
-    middle: tuple[Example, ...]
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    total: int  # how many passages there are
+    top: tuple[Example, ...]  # the strongest ones, strongest first
+    middle: tuple[Example, ...]  # some from the middle of the ranking, strongest first
+    edges: tuple[float, ...]  # (bins + 1,) edges of the histogram of strengths
+    counts: tuple[int, ...]  # (bins,) passages in each bin
 
     def to_dict(self) -> dict[str, Any]:
         """The histogram."""
@@ -39,14 +31,9 @@ class FeaturePassages(NamedTuple):
 
 
 def feature_passages(store: ChromaStore, feature: int, *, top: int = _TOP) -> FeaturePassages:
-    """Returns the passages of a feature.
+    """Returns the passages of a feature, with the `top` strongest ones.
 
     A passage's strength is the feature match of its stored embedding (`FeatureDirections`), which orders evidence, too.
-
-    Args:
-        store: The collection.
-        feature: The feature's id.
-        top: How many of the strongest passages to list.
 
     Raises:
         StoreError: The store does not answer.

@@ -100,8 +100,7 @@ def _found(workbench: Workbench, text: str, family: int | None) -> list[Feature]
 def _page(workbench: Workbench, feature: int) -> dict[str, Any]:
     retriever = workbench.retriever
     catalog = retriever.catalog
-    page = catalog.show(feature, directions=retriever.sae.decoder)
-    here = feature_passages(retriever.store, feature)
+    page, here = catalog.show(feature, directions=retriever.sae.decoder), feature_passages(retriever.store, feature)
     lists: dict[str, tuple[Example, ...]] = {"top": here.top, "middle": here.middle}
     if page.evidence is not None:
         lists["near_misses"] = page.evidence.near_misses

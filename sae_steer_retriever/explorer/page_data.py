@@ -53,13 +53,7 @@ def explanation_data(why: Explanation) -> dict[str, Any]:
 
 
 def edit_data(edit: Edit, catalog: FeatureCatalog, applied: Sequence[Edit]) -> dict[str, Any]:
-    """Returns a resolved edit with the features of its name, and whether it applies to the query.
-
-    Args:
-        edit: The edit.
-        catalog: Names of the features.
-        applied: The edits with conditions that the query meets, or without conditions.
-    """
+    """A resolved edit with the features of its name, and whether it is among those that apply to the query."""
     return {
         "name": edit.name,
         "asked": edit.asked,

@@ -31,42 +31,25 @@ _LINE = 100
 
 
 class StoreAddress(NamedTuple):
-    """Where a Python script finds the store.
+    """Where a Python script finds the store."""
 
-    Attributes:
-        collection: The documents collection's name.
-        folder: The folder of an embedded Chroma; None for a server or a store in memory.
-        host: A Chroma server's host.
-        port: Its port.
-        sae: Folder or hub id of the SAE; None for the SAE that the store was indexed with.
-    """
-
-    collection: str
-    folder: Path | None = None
-    host: str | None = None
-    port: int = 8000
-    sae: str | None = None
+    collection: str  # the documents collection's name
+    folder: Path | None = None  # the folder of an embedded Chroma; None for a server or a store in memory
+    host: str | None = None  # a Chroma server's host
+    port: int = 8000  # its port
+    sae: str | None = None  # folder or hub id of the SAE; None for the SAE that the store was indexed with
 
 
 def address_of(store: ChromaStore) -> StoreAddress:
     """The address of an open store, from its Chroma client."""
-    client = store._client
-    settings = client.get_settings()
-    name = store.documents.name
+    settings, name = store._client.get_settings(), store.documents.name
     if settings.chroma_server_host:
         return StoreAddress(name, None, settings.chroma_server_host, int(settings.chroma_server_http_port or 8000))
-    folder = Path(settings.persist_directory).resolve() if settings.is_persistent else None
-    return StoreAddress(name, folder)
+    return StoreAddress(name, Path(settings.persist_directory).resolve() if settings.is_persistent else None)
 
 
 def python_code(state: WorkbenchState, retriever: SteeredRetriever, address: StoreAddress, framework: Framework) -> str:
     """Returns a script that prints the ids and scores which the workbench shows.
-
-    Args:
-        state: The workbench.
-        retriever: The retriever behind it.
-        address: Where the store is.
-        framework: The framework to use.
 
     Raises:
         SAESteerError: The store is in memory, where no other program finds it, or the steering is unusable.

@@ -41,7 +41,20 @@ _GRACE = 3
 
 
 class Explorer:
-    """An explorer's server: `url` is its address, `close` ends it."""
+    """An explorer's server: `url` is its address, `close` ends it. It binds its address at once, and serves on request.
+
+    Args:
+        retriever: The retriever to explore.
+        host: The address to listen on. An address that other machines can reach requires a token.
+        port: The port; 0 takes a free one.
+        token: The token; a random one if it is required and not given.
+        address: Where the store is, for the Python code that users copy.
+        start: The workbench's first state; the retriever's default steering if not given.
+
+    Raises:
+        SAESteerError: The address cannot be bound, or the token is unusable.
+        MissingExtraError: The `explorer` extra is not installed.
+    """
 
     def __init__(
         self,
@@ -53,20 +66,6 @@ class Explorer:
         address: StoreAddress | None = None,
         start: WorkbenchState | None = None,
     ) -> None:
-        """Bind the address; nothing is served before `serve` or `start`.
-
-        Args:
-            retriever: The retriever to explore.
-            host: The address to listen on. An address that other machines can reach requires a token.
-            port: The port; 0 takes a free one.
-            token: The token; a random one if it is required and not given.
-            address: Where the store is, for the Python code that users copy.
-            start: The workbench's first state; the retriever's default steering if not given.
-
-        Raises:
-            SAESteerError: The address cannot be bound, or the token is unusable.
-            MissingExtraError: The `explorer` extra is not installed.
-        """
         if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
             raise SAESteerError(
                 "the token is unusable: give one or more printable ASCII characters without spaces at either end."
@@ -77,14 +76,8 @@ class Explorer:
         self._socket = _listening(host, port)
         self.port = int(self._socket.getsockname()[1])
         # Access is not logged: queries are private, and moving a slider sends hundreds.
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            timeout_graceful_shutdown=_GRACE,
-        )
+        quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+        config = uvicorn.Config(app, **quiet, lifespan="off", timeout_graceful_shutdown=_GRACE)
         self._server = uvicorn.Server(config)
         self._thread: threading.Thread | None = None
 
@@ -208,14 +201,8 @@ def explore(
     """
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     core, own = _unwrapped(retriever)
-    given: dict[str, Any] = {
-        "steer": steer,
-        "k": k,
-        "space": space,
-        "side": side,
-        "fetch_k": fetch_k,
-        "drift_cap": drift_cap,
-    }
+    given: dict[str, Any] = {"steer": steer, "k": k, "space": space, "side": side}
+    given |= {"fetch_k": fetch_k, "drift_cap": drift_cap}
     options = dataclasses.replace(own, **{name: value for name, value in given.items() if value is not None})
     steering = core.resolve(options.steer, side=options.side, drift_cap=options.drift_cap, space=options.space)
     start = WorkbenchState(

@@ -52,15 +52,7 @@ def create_app(
     address: StoreAddress | None = None,
     start: WorkbenchState | None = None,
 ) -> FastAPI:
-    """Returns the explorer of a retriever as an app.
-
-    Args:
-        retriever: The retriever to explore.
-        token: The token that every request must bring; required wherever other machines can reach the server.
-        hosts: Names of this server besides the loopback names.
-        address: Where the store is, for the Python code that users copy; the store's own answer if not given.
-        start: The workbench's first state; the retriever's default steering if not given.
-    """
+    """Returns the explorer of a retriever as an app; see `AccessGuard` and `Workbench` for the arguments."""
     workbench = Workbench(retriever, address=address, start=start)
     # FastAPI's documentation pages are off: they load scripts from another host.
     app = FastAPI(

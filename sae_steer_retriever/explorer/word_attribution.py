@@ -24,20 +24,13 @@ class WordAttribution:
     """Attributes features to words with the SAE's encoder, one request at a time: each runs the model several times."""
 
     def __init__(self, retriever: SteeredRetriever) -> None:
-        """Take the parts; the model runs on request only.
-
-        Args:
-            retriever: Encoder, SAE and collection.
-        """
         self._retriever = retriever
         self._reading = threading.Lock()
 
     def marked(self, feature: int, passages: Sequence[str]) -> dict[str, Any]:
         """Returns each word's share of the feature's match, for the part of a passage that lists show.
 
-        Args:
-            feature: The feature's id.
-            passages: Ids of passages; deleted ones are left out.
+        Deleted passages are left out.
 
         Raises:
             UnknownFeatureError: No feature has this id.
@@ -59,18 +52,14 @@ class WordAttribution:
     def trie(self, feature: int) -> dict[str, Any]:
         """Returns the Neuron2Graph trie of the collection's strongest passages, as text.
 
-        Args:
-            feature: The feature's id.
-
         Raises:
             UnknownFeatureError: No feature has this id.
         """
         latent = self._retriever.catalog[feature].id
         top = feature_passages(self._retriever.store, latent, top=PASSAGES).top
         texts = list(self._texts([example.id for example in top]).values())
-        rows = {latent: range(len(texts))}
+        retriever, rows = self._retriever, {latent: range(len(texts))}
         with self._reading:
-            retriever = self._retriever
             grown = grow_tries(texts, rows, retriever.embedder, retriever.sae, reader=self._reader)[latent]
         return {"text": grown.to_text().strip("\n"), "passages": len(texts)}
 

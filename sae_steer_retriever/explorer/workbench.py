@@ -37,15 +37,10 @@ _EMBEDDINGS, _PLAIN, _PAGES = 512, 256, 1000
 
 
 class Searched(NamedTuple):
-    """A search, with its explanations made on request.
+    """A search, with its explanations made on request."""
 
-    Attributes:
-        results: Hits with and without steering, the features that the steering means, and its score loss.
-        explain: Makes the explanations of both lists.
-    """
-
-    results: dict[str, Any]
-    explain: Callable[[], dict[str, Any]]
+    results: dict[str, Any]  # hits with and without steering, the features that the steering means, and its score loss
+    explain: Callable[[], dict[str, Any]]  # makes the explanations of both lists
 
 
 class LatestRequest:
@@ -56,12 +51,7 @@ class LatestRequest:
         self._lock = threading.Lock()
 
     def take(self, page: str, turn: int) -> None:
-        """Note a request; one that arrives after a newer one changes nothing.
-
-        Args:
-            page: An id that the page made for itself.
-            turn: A number that grows with each of its requests.
-        """
+        """Notes a request of a page; `turn` grows with each one, and an older one that arrives late changes nothing."""
         with self._lock:
             self._newest[page] = max(turn, self._newest.pop(page, turn))
             while len(self._newest) > _PAGES:
@@ -74,18 +64,17 @@ class LatestRequest:
 
 
 class Workbench:
-    """A retriever as the explorer uses it: every figure equals the Python API's for the same steering."""
+    """A retriever as the explorer uses it: every figure equals the Python API's for the same steering.
+
+    Args:
+        retriever: The retriever to search.
+        address: Where its store is, for the Python code that users copy; the store's own answer if not given.
+        start: A page's first state; the retriever's default steering if not given.
+    """
 
     def __init__(
         self, retriever: SteeredRetriever, *, address: StoreAddress | None = None, start: WorkbenchState | None = None
     ) -> None:
-        """Take a retriever.
-
-        Args:
-            retriever: The retriever to search.
-            address: Where its store is, for the Python code that users copy; the store's own answer if not given.
-            start: A page's first state; the retriever's default steering if not given.
-        """
         default = retriever.steering
         # The rows on the page are the whole steering: a default beneath them would be invisible.
         self.retriever = retriever if default is None else retriever.with_steering(None)
@@ -123,11 +112,7 @@ class Workbench:
         ]
 
     def search(self, state: WorkbenchState, *, before: bool) -> Searched:
-        """Returns the hits of a workbench.
-
-        Args:
-            state: The workbench.
-            before: Whether to return the hits without steering, too.
+        """Returns the hits of a workbench; with `before` also those without steering.
 
         Raises:
             SAESteerError: The steering is unusable, or the store does not answer.
@@ -147,14 +132,12 @@ class Workbench:
         drift = QueryCosine(1.0, 1.0)
         if applied.edits:
             drift = retriever.query_cosine(state.query, steer=steering, space=state.space, embedding=embedding)
+        lost = score_loss([hit.base_score for hit in plain], [hit.base_score for hit in after])
         results = {
             "hits": [hit_data(rank, hit) for rank, hit in enumerate(after, start=1)],
             "before": [hit_data(rank, hit) for rank, hit in enumerate(plain, start=1)] if before else None,
             "edits": [edit_data(edit, catalog, applied.edits) for edit in steering.edits],
-            "drift": {
-                **drift._asdict(),
-                "lost": score_loss([hit.base_score for hit in plain], [hit.base_score for hit in after]),
-            },
+            "drift": {**drift._asdict(), "lost": lost},
             "steered": bool(applied.edits),
             "milliseconds": 1000 * (time.perf_counter() - began),
         }

@@ -37,31 +37,20 @@ Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 
 
 class EditState(BaseModel):
-    """One row of the workbench: an operation on a named feature.
-
-    Attributes:
-        name: The feature, as in `steer=`; an id as "#12".
-        op: The operation.
-        strength: Its number; ignored for "suppress".
-        side: The side of an "add"; None for the search's.
-        on: Whether the row is switched on.
-        when: A feature that the query must have; None if the row always applies.
-        above: The query must have more than this many units of it.
-        features: Latent ids, where a policy's name means other features by now; with `weights`.
-        weights: Their shares, the largest 1.0.
-    """
+    """One row of the workbench: an operation on a named feature."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: Name
-    op: str = "add"
-    strength: float = 0.5
-    side: Side | None = None
-    on: bool = True
-    when: Name | None = None
-    above: float = 0.0
+    name: Name  # the feature, as in `steer=`; an id as "#12"
+    op: str = "add"  # the operation
+    strength: float = 0.5  # its number; ignored for "suppress"
+    side: Side | None = None  # the side of an "add"; None for the search's
+    on: bool = True  # whether the row is switched on
+    when: Name | None = None  # a feature that the query must have; None if the row always applies
+    above: float = 0.0  # the query must have more than this many units of it
+    # Latent ids, where a policy's name means other features by now; with `weights`.
     features: tuple[int, ...] | None = Field(default=None, max_length=1000)
-    weights: tuple[float, ...] | None = Field(default=None, max_length=1000)
+    weights: tuple[float, ...] | None = Field(default=None, max_length=1000)  # their shares, the largest 1.0
 
     @field_validator("op")
     @classmethod
@@ -84,27 +73,18 @@ class EditState(BaseModel):
 
 
 class WorkbenchState(BaseModel):
-    """The workbench's question, rows and search options, named as in `SteeredRetriever.search`.
-
-    Attributes:
-        query: The question; empty at first.
-        edits: The rows.
-        k: How many hits.
-        space: The space that is searched.
-        side: The side of strengths that do not name one; None for the space's default.
-        fetch_k: Candidates before re-ranking; None for the default.
-        drift_cap: Smallest cosine between the query and the shifted query.
-    """
+    """The workbench's question, rows and search options, named as in `SteeredRetriever.search`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    query: str = Field(default="", max_length=LONGEST_QUERY)
-    edits: tuple[EditState, ...] = Field(default=(), max_length=MOST_EDITS)
-    k: int = Field(default=DEFAULT_HITS, ge=1, le=MOST_HITS)
-    space: Space = "original"
-    side: Side | None = None
+    query: str = Field(default="", max_length=LONGEST_QUERY)  # the question; empty at first
+    edits: tuple[EditState, ...] = Field(default=(), max_length=MOST_EDITS)  # the rows
+    k: int = Field(default=DEFAULT_HITS, ge=1, le=MOST_HITS)  # how many hits
+    space: Space = "original"  # the space that is searched
+    side: Side | None = None  # the side of strengths that do not name one; None for the space's default
+    # Candidates before re-ranking; None for the default.
     fetch_k: int | None = Field(default=None, ge=1, le=MOST_CANDIDATES)
-    drift_cap: float = DEFAULT_DRIFT_CAP
+    drift_cap: float = DEFAULT_DRIFT_CAP  # smallest cosine between the query and the shifted query
 
     @field_validator("query")
     @classmethod
@@ -134,22 +114,14 @@ class WorkbenchState(BaseModel):
         Raises:
             SteeringError: A value is out of range.
         """
-        return tuple(
-            Edit.from_dict(
-                {
-                    **row.model_dump(include={"name", "op", "strength", "features", "weights"}),
-                    "side": OPERATIONS[row.op].acts_on or row.side or "both",
-                }
-            )
-            for row in self.edits
-            if row.on and row.features is not None
-        )
+        rows = [row for row in self.edits if row.on and row.features is not None]
+        keys = {"name", "op", "strength", "features", "weights"}
+        sides = [OPERATIONS[row.op].acts_on or row.side or "both" for row in rows]
+        data = zip(rows, sides, strict=True)
+        return tuple(Edit.from_dict({**row.model_dump(include=keys), "side": side}) for row, side in data)
 
     def steering(self, retriever: SteeredRetriever) -> Steering:
-        """Returns the steering of the rows that are switched on.
-
-        Args:
-            retriever: A retriever without a default steering.
+        """Returns the steering of the rows that are switched on, for a retriever without a default steering.
 
         Raises:
             SteeringError: A strength is unusable, or a name occurs twice.
@@ -205,9 +177,7 @@ def edits_of(steer: SteerLike | None) -> list[EditState]:
 def rows_of(steering: Steering, resolve: Callable[[str], Resolution]) -> list[EditState]:
     """Returns the rows of a policy; rows with names that mean other features by now list their features.
 
-    Args:
-        steering: The policy.
-        resolve: Returns the `Resolution` of a name; raises `LookupError` for an unknown one.
+    `resolve` returns the `Resolution` of a name, and raises `LookupError` for an unknown one.
 
     Raises:
         SteeringError: Such a row has a condition.
