@@ -50,11 +50,7 @@ class LabelPrompt(NamedTuple):
 
 
 def label_prompt(
-    active: Sequence[str],
-    inactive: Sequence[str],
-    *,
-    characters: int = PASSAGE_CHARACTERS,
-    complaint: str = "",
+    active: Sequence[str], inactive: Sequence[str], *, characters: int = PASSAGE_CHARACTERS, complaint: str = ""
 ) -> LabelPrompt:
     """Returns the prompt that asks what passages with a feature share, and similar passages lack.
 

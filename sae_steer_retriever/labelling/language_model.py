@@ -154,11 +154,7 @@ class LlamaIndexModel(FunctionModel):
 
 
 def as_language_model(
-    source: Any,
-    *,
-    name: str | None = None,
-    timeout: float = DEFAULT_TIMEOUT,
-    concurrency: int = DEFAULT_CONCURRENCY,
+    source: Any, *, name: str | None = None, timeout: float = DEFAULT_TIMEOUT, concurrency: int = DEFAULT_CONCURRENCY
 ) -> LanguageModel:
     """Returns a `LanguageModel` for a name, a chat model of a framework, or a function.
 
