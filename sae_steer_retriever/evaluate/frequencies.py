@@ -44,21 +44,14 @@ class Frequencies:
 
 
 def passage_counts(codes: Codes[NDArray[Any]], n: int) -> NDArray[np.int64]:
-    """Returns (n,) the number of passages in which each latent is active.
-
-    Args:
-        codes: (N, K) codes of the passages.
-        n: Number of latents.
-    """
+    """Returns (n,) the number of passages in which each of n latents is active; `codes` are the passages' (N, K)."""
     return np.bincount(codes.indices[codes.values > 0], minlength=n)
 
 
 def measure_frequencies(codes: Codes[NDArray[Any]], n: int) -> Frequencies:
-    """Returns the distribution of document frequency over all features, dead ones included.
+    """Returns the distribution of document frequency over all n features, dead ones included.
 
-    Args:
-        codes: (N, K) codes of the passages: all active latents, or the label latents only.
-        n: Number of latents.
+    The (N, K) codes of the passages hold all active latents, or the label latents only.
     """
     passages = len(codes.indices)
     count = passage_counts(codes, n)
@@ -83,7 +76,7 @@ def document_frequencies(
     the label latents too if these are fewer.
 
     Args:
-        sae: The SAE.
+        sae: The dictionary.
         texts: N passages.
         codes: (N, K) their codes, all K.
 
@@ -127,12 +120,7 @@ def ranked_frequencies(counts: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
 
 
 def rank_curve(ranked: NDArray[np.int64], passages: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns ranks and shares of the passages, at most 200 points of a curve.
-
-    Args:
-        ranked: Counts, largest first.
-        passages: Number of passages.
-    """
+    """Returns ranks and shares of the passages, at most 200 points of a curve; `ranked` are counts, largest first."""
     ranks = np.unique(np.geomspace(1, len(ranked), _DRAWN_RANKS).round().astype(np.int64))
     shares = ranked[ranks - 1] / passages
     return tuple(map(float, ranks)), tuple(map(float, shares))

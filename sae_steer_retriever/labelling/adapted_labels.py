@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,14 +64,12 @@ def label_adapted(
     family = {member: group.id for group in parent.families for member in group.features}
     features = []
     for found in own.catalog.features:
-        feature = dataclasses.replace(found, family=family.get(found.id))
-        if found.id in kept:
-            of_parent = kept[found.id]
-            words, score = of_parent.keywords, scores.get(found.id, of_parent.score)
-            feature = dataclasses.replace(feature, label=of_parent.label, keywords=words, score=score)
-            by, prompt = of_parent.label_by, of_parent.label_prompt
-            feature = dataclasses.replace(feature, label_by=by, label_prompt=prompt)
-        features.append(feature)
+        named = kept.get(found.id, found)
+        score, group = scores.get(found.id, named.score), family.get(found.id)
+        figures = (score, found.frequency, found.unit, found.examples)
+        features.append(
+            Feature(found.id, named.label, named.keywords, *figures, named.label_by, named.label_prompt, group)
+        )
     catalog = FeatureCatalog(features, calibration, sae.fingerprint, embeddings, parent.families, own.evidence)
     for one in parent.annotations.names.values():
         catalog.annotate(one.feature, one.label, one.note, embedding=one.embedding)

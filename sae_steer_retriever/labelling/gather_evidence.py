@@ -47,9 +47,8 @@ class Evidence:
 
     def near_misses(self, feature: int) -> NDArray[np.int64]:
         """Rows of the passages that have a neighbouring feature but not this one, in ascending order."""
-        own, *others = (
-            self.feature_match.indices[self._places(int(one))] for one in (feature, *self.neighbours[feature])
-        )
+        own = self.feature_match.indices[self._places(feature)]
+        others = [self.feature_match.indices[self._places(int(one))] for one in self.neighbours[feature]]
         return np.setdiff1d(np.concatenate([own, *others]), own).astype(np.int64)
 
     def _places(self, feature: int) -> slice:
@@ -72,7 +71,7 @@ def read_label_latents(sae: TopKSAE, vectors: Vectors) -> Codes[NDArray[Any]]:
     """(N, k_labels) label latents of (N, d) unit embeddings, read in batches: memory does not hold all K latents."""
     shape = (len(vectors), sae.config.k_labels)
     found: Codes[NDArray[Any]] = Codes(np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float32))
-    for own in _tiles(len(vectors), _GATHERED // _TILE):
+    for own in _tiles(len(vectors), _TILE):
         found.indices[own], found.values[own] = sae.encode(vectors[own]).truncate(sae.config.k_labels)
     return found
 
@@ -107,7 +106,7 @@ def nearest_features(sae: TopKSAE, among: NDArray[np.bool_] | None = None) -> ND
     place = np.full(sae.config.n, -1)
     place[counted] = np.arange(len(counted))
     others = decoder[counted]
-    for tile in _tiles(sae.config.n, len(counted)):
+    for tile in _tiles(sae.config.n, _GATHERED // len(counted)):
         cosines = decoder[tile] @ others.T
         own = place[tile]
         cosines[np.flatnonzero(own >= 0), own[own >= 0]] = -np.inf
@@ -164,7 +163,7 @@ def hardest_misses(
     near = csr_matrix((np.ones(len(owner), np.float32), (owner, evidence.neighbours.ravel())), shape=(n, n))
     # (features, rows, matches) of the best so far.
     features, rows, matches = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
-    for own in _tiles(has.shape[0], n):
+    for own in _tiles(has.shape[0], _GATHERED // n):
         row, feature = _misses(has[own], near)
         match = (np.asarray(vectors[own]) - sae.bias) @ sae.decoder.T
         features, rows = np.concatenate([features, feature]), np.concatenate([rows, own.start + row])
@@ -195,15 +194,13 @@ def _largest(features: NDArray[np.int64], values: Array, rows: NDArray[np.int64]
 def _products(sae: TopKSAE, features: NDArray[Any], vectors: Vectors, bias: Array) -> Array:
     """(N, k) dot products of (N, d) vectors, less the (d,) bias, with the directions of (N, k) features."""
     found = np.empty(features.shape, dtype=np.float32)
-    for own in _tiles(len(features), max(features.shape[1], 1) * sae.config.d):
+    for own in _tiles(len(features), _GATHERED // (max(features.shape[1], 1) * sae.config.d)):
         found[own] = np.einsum("bkd,bd->bk", sae.decoder[features[own]], np.asarray(vectors[own]) - bias)
     return found
 
 
-def _tiles(rows: int, width: int) -> Iterator[slice]:
-    """Slices of rows so few that an array of them with `width` columns fits into memory."""
-    size = max(1, _GATHERED // width)
-    return (slice(start, start + size) for start in range(0, rows, size))
+def _tiles(rows: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + max(size, 1)) for start in range(0, rows, max(size, 1)))
 
 
 def _middles(count: int) -> list[int]:
