@@ -83,10 +83,8 @@ def measure_agreement(
         MismatchError: The vectors are not of the SAE's size.
     """
     if len(passages_vectors) < 2 or not len(query_vectors):
-        raise CorpusError(
-            f"{len(passages_vectors)} passage(s) and {len(query_vectors)} queries: comparing rankings takes at least "
-            "two passages and one query; give a larger corpus"
-        )
+        given = f"{len(passages_vectors)} passage(s) and {len(query_vectors)} queries"
+        raise CorpusError(f"{given}: comparing rankings takes two passages and one query; give a larger corpus")
     for what, vectors in (("passages", passages_vectors), ("queries", query_vectors)):
         if vectors.ndim != 2 or vectors.shape[1] != sae.config.d:
             raise MismatchError(f"{what} of shape {vectors.shape}: expected ({len(vectors)}, {sae.config.d}).")
@@ -129,10 +127,8 @@ def held_out_queries(passages: Sequence[Passage], training: Mapping[str, Any], l
     known = {_normalised(query.text) for query in used}
     texts = query_texts(passages, per_passage=_ALL)
     if not texts:
-        raise CorpusError(
-            f"none of the {len(passages)} passages has a title, or a sentence long enough to stand in for a query: "
-            "evaluate on a judged set (--dataset)"
-        )
+        problem = f"none of the {len(passages)} passages has a title, or a sentence long enough to stand in for a query"
+        raise CorpusError(f"{problem}: evaluate on a judged set (--dataset)")
     unused = [query for query in texts if _normalised(query.text) not in known]
     if not unused:
         raise CorpusError(
@@ -154,10 +150,8 @@ def recorded(training: Mapping[str, Any], name: str, default: int = 0) -> int:
     """
     value = training.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ArtifactError(
-            f"the SAE's config records {name} = {value!r} of its training, expected a whole number of at least 0: "
-            "it was altered; train again"
-        )
+        problem = f"the SAE's config records {name} = {value!r} of its training, expected a whole number of at least 0"
+        raise ArtifactError(f"{problem}: it was altered; train again")
     return value
 
 

@@ -38,9 +38,8 @@ def read_retrieval_set(source: str | Path, *, split: str = "test") -> RetrievalS
     if folder.is_dir():
         return read_beir_folder(folder, split)
     if folder.exists():
-        raise CorpusError(
-            f"{source} is a file: expected a folder with corpus.jsonl, queries.jsonl and qrels/{split}.tsv"
-        )
+        files = f"corpus.jsonl, queries.jsonl and qrels/{split}.tsv"
+        raise CorpusError(f"{source} is a file: expected a folder with {files}")
     named = _read_named(source, split) if isinstance(source, str) else None
     if named is None:
         raise CorpusError(

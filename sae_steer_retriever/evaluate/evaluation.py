@@ -67,7 +67,7 @@ class Evaluation:
             MissingExtraError: There is something to draw, and matplotlib is not installed.
         """
         plots = [] if self.meaning is None else [_features_plot(self.meaning)]
-        plots += [self.ranks] if self.ranks is not None else []
+        plots += [] if self.ranks is None else [self.ranks]
         config = self.sae.config
         sizes = f"{config.n:,} latents, K = {config.k}"
         title = f"{self.name}: a sparse autoencoder for {config.encoder.short_name}, {sizes}"

@@ -14,8 +14,7 @@ from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.sae.codes import Codes
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 
-_RARE = 5
-_FREQUENT = 0.1
+_RARE, _FREQUENT = 5, 0.1
 _QUANTILES = (5, 25, 50, 75, 95)
 # Points of a curve that are drawn: more cannot be told apart, and a plot of every word is megabytes large.
 _DRAWN_RANKS = 200

@@ -185,8 +185,7 @@ def with_k_labels(sae: TopKSAE, k_labels: int) -> TopKSAE:
     """
     if not 1 <= k_labels <= sae.config.k:
         raise ValueError(f"k_labels = {k_labels}: expected 1 to {sae.config.k}, the SAE's k.")
-    config = dataclasses.replace(sae.config, k_labels=k_labels)
-    return TopKSAE(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, config)
+    return TopKSAE(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, dataclasses.replace(sae.config, k_labels=k_labels))
 
 
 def _without_nan(value: Any) -> Any:  # noqa: ANN401 - what JSON can hold

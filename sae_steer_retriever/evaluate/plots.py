@@ -60,10 +60,7 @@ class Plot:
 
 
 def draw_ranks(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Canvas:
-    """Returns a drawing of document frequencies over ranks, both axes logarithmic.
-
-    Args:
-        curves: Name -> ranks and shares of the passages.
+    """Returns a drawing of document frequencies (name -> ranks, shares of the passages), both axes logarithmic.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

@@ -186,8 +186,7 @@ def _dictionaries(
 
 def _live(sae: TopKSAE, vectors: Array) -> Array:
     """(live, d) directions of the features that are active in a passage."""
-    alive: Array = sae.decoder[passage_counts(sae.encode(vectors), sae.config.n) > 0]
-    return alive
+    return np.asarray(sae.decoder[passage_counts(sae.encode(vectors), sae.config.n) > 0])
 
 
 def _coherence(sae: TopKSAE, vectors: Array, mean: Array, k_labels: int | None) -> NDArray[np.float64]:

@@ -50,13 +50,11 @@ def judge(
         agreement: Agreement on queries without judgments.
         meaning: Meaning of the features, from `Meaning.to_json`.
     """
-    found: list[Finding] = []
+    found = [] if meaning is None else _of_meaning(meaning)
     if fidelity is not None:
-        found += _of_fidelity(fidelity)
+        found = _of_fidelity(fidelity) + found
     elif agreement is not None:
-        found += _of_agreement(agreement)
-    if meaning is not None:
-        found += _of_meaning(meaning)
+        found = _of_agreement(agreement) + found
     order: Sequence[Kind] = ("good", "caution", "not")
     return sorted(found, key=lambda finding: order.index(finding.kind))
 

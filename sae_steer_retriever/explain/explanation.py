@@ -53,9 +53,8 @@ class Explanation:
 
     def __post_init__(self) -> None:
         if self.hit.attribution is None:
-            raise ValueError(
-                f"hit {self.hit.id!r} has no attribution: search with explain=True, or let the retriever explain it."
-            )
+            remedy = "search with explain=True, or let the retriever explain it"
+            raise ValueError(f"hit {self.hit.id!r} has no attribution: {remedy}.")
 
     @property
     def attribution(self) -> Attribution:
@@ -137,9 +136,8 @@ class Explanation:
     def __str__(self) -> str:
         """Returns the query, the passage, the sentence, the table and the note."""
         head = f"{wording.one_line(self.hit.id)}: {wording.excerpt(self.hit.text)}".rstrip(": ")
-        return "\n".join(
-            [f"Query: {wording.one_line(self.query)}", head, "", self.sentence, "", self.table, "", self.note]
-        )
+        lines = [f"Query: {wording.one_line(self.query)}", head, "", self.sentence, "", self.table, "", self.note]
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the explanation as JSON-serialisable values, with every feature."""
@@ -198,9 +196,6 @@ class Explanation:
         most = self.attribution.share(*(part.value for part in told), *rewards.values()) >= 0.5
         reasons = [f"it and the query share {wording.listed([wording.phrase(part) for part in told])}"] if told else []
         if rewards:
-            reasons.append(
-                wording.listed(
-                    [f"the steering by {wording.quoted(name)} adds {value:.3f}" for name, value in rewards.items()]
-                )
-            )
+            edits = [f"the steering by {wording.quoted(name)} adds {value:.3f}" for name, value in rewards.items()]
+            reasons.append(wording.listed(edits))
         return f" {'mostly' if most else 'in part'} because {', and '.join(reasons)}"

@@ -78,8 +78,8 @@ def calibrate(
     """
     activations = _Quantiles(n, codes)
     matched = activations if matches is None else _Quantiles(n, matches)
-    units, match_units = (None, None) if prior is None else (prior.unit, prior.match_unit)
-    unit, match_unit = activations.unit(units), matched.unit(match_units)
+    unit = activations.unit(None if prior is None else prior.unit)
+    match_unit = matched.unit(None if prior is None else prior.match_unit)
     return Calibration(activations.rows, activations.count, unit, activations.maximum, score_spread, match_unit)
 
 

@@ -12,9 +12,7 @@ from sae_steer_retriever.features.evidence import QUANTILES, Example, FeatureEvi
 from sae_steer_retriever.features.feature import BY_KEYWORDS, BY_PERSON, Family, Feature
 from sae_steer_retriever.features.trie import Trie
 
-_SHOWN_CHARACTERS = 240
-_TRIE_LINES = 30
-_WIDTH = 11
+_SHOWN_CHARACTERS, _TRIE_LINES, _WIDTH = 240, 30, 11
 _NEAREST, _WORDS = "nearest", "words that carry it"
 _TITLES = {
     "examples": "examples",

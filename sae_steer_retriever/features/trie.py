@@ -24,11 +24,9 @@ _APOSTROPHE = str.maketrans("\N{RIGHT SINGLE QUOTATION MARK}", "'")
 
 
 class Window(NamedTuple):
-    """Adjacent words that carry a feature when they are embedded alone.
+    """Adjacent words that carry a feature when they are embedded alone, and their match with the feature.
 
-    Attributes:
-        words: In the order of the text; the last one is the peak, the word with the largest share of the match.
-        activation: The feature's match with the words.
+    The last one is the peak, the word with the largest share of the match.
     """
 
     words: tuple[str, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,11 +66,9 @@ def label_adapted(
     features = []
     for found in own.catalog.features:
         named = kept.get(found.id, found)
-        score, group = scores.get(found.id, named.score), family.get(found.id)
-        figures = (score, found.frequency, found.unit, found.examples)
-        features.append(
-            Feature(found.id, named.label, named.keywords, *figures, named.label_by, named.label_prompt, group)
-        )
+        score = scores.get(found.id, named.score)
+        measured = dataclasses.replace(named, score=score, frequency=found.frequency, unit=found.unit)
+        features.append(dataclasses.replace(measured, examples=found.examples, family=family.get(found.id)))
     catalog = FeatureCatalog(features, calibration, sae.fingerprint, embeddings, parent.families, own.evidence)
     for one in parent.annotations.names.values():
         catalog.annotate(one.feature, one.label, one.note, embedding=one.embedding)

@@ -76,8 +76,7 @@ def _company(feature_match: csr_matrix, directions: Array) -> csr_matrix:
 
 def _cosines(directions: Array, one: NDArray[np.int32], other: NDArray[np.int32]) -> Array:
     found = np.empty(len(one), dtype=np.float32)
-    for start in range(0, len(one), _TILE):
-        own = slice(start, start + _TILE)
+    for own in (slice(start, start + _TILE) for start in range(0, len(one), _TILE)):
         found[own] = np.einsum("pd,pd->p", directions[one[own]], directions[other[own]])
     return found
 

@@ -61,12 +61,12 @@ class LabelReport:
     @property
     def auroc_random(self) -> float:
         """Median AUROC of the scored labels against random passages; NaN if none was scored."""
-        return float(np.median([score.random for score in self.scores.values()])) if self.scores else float("nan")
+        return float(np.median([score.random for score in self.scores.values()] or [np.nan]))
 
     @property
     def auroc_hard(self) -> float:
         """Median AUROC of the scored labels against near misses; NaN if none was scored."""
-        return float(np.median([score.hard for score in self.scores.values()])) if self.scores else float("nan")
+        return float(np.median([score.hard for score in self.scores.values()] or [np.nan]))
 
 
 class Halves(NamedTuple):

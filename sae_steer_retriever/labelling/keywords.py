@@ -13,9 +13,7 @@ from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.labelling.gather_evidence import Evidence
 from sae_steer_retriever.sae.codes import Array
 
-_TOP_PASSAGES = 30
-_NEAR_MISSES = 60
-_WORDS = 5
+_TOP_PASSAGES, _NEAR_MISSES, _WORDS = 30, 60, 5
 # Candidates by frequency, which meaning then ranks.
 _CANDIDATES = 100
 # Lower bound of the cosine: where no candidate is near the feature, frequency decides.

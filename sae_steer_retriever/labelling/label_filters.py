@@ -129,8 +129,7 @@ def central_labels(embeddings: Array, among: Array) -> NDArray[np.bool_]:
     centroid = among.mean(axis=0, dtype=np.float64)
     all_cosines = among @ centroid
     highest = all_cosines.mean() + _CENTRAL_DEVIATIONS * all_cosines.std()
-    central: NDArray[np.bool_] = embeddings @ centroid > highest
-    return central
+    return np.asarray(embeddings @ centroid > highest, dtype=np.bool_)
 
 
 def _unwrapped(reply: str) -> str:

@@ -273,7 +273,11 @@ class _CachedModel:
             message = f"given up: {self._silent} prompts in a row had no reply"
             return {key: Rejection("not asked", message) for key in texts}
         self.calls += len(texts)
-        replies = self._complete(list(texts.values()))
+        try:
+            replies = self._model.complete(list(texts.values()))
+        except Exception as error:  # a user's own model may raise for a whole batch: each of its labels lists the error
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            replies = [Failure("error", message)] * len(texts)
         if len(replies) != len(texts):
             raise MismatchError(f"{self._model.name} gave {len(replies)} replies to {len(texts)} prompts.")
         for reply in replies:
@@ -284,14 +288,6 @@ class _CachedModel:
             said = {key: reply for key, reply in outcomes.items() if isinstance(reply, str)}
             self._cache.keep(self._model.name, said)
         return {key: reply if isinstance(reply, str) else Rejection(*reply) for key, reply in outcomes.items()}
-
-    def _complete(self, prompts: Sequence[str]) -> list[str | Failure]:
-        # A user's own model may raise for a whole batch: each of its labels lists the error.
-        try:
-            return self._model.complete(prompts)
-        except Exception as error:
-            message = " ".join(f"{type(error).__name__}: {error}".split())
-            return [Failure("error", message)] * len(prompts)
 
     def _report(self, more: int) -> None:
         self._done += more
