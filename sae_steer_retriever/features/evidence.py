@@ -76,7 +76,8 @@ def read_evidence(folder: str | Path, fingerprint: str) -> dict[int, FeatureEvid
         if version != _FORMAT_VERSION:
             raise ArtifactError(f"{path} has format version {version}, expected {_FORMAT_VERSION}. {_REMEDY}")
         if found != fingerprint:
-            raise ArtifactError(f"{path} is about SAE {found}, the weights are of {fingerprint}. {_REMEDY}")
+            problem = f"is about the features of SAE {found}, the weights are of {fingerprint}"
+            raise ArtifactError(f"{path} {problem}. {_REMEDY}")
         return rows
 
     return read_json(path, parsed, "is no evidence", _REMEDY) if path.is_file() else {}
