@@ -16,26 +16,13 @@ from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.corpus.query_texts import QueryText, query_texts
 from sae_steer_retriever.errors import ArtifactError, CorpusError, MismatchError
 from sae_steer_retriever.evaluate.bootstrap import Estimate, estimate
-from sae_steer_retriever.evaluate.fidelity import (
-    LATENT,
-    LATENT_COSINE,
-    LATENT_NORMALISED,
-    MIXED,
-    RECONSTRUCTED,
-    decode_in_batches,
-    encode_in_batches,
-    unit,
-)
+from sae_steer_retriever.evaluate.fidelity import ROWS, decode_in_batches, encode_in_batches, unit
 from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.latent_index import compared
 
-TOP = 10
-"""Depth of the overlap."""
-
-COMPARED = 100
-"""Places of the original ranking whose order is compared."""
-
+# Depth of the overlap, and places of the original ranking whose order is compared.
+TOP, COMPARED = 10, 100
 # Scores of a tile of queries against all passages, a few of which are alive at a time.
 _TILE_BYTES = 32 * 2**20
 # More titles and sentences than any passage has.
@@ -96,22 +83,20 @@ def measure_agreement(
         MismatchError: The vectors are not of the SAE's size.
     """
     if len(passages_vectors) < 2 or not len(query_vectors):
-        raise CorpusError(
-            f"{len(passages_vectors)} passage(s) and {len(query_vectors)} queries: comparing rankings takes at least "
-            "two passages and one query; give a larger corpus"
-        )
+        given = f"{len(passages_vectors)} passage(s) and {len(query_vectors)} queries"
+        raise CorpusError(f"{given}: comparing rankings takes two passages and one query; give a larger corpus")
     for what, vectors in (("passages", passages_vectors), ("queries", query_vectors)):
         if vectors.ndim != 2 or vectors.shape[1] != sae.config.d:
             raise MismatchError(f"{what} of shape {vectors.shape}: expected ({len(vectors)}, {sae.config.d}).")
     altered = _AlteredScores(sae, passages_vectors, query_vectors, latent=latent)
-    names = (LATENT, LATENT_COSINE, LATENT_NORMALISED, RECONSTRUCTED, MIXED) if latent else (RECONSTRUCTED, MIXED)
+    names = ROWS[1:] if latent else ROWS[-2:]
     overlaps: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     correlations: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     for tile in _tiles(len(query_vectors), len(passages_vectors)):
         original = query_vectors[tile] @ passages_vectors.T
         nearest = _largest(original, COMPARED)
         kept = np.take_along_axis(original, nearest, axis=1)
-        for name, scores in altered.of(tile):
+        for name, scores in zip(names, altered.of(tile), strict=True):
             overlaps[name].append(_overlap(nearest[:, :TOP], _largest(scores, TOP)))
             correlations[name].append(_rank_correlation(kept, np.take_along_axis(scores, nearest, axis=1)))
     rows = {
@@ -128,13 +113,9 @@ def held_out_queries(passages: Sequence[Passage], training: Mapping[str, Any], l
     passages themselves were fitted, so these are unseen texts, not unseen content.
 
     Args:
-        passages: The corpus.
+        passages: The corpus; the texts are in its order.
         training: `sae.config.training`; without a recorded `sentences` no text counts as used.
-        limit: Most texts; a seeded sample is taken when there are more.
-
-    Returns:
-        The texts with the positions of their passages, in the order of the passages; the same for the same corpus and
-        record.
+        limit: Most texts; a seeded sample, the same for the same corpus and record, is taken when there are more.
 
     Raises:
         ArtifactError: The record holds a seed or a number of sentences that training cannot have written.
@@ -146,10 +127,8 @@ def held_out_queries(passages: Sequence[Passage], training: Mapping[str, Any], l
     known = {_normalised(query.text) for query in used}
     texts = query_texts(passages, per_passage=_ALL)
     if not texts:
-        raise CorpusError(
-            f"none of the {len(passages)} passages has a title, or a sentence long enough to stand in for a query: "
-            "evaluate on a judged set (--dataset)"
-        )
+        problem = f"none of the {len(passages)} passages has a title, or a sentence long enough to stand in for a query"
+        raise CorpusError(f"{problem}: evaluate on a judged set (--dataset)")
     unused = [query for query in texts if _normalised(query.text) not in known]
     if not unused:
         raise CorpusError(
@@ -171,10 +150,8 @@ def recorded(training: Mapping[str, Any], name: str, default: int = 0) -> int:
     """
     value = training.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ArtifactError(
-            f"the SAE's config records {name} = {value!r} of its training, expected a whole number of at least 0: "
-            "it was altered; train again"
-        )
+        problem = f"the SAE's config records {name} = {value!r} of its training, expected a whole number of at least 0"
+        raise ArtifactError(f"{problem}: it was altered; train again")
     return value
 
 
@@ -194,16 +171,16 @@ class _AlteredScores:
         # An empty code scores 0, whatever it is divided by.
         self._norms = np.maximum(np.linalg.norm(codes.values, axis=1), np.finfo(np.float32).tiny)
 
-    def of(self, tile: slice) -> Iterator[tuple[str, Array]]:
-        """Names with (queries of the tile, N) scores."""
+    def of(self, tile: slice) -> Iterator[Array]:
+        """(queries of the tile, N) scores, in the order of `ROWS` without the original."""
         if self._latent:
             plain, normalised = self._latent
             scores = _products(plain[0][tile], plain[1])
-            yield LATENT, scores
-            yield LATENT_COSINE, scores / self._norms
-            yield LATENT_NORMALISED, _products(normalised[0][tile], normalised[1])
-        yield RECONSTRUCTED, self._queries_hat[tile] @ self._documents_hat.T
-        yield MIXED, self._queries[tile] @ self._documents_hat.T
+            yield scores
+            yield scores / self._norms
+            yield _products(normalised[0][tile], normalised[1])
+        yield self._queries_hat[tile] @ self._documents_hat.T
+        yield self._queries[tile] @ self._documents_hat.T
 
 
 def _normalised(text: str) -> str:

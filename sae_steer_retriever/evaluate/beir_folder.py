@@ -16,6 +16,8 @@ from sae_steer_retriever.evaluate.retrieval_set import Judgments, RetrievalSet, 
 CORPUS_FILES = ("corpus.jsonl", "corpus.jsonl.gz")
 QUERY_FILES = ("queries.jsonl", "queries.jsonl.gz")
 QRELS_FOLDER = "qrels"
+FILES = (*CORPUS_FILES, *QUERY_FILES, f"{QRELS_FOLDER}/*.tsv")
+"""Patterns of all files in the layout."""
 
 LARGEST_GRADE = 1000
 """The largest accepted grade, of either sign: trec_eval needs memory for every grade up to it."""
@@ -28,13 +30,9 @@ _HEADER_NAMES = ("score", "relevance", "rel", "grade", "label")
 
 
 class Judgment(NamedTuple):
-    """One relevance judgment.
+    """The grade of a document for a query, by their ids; at least 1 means relevant.
 
-    Attributes:
-        query: The query's id.
-        document: The document's id.
-        grade: How relevant the document is; at least 1 means relevant.
-        place: Its position in the source, for messages ("line 3").
+    The `place` is its position in the source, for messages ("line 3").
     """
 
     query: str
@@ -75,8 +73,7 @@ def read_beir_folder(folder: Path, split: str, *, name: str | None = None) -> Re
     repeated = sum(queries.get(query) in trained for query in judgments)
     if repeated and split != "train":
         notes.append(f"{repeated} queries are, word for word, also in the train split, which an SAE may be fitted to")
-    read_otherwise = [*corpus.skipped, *corpus.notes]
-    notes += [f"{file}: {note}" for file, note in read_otherwise if file == corpus_file.name]
+    notes += [f"{file}: {note}" for file, note in [*corpus.skipped, *corpus.notes] if file == corpus_file.name]
     found = name or folder.resolve().name
     return judged_set(found, corpus.passages, queries, judgments, source=str(qrels_file), notes=notes)
 
@@ -102,11 +99,7 @@ def read_qrels(path: Path) -> Judgments:
 
 
 def gather(judgments: Iterable[Judgment], source: str) -> Judgments:
-    """Returns judgments grouped by query.
-
-    Args:
-        judgments: In order; the same one may occur twice.
-        source: Their origin, for messages.
+    """Returns judgments grouped by query; the same one may occur twice. `source` is their origin, for messages.
 
     Raises:
         CorpusError: A query has two different grades for one document, or a grade is too large.
@@ -128,6 +121,12 @@ def gather(judgments: Iterable[Judgment], source: str) -> Judgments:
                 f"({place}): expected one score for each pair; remove one of the two"
             )
     return gathered
+
+
+def missing_files(folder: Path, split: str) -> list[str]:
+    """Returns the names of the files of a retrieval set that a folder lacks."""
+    missing = [names[0] for names in (CORPUS_FILES, QUERY_FILES) if _first_file(folder, names) is None]
+    return missing if any((folder / QRELS_FOLDER).glob("*.tsv")) else [*missing, f"{QRELS_FOLDER}/{split}.tsv"]
 
 
 def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -200,15 +199,11 @@ def _read_queries(path: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _judgments(path: Path, text: str) -> Iterator[Judgment]:
-    first = True
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    lines = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
+    for place, (number, line) in enumerate(lines):
         columns = [column.strip() for column in (line.split("\t") if "\t" in line else line.split())]
-        if first and columns[-1].lower() in _HEADER_NAMES:
-            first = False
+        if place == 0 and columns[-1].lower() in _HEADER_NAMES:
             continue
-        first = False
         # With three columns only tabs separate: an id that holds a space would be cut in two.
         if len(columns) != 4 and not (len(columns) == 3 and "\t" in line):
             count = len(columns) if "\t" in line else 1
@@ -218,10 +213,8 @@ def _judgments(path: Path, text: str) -> Iterator[Judgment]:
             )
         query, document, score = columns[0], columns[-2], columns[-1]
         if not query or not document:
-            raise CorpusError(
-                f"{path}, line {number} has an empty id, expected query-id, corpus-id and score; "
-                f"given: {_excerpt(line)}"
-            )
+            problem = f"{path}, line {number} has an empty id, expected query-id, corpus-id and score"
+            raise CorpusError(f"{problem}; given: {_excerpt(line)}")
         if not _GRADE.fullmatch(score):
             raise CorpusError(
                 f"{path}, line {number} has the score {score[:40]!r}, expected a whole number (0: not relevant, "

@@ -31,19 +31,13 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Median:
-    """A median over features with its bootstrap 95 % interval.
+class Median(Estimate):
+    """A median over features with its bootstrap 95 % interval; all three are NaN if there are no features.
 
     Attributes:
-        value: NaN if there are no features.
-        low: 2.5th percentile of the resampled medians.
-        high: 97.5th percentile.
         features: Number of values, one a feature.
     """
 
-    value: float
-    low: float
-    high: float
     features: int
 
 
@@ -58,12 +52,10 @@ def interval(
 
     Args:
         values: (Q,) one figure a query.
-        reference: (Q,) figures of the same queries; then the ratio is mean(values) / mean(reference).
+        reference: (Q,) figures of the same queries; then the ratio is mean(values) / mean(reference). Both ends are NaN
+            where it is undefined because the mean of the reference is 0.
         draws: How many times Q queries are drawn.
         seed: Seed of the draws; the same seed gives the same interval.
-
-    Returns:
-        Lower and upper end; both NaN where the ratio is undefined because the mean of the reference is 0.
 
     Raises:
         ValueError: There is no value or no draw, a value is not finite, or the two differ in length.
@@ -74,9 +66,8 @@ def interval(
         raise ValueError(f"{len(figures)} values, {len(base)} of the reference: expected one of each for every query.")
     if draws < 1:
         raise ValueError(f"draws = {draws}: expected at least 1.")
-    if base is not None and base.mean() == 0:
-        return float("nan"), float("nan")
-    drawn = _drawn(figures, base, draws, np.random.default_rng(seed))
+    undefined = base is not None and base.mean() == 0
+    drawn = np.empty(0) if undefined else _drawn(figures, base, draws, np.random.default_rng(seed))
     if not len(drawn):
         return float("nan"), float("nan")
     low, high = np.percentile(drawn, _PERCENTILES)
@@ -102,12 +93,7 @@ def difference(values: ArrayLike, others: ArrayLike, *, draws: int = 2000, seed:
 
 
 def bootstrap_median(values: NDArray[np.floating], seed: int = 0) -> Median:
-    """Returns the median of some values with a bootstrap of 2,000 draws.
-
-    Args:
-        values: (features,) one figure a feature.
-        seed: Seed of the draws.
-    """
+    """Returns the median of (features,) values with a bootstrap of 2,000 draws."""
     count = len(values)
     if not count:
         return Median(float("nan"), float("nan"), float("nan"), 0)

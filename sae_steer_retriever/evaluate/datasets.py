@@ -10,14 +10,7 @@ from typing import Any
 from sae_steer_retriever.corpus.decoding import clean_text
 from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.errors import CorpusError, MissingExtraError, nearest_names
-from sae_steer_retriever.evaluate.beir_folder import (
-    CORPUS_FILES,
-    QRELS_FOLDER,
-    QUERY_FILES,
-    Judgment,
-    gather,
-    read_beir_folder,
-)
+from sae_steer_retriever.evaluate.beir_folder import FILES, Judgment, gather, missing_files, read_beir_folder
 from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet, judged_set
 
 IR_DATASETS_PREFIX = "irds:"
@@ -45,9 +38,8 @@ def read_retrieval_set(source: str | Path, *, split: str = "test") -> RetrievalS
     if folder.is_dir():
         return read_beir_folder(folder, split)
     if folder.exists():
-        raise CorpusError(
-            f"{source} is a file: expected a folder with corpus.jsonl, queries.jsonl and qrels/{split}.tsv"
-        )
+        files = f"corpus.jsonl, queries.jsonl and qrels/{split}.tsv"
+        raise CorpusError(f"{source} is a file: expected a folder with {files}")
     named = _read_named(source, split) if isinstance(source, str) else None
     if named is None:
         raise CorpusError(
@@ -83,15 +75,14 @@ def _read_from_hub(repository: str, split: str) -> RetrievalSet:
 
     if not _HUB_NAME.fullmatch(repository):
         raise CorpusError(f"{HUB_PREFIX}{repository} names no dataset: expected {HUB_PREFIX}OWNER/NAME")
-    patterns = [*CORPUS_FILES, *QUERY_FILES, f"{QRELS_FOLDER}/*.tsv"]
     try:
-        folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns=patterns))
+        folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns=list(FILES)))
     except Exception as error:  # the hub's client changed its transport, and with that its errors, several times
         raise CorpusError(
             f"no folder {repository}, and the hub gave no dataset of that name ({_first_line(error)}): check the name "
             f"and the network, or give a folder in BEIR layout (ids of ir_datasets: {IR_DATASETS_PREFIX}ID)"
         ) from error
-    if missing := _missing_files(folder, split):
+    if missing := missing_files(folder, split):
         raise CorpusError(
             f"the hub's dataset {repository} has no {', no '.join(missing)}: only the JSON Lines and TSV files of BEIR "
             "layout are read, no Parquet; give a folder in that layout"
@@ -125,10 +116,8 @@ def _read_ir_dataset(dataset_id: str, split: str) -> RetrievalSet:
             for number, row in enumerate(dataset.qrels_iter(), start=1)
         ]
     except Exception as error:  # each dataset has a download, a format and errors of its own
-        raise CorpusError(
-            f"ir_datasets cannot give {known} ({_first_line(error)}): check the network, or give a folder in BEIR "
-            "layout"
-        ) from error
+        problem = f"ir_datasets cannot give {known} ({_first_line(error)})"
+        raise CorpusError(f"{problem}: check the network, or give a folder in BEIR layout") from error
     place = f"the dataset {known} of ir_datasets"
     judgments = gather(rows, place)
     if not judgments or not documents:
@@ -154,13 +143,6 @@ def _dataset_id(name: str, split: str) -> str | None:
             return candidate
         known = known or candidate
     return known
-
-
-def _missing_files(folder: Path, split: str) -> list[str]:
-    kinds = (CORPUS_FILES, QUERY_FILES)
-    missing = [names[0] for names in kinds if not any((folder / name).is_file() for name in names)]
-    has_judgments = any((folder / QRELS_FOLDER).glob("*.tsv"))
-    return missing if has_judgments else [*missing, f"{QRELS_FOLDER}/{split}.tsv"]
 
 
 def _text(row: Any) -> str:  # noqa: ANN401 - each dataset of ir_datasets has its own type of row

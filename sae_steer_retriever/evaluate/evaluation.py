@@ -59,30 +59,24 @@ class Evaluation:
         return found if self.meaning is None else {**found, "meaning": self.meaning.to_json()}
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes the page in Markdown and in HTML, and its plots.
+        """Returns the files that it writes: the page in Markdown and in HTML, and its plots.
 
-        Args:
-            folder: Created if needed.
-
-        Returns:
-            The files.
+        The folder is created if needed.
 
         Raises:
             MissingExtraError: There is something to draw, and matplotlib is not installed.
         """
         plots = [] if self.meaning is None else [_features_plot(self.meaning)]
-        plots += [self.ranks] if self.ranks is not None else []
+        plots += [] if self.ranks is None else [self.ranks]
         config = self.sae.config
         sizes = f"{config.n:,} latents, K = {config.k}"
         title = f"{self.name}: a sparse autoencoder for {config.encoder.short_name}, {sizes}"
         return write_page(folder, title, self._findings(), self._tables(), plots)
 
     def _tables(self) -> list[Table]:
-        return [
-            *([fidelity_table(self.fidelity)] if self.fidelity is not None else []),
-            *([agreement_table(self.agreement)] if self.agreement is not None else []),
-            *([meaning_table(self.meaning.to_json())] if self.meaning is not None else []),
-        ]
+        tables = [] if self.fidelity is None else [fidelity_table(self.fidelity)]
+        tables += [] if self.agreement is None else [agreement_table(self.agreement)]
+        return tables if self.meaning is None else [*tables, meaning_table(self.meaning.to_json())]
 
     def _findings(self) -> list[Finding]:
         return judge(self.fidelity, self.agreement, None if self.meaning is None else self.meaning.to_json())
@@ -145,9 +139,8 @@ def evaluate(
     else:
         raise ValueError("expected either dataset, a judged set, or corpus, documents without judgments.")
     if meaning:
-        measured = measure_meaning(
-            sae, passages, vectors, embedder, recurrence_steps=recurrence_steps, progress=progress
-        )
+        steps = recurrence_steps
+        measured = measure_meaning(sae, passages, vectors, embedder, recurrence_steps=steps, progress=progress)
         found = dataclasses.replace(found, meaning=measured)
     if ranks:
         texts = [passage.text for passage in passages]

@@ -17,12 +17,8 @@ from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.latent_index import LatentIndex, Similarity
 from sae_steer_retriever.train.nearest_lists import nearest_documents
 
-ORIGINAL = "original"
-LATENT = "latent"
-LATENT_COSINE = "latent_cosine"
-LATENT_NORMALISED = "latent_damped"
-RECONSTRUCTED = "reconstructed"
-MIXED = "original_x_reconstructed"
+ORIGINAL, RECONSTRUCTED, MIXED = "original", "reconstructed", "original_x_reconstructed"
+LATENT, LATENT_COSINE, LATENT_NORMALISED = "latent", "latent_cosine", "latent_damped"
 ROWS = (ORIGINAL, LATENT, LATENT_COSINE, LATENT_NORMALISED, RECONSTRUCTED, MIXED)
 """The ways to search, in the order of the table.
 
@@ -90,10 +86,7 @@ class Fidelity:
 def measure_fidelity(sae: TopKSAE, judged: RetrievalSet, vectors: EmbeddedSet) -> Fidelity:
     """Returns the errors of the reconstruction, and the scores of six ways to search a judged set.
 
-    Args:
-        sae: The SAE.
-        judged: Queries and judgments.
-        vectors: Embeddings of the set by the SAE's encoder.
+    The vectors are the embeddings of the set by the SAE's encoder.
     """
     documents, queries = vectors.documents, vectors.queries
     codes, query_codes = encode_in_batches(sae, documents), sae.encode(queries)

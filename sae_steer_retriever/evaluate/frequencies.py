@@ -14,8 +14,7 @@ from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.sae.codes import Codes
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 
-_RARE = 5
-_FREQUENT = 0.1
+_RARE, _FREQUENT = 5, 0.1
 _QUANTILES = (5, 25, 50, 75, 95)
 # Points of a curve that are drawn: more cannot be told apart, and a plot of every word is megabytes large.
 _DRAWN_RANKS = 200
@@ -44,21 +43,14 @@ class Frequencies:
 
 
 def passage_counts(codes: Codes[NDArray[Any]], n: int) -> NDArray[np.int64]:
-    """Returns (n,) the number of passages in which each latent is active.
-
-    Args:
-        codes: (N, K) codes of the passages.
-        n: Number of latents.
-    """
+    """Returns (n,) the number of passages in which each of n latents is active; `codes` are the passages' (N, K)."""
     return np.bincount(codes.indices[codes.values > 0], minlength=n)
 
 
 def measure_frequencies(codes: Codes[NDArray[Any]], n: int) -> Frequencies:
-    """Returns the distribution of document frequency over all features, dead ones included.
+    """Returns the distribution of document frequency over all n features, dead ones included.
 
-    Args:
-        codes: (N, K) codes of the passages: all active latents, or the label latents only.
-        n: Number of latents.
+    The (N, K) codes of the passages hold all active latents, or the label latents only.
     """
     passages = len(codes.indices)
     count = passage_counts(codes, n)
@@ -83,7 +75,7 @@ def document_frequencies(
     the label latents too if these are fewer.
 
     Args:
-        sae: The SAE.
+        sae: The dictionary.
         texts: N passages.
         codes: (N, K) their codes, all K.
 
@@ -127,12 +119,7 @@ def ranked_frequencies(counts: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
 
 
 def rank_curve(ranked: NDArray[np.int64], passages: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns ranks and shares of the passages, at most 200 points of a curve.
-
-    Args:
-        ranked: Counts, largest first.
-        passages: Number of passages.
-    """
+    """Returns ranks and shares of the passages, at most 200 points of a curve; `ranked` are counts, largest first."""
     ranks = np.unique(np.geomspace(1, len(ranked), _DRAWN_RANKS).round().astype(np.int64))
     shares = ranked[ranks - 1] / passages
     return tuple(map(float, ranks)), tuple(map(float, shares))

@@ -63,8 +63,7 @@ class DictionaryMeaning:
         """Returns all but the figures of single features; a figure that could not be measured is null."""
         fields = dataclasses.asdict(self)
         del fields["label_scores"], fields["shares"]
-        plain: dict[str, Any] = _without_nan(fields)
-        return plain
+        return {name: _without_nan(value) for name, value in fields.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +94,7 @@ class Meaning:
         """Returns everything as one JSON object; a figure that could not be measured is null."""
         fields = dataclasses.asdict(self)
         fields["dictionaries"] = {name: found.to_json() for name, found in self.dictionaries.items()}
-        plain: dict[str, Any] = _without_nan(former_keys(fields))
-        return plain
+        return {name: _without_nan(value) for name, value in former_keys(fields).items()}
 
 
 def measure_meaning(
@@ -138,26 +136,16 @@ def measure_meaning(
     kmeans = kmeans_dictionary(read, vectors, seed)
     dictionaries = {"sae": read, "random": random_dictionary(read, seed), "kmeans": kmeans}
     found = {
-        name: measure_dictionary(dictionary, passages, vectors, embedder, seed=seed)
-        for name, dictionary in dictionaries.items()
+        name: measure_dictionary(one, passages, vectors, embedder, seed=seed) for name, one in dictionaries.items()
     }
     groups = random_groups(len(passages), _RANDOM_GROUPS, np.random.default_rng(seed))
     recurrence = None
     if recurrence_steps:
-        k_labels = read.config.k_labels
-        recurrence = measure_recurrence(
-            sae, passages, vectors, embedder, steps=recurrence_steps, seed=seed, k_labels=k_labels, progress=progress
-        )
-    return Meaning(
-        passages=len(passages),
-        latents=read.config.n,
-        k=read.config.k,
-        k_labels=read.config.k_labels,
-        seed=seed,
-        dictionaries=found,
-        random_passages=bootstrap_median(group_coherence(groups, vectors, corpus_mean(vectors)), seed),
-        recurrence=recurrence,
-    )
+        options = {"steps": recurrence_steps, "seed": seed, "k_labels": read.config.k_labels}
+        recurrence = measure_recurrence(sae, passages, vectors, embedder, **options, progress=progress)
+    sizes = (len(passages), read.config.n, read.config.k, read.config.k_labels)
+    unrelated = bootstrap_median(group_coherence(groups, vectors, corpus_mean(vectors)), seed)
+    return Meaning(*sizes, seed, dictionaries=found, random_passages=unrelated, recurrence=recurrence)
 
 
 def measure_dictionary(
@@ -165,15 +153,9 @@ def measure_dictionary(
 ) -> DictionaryMeaning:
     """Returns the measurements of one dictionary: labels and their scores, coherence, frequencies.
 
-    Args:
-        sae: The dictionary.
-        passages: N passages.
-        vectors: (N, d) unit embeddings of the passages.
-        embedder: Embeds the labels.
-        seed: Seed of the split into passages for labels and passages for scores, and of the negatives.
+    The arguments are those of `measure_meaning`; the seed is that of `label_features` and of the intervals.
     """
-    n = sae.config.n
-    codes = sae.encode(vectors)
+    n, codes = sae.config.n, sae.encode(vectors)
     names = codes.truncate(sae.config.k_labels)
     strong = strengths(sae, vectors, names)
     # Labels do not depend on the spread of scores, only steering does.
@@ -203,8 +185,7 @@ def with_k_labels(sae: TopKSAE, k_labels: int) -> TopKSAE:
     """
     if not 1 <= k_labels <= sae.config.k:
         raise ValueError(f"k_labels = {k_labels}: expected 1 to {sae.config.k}, the SAE's k.")
-    config = dataclasses.replace(sae.config, k_labels=k_labels)
-    return TopKSAE(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, config)
+    return TopKSAE(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, dataclasses.replace(sae.config, k_labels=k_labels))
 
 
 def _without_nan(value: Any) -> Any:  # noqa: ANN401 - what JSON can hold

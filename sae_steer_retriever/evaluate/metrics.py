@@ -40,27 +40,19 @@ class Quality:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the metrics under their own names, the rest nested."""
-        return {
-            "name": self.name,
-            **self.values,
-            "retention": self.retention,
-            "intervals": self.intervals,
-            "retention_intervals": self.retention_intervals,
-        }
+        nested = ("retention", "intervals", "retention_intervals")
+        return {"name": self.name, **self.values, **{name: getattr(self, name) for name in nested}}
 
 
 def score_rankings(
     rankings: Sequence[Sequence[str]], query_ids: Sequence[str], judgments: Mapping[str, Mapping[str, int]]
 ) -> PerQuery:
-    """Returns MRR, precision, recall and nDCG (linear gain) at 10 of rankings; grades from 1 are relevant.
+    """Returns MRR, precision, recall and nDCG (linear gain) at 10: metric -> (Q,) values, in the order of the queries.
 
     Args:
         rankings: Document ids of each query, best first; at most ten of them count.
         query_ids: The queries, in the same order.
-        judgments: Query -> document -> grade.
-
-    Returns:
-        Metric -> (Q,) values, in the order of `query_ids`.
+        judgments: Query -> document -> grade; grades from 1 are relevant.
 
     Raises:
         MissingExtraError: ir-measures is not installed.
@@ -69,12 +61,8 @@ def score_rankings(
         import ir_measures
     except ImportError as error:
         raise MissingExtraError("scoring rankings", "evaluate") from error
-    measures = {
-        "mrr@10": ir_measures.RR @ DEPTH,
-        "p@10": ir_measures.P @ DEPTH,
-        "r@10": ir_measures.R @ DEPTH,
-        "ndcg@10": ir_measures.nDCG @ DEPTH,
-    }
+    kinds = (ir_measures.RR, ir_measures.P, ir_measures.R, ir_measures.nDCG)
+    measures = {name: kind @ DEPTH for name, kind in zip(METRICS, kinds, strict=True)}
     # Positions stand in for scores: our order is judged, ties included.
     run = {
         query: {document: float(DEPTH - place) for place, document in enumerate(ranking[:DEPTH])}
@@ -91,12 +79,9 @@ def score_rankings(
 
 
 def summarise(name: str, values: PerQuery, original: PerQuery) -> Quality:
-    """Returns means, retentions and their intervals.
+    """Returns means, retentions and intervals of a search with a name.
 
-    Args:
-        name: The way to search.
-        values: From `score_rankings`.
-        original: The same for the original embeddings, with the same queries in the same order.
+    Both `values` and `original`, those of the original embeddings, are from `score_rankings` with the same queries.
     """
     means = {metric: float(found.mean()) for metric, found in values.items()}
     # The retention is undefined where the original finds nothing.

@@ -18,19 +18,10 @@ _HEADINGS = {"good": "Good for", "caution": "Keep in mind", "not": "Not for"}
 def write_page(
     folder: Path, title: str, findings: Sequence[Finding], tables: Sequence[Table], plots: Sequence[Plot] = ()
 ) -> list[Path]:
-    """Writes `report.md` and `report.html`, and the plots beside them as PNG and SVG.
+    """Returns the files that it writes: `report.md`, `report.html`, then the plots as PNG and SVG.
 
-    The HTML file is self-contained. Names of datasets and labels are untrusted texts: all are escaped.
-
-    Args:
-        folder: Created if needed.
-        title: The heading.
-        findings: The verdict.
-        tables: In order.
-        plots: In order, below the tables.
-
-    Returns:
-        The page in Markdown, the page in HTML, then the plots' files.
+    The folder is created if needed. The page has title, verdict (`findings`), tables and plots, in their order. The
+    HTML file is self-contained. Names of datasets and labels are untrusted texts: all are escaped.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plot_files = [file for plot in plots for file in plot.save(folder)]

@@ -60,10 +60,7 @@ class Plot:
 
 
 def draw_ranks(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Canvas:
-    """Returns a drawing of document frequencies over ranks, both axes logarithmic.
-
-    Args:
-        curves: Name -> ranks and shares of the passages.
+    """Returns a drawing of document frequencies (name -> ranks, shares of the passages), both axes logarithmic.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -141,11 +138,8 @@ def percent_format() -> Any:  # noqa: ANN401 - a formatter of an optional depend
 
 def line_style(place: int) -> dict[str, Any]:
     """Returns colour, marker and dashes for the line at a place; seven lines all differ."""
-    return {
-        "color": COLOURS[place % len(COLOURS)],
-        "marker": _MARKERS[place % len(_MARKERS)],
-        "linestyle": _STYLES[place % len(_STYLES)],
-    }
+    own = place % len(COLOURS)
+    return {"color": COLOURS[own], "marker": _MARKERS[own], "linestyle": _STYLES[own]}
 
 
 def finish_axes(axes: Axes, title: str, x_label: str, y_label: str) -> None:

@@ -83,12 +83,9 @@ class Recurrence:
 
 
 def match_features(one: TopKSAE, other: TopKSAE, vectors: Array) -> Match:
-    """Returns the features that two dictionaries have in common, by the cosine of their decoder directions.
+    """Returns the features that dictionaries A and B have in common, by the cosine of their decoder directions.
 
-    Args:
-        one: Dictionary A.
-        other: Dictionary B, of the same embedding size.
-        vectors: (N, d) passages; a feature is live if it is active in one of them.
+    A feature is live if it is active in one of the passages, given as (N, d) vectors.
     """
     a, b = _live(one, vectors), _live(other, vectors)
     if not len(a) or not len(b):
@@ -98,11 +95,8 @@ def match_features(one: TopKSAE, other: TopKSAE, vectors: Array) -> Match:
         cosines = a[start : start + _TILE] @ b.T
         forward[start : start + _TILE] = cosines.max(axis=1)
         np.maximum(backward, cosines.max(axis=0), out=backward)
-    return Match(
-        forward=float((forward > SAME_FEATURE).mean()),
-        backward=float((backward > SAME_FEATURE).mean()),
-        best_cosine=float(np.median(np.concatenate([forward, backward]))),
-    )
+    best = float(np.median(np.concatenate([forward, backward])))
+    return Match(float((forward > SAME_FEATURE).mean()), float((backward > SAME_FEATURE).mean()), best)
 
 
 def measure_recurrence(
@@ -152,20 +146,14 @@ def measure_recurrence(
     found = {}
     for name in one:
         match = match_features(one[name], other[name], vectors)
-        unseen = [
-            _coherence(one[name], vectors[rows[1]], mean, k_labels),
-            _coherence(other[name], vectors[rows[0]], mean, k_labels),
-        ]
+        pairs = ((one, rows[1]), (other, rows[0]))
+        unseen = [_coherence(fitted[name], vectors[half], mean, k_labels) for fitted, half in pairs]
         found[name] = HalvesMeaning(match.mean, match, bootstrap_median(np.concatenate(unseen), seed))
     return Recurrence(steps, (len(rows[0]), len(rows[1])), SAME_FEATURE, found)
 
 
 def recorded_recipe(sae: TopKSAE, steps: int) -> TrainConfig:
     """Returns the recorded settings of an SAE's training, for another number of steps.
-
-    Args:
-        sae: The SAE.
-        steps: Steps of the new fit.
 
     Raises:
         ArtifactError: There is no record, or it holds an invalid setting.
@@ -177,10 +165,9 @@ def recorded_recipe(sae: TopKSAE, steps: int) -> TrainConfig:
             f"{sae!r} does not record how it was fitted (its config holds no loss and init), expected the settings of "
             "sae-steer train: skip the recurrence (recurrence_steps=0, --recurrence-steps 0)."
         )
+    sizes = {"latents": sae.config.n, "k": sae.config.k}
     try:
-        return TrainConfig(
-            **{**settings, "latents": sae.config.n, "k": sae.config.k, "epochs": None, "steps": steps, "patience": 0}
-        )
+        return TrainConfig(**{**settings, **sizes, "epochs": None, "steps": steps, "patience": 0})
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"the settings that {sae!r} was fitted with cannot be used again: {error}") from error
 
@@ -193,17 +180,13 @@ def _dictionaries(
     config = dataclasses.replace(recipe, seed=seed)
     # The steps are given: the number of passes is not used.
     fit = Trainer(data, config, sizes, epochs=1.0).fit(progress=progress)
-    return {
-        "sae": fit.sae,
-        "random": random_dictionary(fit.sae, seed),
-        "kmeans": kmeans_dictionary(fit.sae, np.asarray(data.everything.rows), seed),
-    }
+    kmeans = kmeans_dictionary(fit.sae, np.asarray(data.everything.rows), seed)
+    return {"sae": fit.sae, "random": random_dictionary(fit.sae, seed), "kmeans": kmeans}
 
 
 def _live(sae: TopKSAE, vectors: Array) -> Array:
     """(live, d) directions of the features that are active in a passage."""
-    alive: Array = sae.decoder[passage_counts(sae.encode(vectors), sae.config.n) > 0]
-    return alive
+    return np.asarray(sae.decoder[passage_counts(sae.encode(vectors), sae.config.n) > 0])
 
 
 def _coherence(sae: TopKSAE, vectors: Array, mean: Array, k_labels: int | None) -> NDArray[np.float64]:

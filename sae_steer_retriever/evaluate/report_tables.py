@@ -8,26 +8,12 @@ from typing import Any
 
 from sae_steer_retriever.evaluate.agreement import Agreement
 from sae_steer_retriever.evaluate.bootstrap import Estimate
-from sae_steer_retriever.evaluate.fidelity import (
-    LATENT,
-    LATENT_COSINE,
-    LATENT_NORMALISED,
-    MIXED,
-    ORIGINAL,
-    RECONSTRUCTED,
-    Fidelity,
-)
+from sae_steer_retriever.evaluate.fidelity import ORIGINAL, ROWS, Fidelity
 from sae_steer_retriever.evaluate.metrics import METRICS, Quality
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
 
-SHOWN_NAMES = {
-    ORIGINAL: "Original",
-    LATENT: "Latent",
-    LATENT_COSINE: "Latent, cosine",
-    LATENT_NORMALISED: "Latent, power-normalised",
-    RECONSTRUCTED: "Recon",
-    MIXED: "Original query, recon",
-}
+_SEARCHES = ("Original", "Latent", "Latent, cosine", "Latent, power-normalised", "Recon", "Original query, recon")
+SHOWN_NAMES = dict(zip(ROWS, _SEARCHES, strict=True))
 """The ways to search, named as in the paper's tables."""
 
 SHOWN_METRICS = {"mrr@10": "MRR@10", "p@10": "P@10", "r@10": "R@10", "ndcg@10": "nDCG@10"}
@@ -91,11 +77,7 @@ def agreement_table(agreement: Agreement) -> Table:
 
 
 def meaning_table(meaning: Mapping[str, Any]) -> Table:
-    """Returns the meaning of the features beside that of untrained dictionaries.
-
-    Args:
-        meaning: From `Meaning.to_json`.
-    """
+    """Returns the meaning of the features beside that of untrained dictionaries; `meaning` is `Meaning.to_json()`."""
     halves: Mapping[str, Any] = (meaning.get("recurrence") or {}).get("dictionaries", {})
     columns = [Column("dictionary"), Column("labelled", ".1%")]
     columns += [Column(name, ".3f") for name in ("AUROC random", "AUROC hard", "coherence")]

@@ -53,30 +53,20 @@ class RetrievalSet:
 
 
 class EmbeddedSet(NamedTuple):
-    """The unit vectors of a retrieval set, in its order.
-
-    Attributes:
-        documents: (N, d) float32.
-        queries: (Q, d) float32.
-    """
+    """The unit vectors of a retrieval set's documents, (N, d) float32, and queries, (Q, d) float32, in its order."""
 
     documents: Array
     queries: Array
 
 
 def embed_set(retrieval_set: RetrievalSet, embedder: Embedder) -> EmbeddedSet:
-    """Returns the embeddings of the documents and queries of a retrieval set.
-
-    Args:
-        retrieval_set: N documents, Q queries.
-        embedder: A `CachedEmbedder` saves later runs from embedding a text again.
+    """Returns the embeddings of a retrieval set; a `CachedEmbedder` saves later runs from embedding a text again.
 
     Raises:
         MismatchError: The encoder gives vectors that are zero, not finite, or of another size than it says.
     """
-    return EmbeddedSet(
-        documents=embedder.embed_documents(retrieval_set.texts), queries=embedder.embed_queries(retrieval_set.queries)
-    )
+    documents = embedder.embed_documents(retrieval_set.texts)
+    return EmbeddedSet(documents, embedder.embed_queries(retrieval_set.queries))
 
 
 def judged_set(
@@ -123,11 +113,8 @@ def judged_set(
             f"none of the {len(judged)} documents that {source} judges is among the {len(in_corpus)} documents "
             f"(judged: {_some(sorted(judged))}; there: {_some(document_ids)}): are these qrels of another corpus?"
         )
-    lost = [
-        query
-        for query, grades in kept.items()
-        if not any(grade >= RELEVANT and document in in_corpus for document, grade in grades.items())
-    ]
+    relevant = [{name for name, grade in grades.items() if grade >= RELEVANT} for grades in kept.values()]
+    lost = [documents for documents in relevant if documents.isdisjoint(in_corpus)]
     irrelevant = len(known) - len(kept)
     found = [
         (len(unknown), f"{len(unknown)} of {len(judgments)} judged queries are not in the file of queries: left out"),
@@ -135,14 +122,8 @@ def judged_set(
         (len(absent), f"{len(absent)} judged documents are not in the corpus"),
         (len(lost), f"{len(lost)} of {len(kept)} queries have none of their relevant documents in the corpus: kept"),
     ]
-    return RetrievalSet(
-        name=name,
-        passages=list(passages),
-        query_ids=list(kept),
-        queries=[queries[query] for query in kept],
-        judgments=kept,
-        notes=(*notes, *(note for count, note in found if count)),
-    )
+    remarks = (*notes, *(note for count, note in found if count))
+    return RetrievalSet(name, list(passages), list(kept), [queries[query] for query in kept], kept, remarks)
 
 
 def _some(ids: Sequence[str]) -> str:

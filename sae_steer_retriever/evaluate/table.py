@@ -134,11 +134,8 @@ class Table:
     def write(self, folder: Path) -> list[Path]:
         """Returns the files NAME.md, NAME.csv and NAME.json that it writes; `folder` is created if needed."""
         folder.mkdir(parents=True, exist_ok=True)
-        contents = {
-            "md": self.to_markdown(),
-            "csv": self.to_csv(),
-            "json": json.dumps(self.to_json(), ensure_ascii=False, indent=2) + "\n",
-        }
+        as_json = json.dumps(self.to_json(), ensure_ascii=False, indent=2) + "\n"
+        contents = {"md": self.to_markdown(), "csv": self.to_csv(), "json": as_json}
         for ending, text in contents.items():
             (folder / f"{self.name}.{ending}").write_text(text, encoding="utf-8", newline="\n")
         return [folder / f"{self.name}.{ending}" for ending in contents]
@@ -154,10 +151,8 @@ def escape_markdown(text: str) -> str:
 
 
 def _padded(row: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> list[str]:
-    return [
-        text.ljust(width) if aligned else text.rjust(width)
-        for text, width, aligned in zip(row, widths, left, strict=True)
-    ]
+    cells = zip(row, widths, left, strict=True)
+    return [text.ljust(width) if aligned else text.rjust(width) for text, width, aligned in cells]
 
 
 def _shown(column: Column, cell: Cell) -> str:
@@ -181,8 +176,7 @@ def _exact(cell: Cell) -> str:
 
 
 def _plain(cell: Cell) -> Any:  # noqa: ANN401 - what JSON can hold
-    if isinstance(cell, Estimate):
-        return {name: _plain(value) for name, value in dataclasses.asdict(cell).items()}
-    if isinstance(cell, Range):
-        return {"low": _plain(cell.low), "high": _plain(cell.high)}
+    if isinstance(cell, Estimate | Range):
+        fields = cell._asdict() if isinstance(cell, Range) else dataclasses.asdict(cell)
+        return {name: _plain(value) for name, value in fields.items()}
     return None if isinstance(cell, float) and not math.isfinite(cell) else cell

@@ -30,12 +30,9 @@ Kind = Literal["good", "caution", "not"]
 
 
 class Finding(NamedTuple):
-    """One sentence and its reason.
+    """A sentence for a person who will use the SAE, and its reason: the figure and the threshold.
 
-    Attributes:
-        kind: "good" for a use that the SAE is fit for, "not" for one that it is not fit for, "caution" for a warning.
-        sentence: For a person who will use the SAE.
-        because: The figure and the threshold.
+    Its kind is "good" for a use that the SAE is fit for, "not" for one that it is not fit for, "caution" for a warning.
     """
 
     kind: Kind
@@ -53,22 +50,19 @@ def judge(
         agreement: Agreement on queries without judgments.
         meaning: Meaning of the features, from `Meaning.to_json`.
     """
-    found: list[Finding] = []
+    found = [] if meaning is None else _of_meaning(meaning)
     if fidelity is not None:
-        found += _of_fidelity(fidelity)
+        found = _of_fidelity(fidelity) + found
     elif agreement is not None:
-        found += _of_agreement(agreement)
-    if meaning is not None:
-        found += _of_meaning(meaning)
+        found = _of_agreement(agreement) + found
     order: Sequence[Kind] = ("good", "caution", "not")
     return sorted(found, key=lambda finding: order.index(finding.kind))
 
 
 def summary(findings: Sequence[Finding]) -> str:
     """Returns all findings as one short paragraph."""
-    if not findings:
-        return "Nothing was measured that says what this SAE is good for."
-    return " ".join(finding.sentence for finding in findings)
+    sentences = " ".join(finding.sentence for finding in findings)
+    return sentences or "Nothing was measured that says what this SAE is good for."
 
 
 def _of_fidelity(fidelity: Fidelity) -> list[Finding]:

@@ -100,12 +100,10 @@ class Attribution:
         shown = self.features if limit is None else self.top(limit)
         others = float(sum(part.value for part in self.features) - sum(part.value for part in shown))
         return {
-            "features": [
-                {"id": int(part.feature), "label": part.label, "contribution": float(part.value)} for part in shown
-            ],
+            "features": [{"id": int(one), "label": label, "contribution": float(value)} for one, label, value in shown],
             **({} if limit is None else {"other_features": others}),
             "steering": [
-                {"name": term.name, "side": term.side, "contribution": float(term.value)} for term in self.steering
+                {"name": name, "side": side, "contribution": float(value)} for name, side, value in self.steering
             ],
             "bias": float(self.bias),
             "residual": float(self.residual),
@@ -123,11 +121,8 @@ class Explainer:
     def __init__(self, q: Array, h_q: Codes[NDArray[Any]], sae: TopKSAE, name: Callable[[int], str]) -> None:
         """Prepares the query's part of the sums, once for all hits.
 
-        Args:
-            q: (d,) the query's embedding, or its reconstruction in the reconstructed space.
-            h_q: (1, K) the query's codes.
-            sae: The SAE.
-            name: Maps a latent id to its display name.
+        `q` (d,) is the query's embedding, or its reconstruction in the reconstructed space, and `h_q` (1, K) its codes;
+        `name` maps a latent id to its display name.
         """
         active = h_q.values[0] > 0
         latents = h_q.indices[0][active]
@@ -161,12 +156,7 @@ class CodeExplainer:
     """Decomposes cosines of codes: `z_q . z_d = sum_f z_q[f] z_d[f]`, times `scale`; bias and residual are 0."""
 
     def __init__(self, h_q: Codes[NDArray[Any]], name: Callable[[int], str]) -> None:
-        """Prepares the query's code, once for all hits.
-
-        Args:
-            h_q: (1, K) the query's power-normalised code, before it is edited.
-            name: Maps a latent id to its display name.
-        """
+        """Prepares `h_q` (1, K), the query's power-normalised code before it is edited; `name` as in `Explainer`."""
         self._own = dict(zip(h_q.indices[0].tolist(), h_q.values[0].tolist(), strict=True))
         self._name = name
 

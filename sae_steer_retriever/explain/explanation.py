@@ -5,22 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from sae_steer_retriever.explain import text as wording
 from sae_steer_retriever.explain.attribution import Attribution, Contribution
 from sae_steer_retriever.explain.hits import Hit
 from sae_steer_retriever.explain.html import Part, bars, page
-from sae_steer_retriever.explain.text import (
-    edit_name,
-    excerpt,
-    is_named,
-    listed,
-    one_line,
-    ordinal,
-    percent,
-    phrase,
-    quoted,
-    signed,
-    with_id,
-)
 
 # The most features that a table and a sentence name.
 _IN_TABLE, _IN_SENTENCE = 8, 3
@@ -65,9 +53,8 @@ class Explanation:
 
     def __post_init__(self) -> None:
         if self.hit.attribution is None:
-            raise ValueError(
-                f"hit {self.hit.id!r} has no attribution: search with explain=True, or let the retriever explain it."
-            )
+            remedy = "search with explain=True, or let the retriever explain it"
+            raise ValueError(f"hit {self.hit.id!r} has no attribution: {remedy}.")
 
     @property
     def attribution(self) -> Attribution:
@@ -80,13 +67,13 @@ class Explanation:
         """The parts of the score, which sum to it: steering, the largest features, all others, bias, residual."""
         why, share = self.attribution, self.attribution.share
         parts = [
-            Part("steering", f"steering: {edit_name(term)} ({term.side})", None, term.value, share(term.value))
+            Part("steering", f"steering: {wording.edit_name(term)} ({term.side})", None, term.value, share(term.value))
             for term in why.steering
         ]
         top = why.top(_IN_TABLE)
         shown = {part.feature for part in top}
         rest = [part.value for part in why.features if part.feature not in shown]
-        parts += [Part("feature", with_id(part), part.feature, part.value, share(part.value)) for part in top]
+        parts += [Part("feature", wording.with_id(part), part.feature, part.value, share(part.value)) for part in top]
         if rest:
             name = f"{len(rest)} other feature{'s' if len(rest) > 1 else ''}"
             parts.append(Part("others", name, None, sum(rest), share(*rest)))
@@ -102,7 +89,7 @@ class Explanation:
     def unnamed(self) -> float:
         """The share of bias, residual and features without a clear label; see `Attribution.share`."""
         why = self.attribution
-        return why.share(*(part.value for part in why.features if not is_named(part)), why.bias, why.residual)
+        return why.share(*(part.value for part in why.features if not wording.is_named(part)), why.bias, why.residual)
 
     @property
     def meaning(self) -> str:
@@ -123,33 +110,34 @@ class Explanation:
         steering = self._steering()
         largest = max(map(abs, [*steering.values(), *(part.value for part in self.attribution.features)]), default=0.0)
         clauses += [
-            f"the steering by {quoted(name)} takes {-value:.3f} away"
+            f"the steering by {wording.quoted(name)} takes {-value:.3f} away"
             for name, value in steering.items()
             if value < 0 and -value >= _WORTH_TELLING * largest
         ]
         lowest = min(self.attribution.features, key=lambda part: part.value, default=None)
         if lowest is not None and lowest.value < 0 and -lowest.value >= _WORTH_TELLING * largest:
-            clauses.append(f"{phrase(lowest)} speaks against it")
+            clauses.append(f"{wording.phrase(lowest)} speaks against it")
             told = [*told, lowest]
         rest = [part.value for part in self.attribution.features if part not in told]
         if (told or rewards) and self.attribution.share(*rest) >= _WORTH_TELLING:
             others = f"{len(rest)} {'other ' if told else ''}feature{'s add' if len(rest) > 1 else ' adds'}"
-            clauses.append(f"{others} {signed(sum(rest))}{' in all' if len(rest) > 1 else ''}")
+            clauses.append(f"{others} {wording.signed(sum(rest))}{' in all' if len(rest) > 1 else ''}")
         if self.unnamed >= 0.005:
-            clauses.append(f"{percent(self.unnamed)} of the score is not explained by named features")
+            clauses.append(f"{wording.percent(self.unnamed)} of the score is not explained by named features")
         return "; ".join(clauses) + "."
 
     @property
     def table(self) -> str:
         """The parts with their shares, as a table for a terminal."""
         lines = ["  adds  share  what"]
-        lines += [f"{signed(part.value)}  {percent(part.share):>5}  {part.name}" for part in self.parts]
+        lines += [f"{wording.signed(part.value)}  {wording.percent(part.share):>5}  {part.name}" for part in self.parts]
         return "\n".join([*lines, f"{self.hit.score:>6.3f}         score"])
 
     def __str__(self) -> str:
         """Returns the query, the passage, the sentence, the table and the note."""
-        head = f"{one_line(self.hit.id)}: {excerpt(self.hit.text)}".rstrip(": ")
-        return "\n".join([f"Query: {one_line(self.query)}", head, "", self.sentence, "", self.table, "", self.note])
+        head = f"{wording.one_line(self.hit.id)}: {wording.excerpt(self.hit.text)}".rstrip(": ")
+        lines = [f"Query: {wording.one_line(self.query)}", head, "", self.sentence, "", self.table, "", self.note]
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the explanation as JSON-serialisable values, with every feature."""
@@ -171,16 +159,14 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """Returns the explanation for a notebook, with bars."""
-        name, text = one_line(self.hit.id), excerpt(self.hit.text)
+        name, text = wording.one_line(self.hit.id), wording.excerpt(self.hit.text)
         return page(self.sentence, name, text, bars(self.parts, self.hit.score), self.note)
-
-    # -- inside -------------------------------------------------------------------------------------------------------
 
     def _steering(self) -> dict[str, float]:
         """Returns each edit's part, summed over its sides."""
         sums: dict[str, float] = {}
         for term in self.attribution.steering:
-            name = edit_name(term)
+            name = wording.edit_name(term)
             sums[name] = sums.get(name, 0.0) + term.value
         return sums
 
@@ -189,12 +175,12 @@ class Explanation:
         if self.rank is None:
             base = f" ({self.hit.base_score:.3f} without steering)" if self.steered else ""
             return f"This passage has a score of {self.hit.score:.3f}{base}"
-        where = f"This passage ranks {ordinal(self.rank)}"
+        where = f"This passage ranks {wording.ordinal(self.rank)}"
         if not self.steered:
             return where
         if before is None:
             return f"{where} (far below without steering)"
-        return f"{where} ({'as' if before == self.rank else ordinal(before)} without steering)"
+        return f"{where} ({'as' if before == self.rank else wording.ordinal(before)} without steering)"
 
     def _reasons(self) -> tuple[list[Contribution], dict[str, float]]:
         """Returns the features and the edits that add most to the score."""
@@ -208,9 +194,8 @@ class Explanation:
         if not told and not rewards:
             return ", though no feature of the query speaks for it"
         most = self.attribution.share(*(part.value for part in told), *rewards.values()) >= 0.5
-        reasons = [f"it and the query share {listed([phrase(part) for part in told])}"] if told else []
+        reasons = [f"it and the query share {wording.listed([wording.phrase(part) for part in told])}"] if told else []
         if rewards:
-            reasons.append(
-                listed([f"the steering by {quoted(name)} adds {value:.3f}" for name, value in rewards.items()])
-            )
+            edits = [f"the steering by {wording.quoted(name)} adds {value:.3f}" for name, value in rewards.items()]
+            reasons.append(wording.listed(edits))
         return f" {'mostly' if most else 'in part'} because {', and '.join(reasons)}"

@@ -38,12 +38,7 @@ class Part(NamedTuple):
 
 
 def bars(parts: Sequence[Part], score: float) -> str:
-    """Returns an HTML table with one bar per part; every text is escaped.
-
-    Args:
-        parts: The parts of the score.
-        score: Their sum.
-    """
+    """Returns an HTML table with one bar per part of a score; every text is escaped."""
     left = max((-part.value for part in parts if part.value < 0), default=0.0)
     span = left + max((part.value for part in parts if part.value > 0), default=0.0)
     head = "".join(
@@ -62,14 +57,9 @@ def bars(parts: Sequence[Part], score: float) -> str:
 
 
 def page(sentence: str, name: str, text: str, table: str, note: str) -> str:
-    """Returns an explanation as one HTML element.
+    """Returns an explanation as one HTML element: the reasons, the passage's id and beginning, the bars, and a note.
 
-    Args:
-        sentence: The reasons.
-        name: The passage's id.
-        text: The passage's beginning.
-        table: HTML from `bars`; all other texts are escaped here.
-        note: The definition of the score.
+    The table is HTML from `bars`; all other texts are escaped here.
     """
     quoted = f"{_PARAGRAPH};padding-left:.8em;border-left:3px solid {_NAMELESS}"
     return (

@@ -41,7 +41,7 @@ class Annotation:
 
     Attributes:
         feature: Its id; in `Annotations.unmatched` that of the SAE it was made for.
-        label: The label.
+        label: A few words.
         note: Anything else worth keeping.
         direction: (d,) the feature's unit decoder direction when it was labelled; None where it was not known.
         rivals: (m, d) the directions of the features that were nearest to it.
@@ -87,13 +87,10 @@ class Annotations:
     names: Mapping[int, Annotation] = dataclasses.field(default_factory=dict)
     unmatched: tuple[Annotation, ...] = ()
 
-    def with_name(self, annotation: Annotation) -> Annotations:
-        """The same with one more label, which replaces the feature's earlier one."""
-        return dataclasses.replace(self, names={**self.names, annotation.feature: annotation})
-
-    def without(self, feature: int) -> Annotations:
-        """The same without one feature's label."""
-        return dataclasses.replace(self, names={key: one for key, one in self.names.items() if key != feature})
+    def changed(self, feature: int, annotation: Annotation | None) -> Annotations:
+        """The same with a new label of a feature; without its label for None."""
+        names = {key: one for key, one in {**self.names, feature: annotation}.items() if one is not None}
+        return dataclasses.replace(self, names=names)
 
 
 def checked_label(label: str) -> str:
@@ -110,10 +107,8 @@ def checked_label(label: str) -> str:
     if not any(character.isalnum() for character in clean):
         raise ValueError(f"the label {quoted(label)} has no letter in it: give a few words, e.g. 'ice hockey'.")
     if len(clean) > _LONGEST_LABEL:
-        raise ValueError(
-            f"the label has {len(clean):,} characters, expected at most {_LONGEST_LABEL}: a few words; the rest can be "
-            "its note."
-        )
+        problem = f"the label has {len(clean):,} characters, expected at most {_LONGEST_LABEL}"
+        raise ValueError(f"{problem}: a few words; the rest can be its note.")
     if not clean.isprintable():
         raise ValueError(f"the label {clean!r} holds characters that cannot be shown.")
     if feature_id(clean) is not None:
@@ -159,8 +154,7 @@ def carry(old_folder: str | Path, new_sae: TopKSAE) -> Annotations:
     found = read_annotations(folder)
     if found is None:
         raise ArtifactError(f"{folder} holds no {ANNOTATIONS_FILE}: no feature was named there.")
-    decoder = directions_of(folder, found.fingerprint)
-    return _carried(found, new_sae.fingerprint, new_sae.decoder, decoder)
+    return _carried(found, new_sae.fingerprint, new_sae.decoder, directions_of(folder, found.fingerprint))
 
 
 def annotations_for(folder: Path, fingerprint: str) -> Annotations:
@@ -224,9 +218,7 @@ def _counterpart(one: Annotation, directions: Array, old_directions: Array | Non
     cosines = directions @ one.direction
     row = int(np.argmax(cosines))
     best = float(cosines[row])
-    rivals = one.rivals
-    if old_directions is not None:
-        rivals = np.delete(old_directions, one.feature, axis=0)
+    rivals = one.rivals if old_directions is None else np.delete(old_directions, one.feature, axis=0)
     if best <= _SAME_FROM or (rivals is not None and len(rivals) and float((rivals @ directions[row]).max()) > best):
         return None
     return row, best
@@ -235,9 +227,6 @@ def _counterpart(one: Annotation, directions: Array, old_directions: Array | Non
 def _unit(rows: Array) -> Array:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.maximum(lengths, np.finfo(np.float32).tiny), dtype=np.float32)
-
-
-# -- the file ---------------------------------------------------------------------------------------------------------
 
 
 def write_annotations(folder: str | Path, annotations: Annotations) -> None:

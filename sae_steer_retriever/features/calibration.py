@@ -54,14 +54,8 @@ class Calibration:
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """The arrays to save."""
-        return {
-            "rows": np.array([self.rows], dtype=np.int64),
-            "count": self.count,
-            "unit": self.unit,
-            "match_unit": self.match_unit,
-            "maximum": self.maximum,
-            "score_spread": np.array([self.score_spread], dtype=np.float32),
-        }
+        spread = np.array([self.score_spread], dtype=np.float32)
+        return {**vars(self), "rows": np.array([self.rows], dtype=np.int64), "score_spread": spread}
 
 
 def calibrate(
@@ -84,8 +78,8 @@ def calibrate(
     """
     activations = _Quantiles(n, codes)
     matched = activations if matches is None else _Quantiles(n, matches)
-    units, match_units = (None, None) if prior is None else (prior.unit, prior.match_unit)
-    unit, match_unit = activations.unit(units), matched.unit(match_units)
+    unit = activations.unit(None if prior is None else prior.unit)
+    match_unit = matched.unit(None if prior is None else prior.match_unit)
     return Calibration(activations.rows, activations.count, unit, activations.maximum, score_spread, match_unit)
 
 
@@ -99,18 +93,15 @@ class _Quantiles:
         self._samples: list[list[NDArray[np.float32]]] = [[] for _ in range(n)]
         self._kept = np.zeros(n, dtype=np.int64)
         for batch in batches:
-            self._add(batch)
+            self.rows += len(batch.indices)
+            active = batch.values > 0
+            if active.any():
+                self._add(batch.indices[active], batch.values[active])
 
-    def _add(self, batch: Codes[NDArray[Any]]) -> None:
-        self.rows += len(batch.indices)
-        active = batch.values > 0
-        latents, values = batch.indices[active], batch.values[active]
+    def _add(self, latents: NDArray[Any], values: NDArray[Any]) -> None:
         order = np.argsort(latents, kind="stable")
-        latents, values = latents[order], values[order]
-        if not len(latents):
-            return
-        found, starts = np.unique(latents, return_index=True)
-        for latent, part in zip(found, np.split(values, starts[1:]), strict=True):
+        found, starts = np.unique(latents[order], return_index=True)
+        for latent, part in zip(found, np.split(values[order], starts[1:]), strict=True):
             self.count[latent] += len(part)
             self.maximum[latent] = max(self.maximum[latent], part.max())
             room = _SAMPLE - self._kept[latent]
@@ -158,14 +149,9 @@ def load_calibration(path: Path, n: int) -> tuple[Calibration, Array | None]:
         raise ArtifactError(f"{path.parent} holds no {path.name}: train again, or copy the whole SAE folder.")
     try:
         tensors = load(path.read_bytes())
-        calibration = Calibration(
-            rows=int(tensors["rows"][0]),
-            count=tensors["count"],
-            unit=tensors["unit"],
-            maximum=tensors["maximum"],
-            score_spread=float(tensors["score_spread"][0]),
-            match_unit=tensors.get("match_unit", tensors["unit"]),
-        )
+        rows, score_spread = int(tensors["rows"][0]), float(tensors["score_spread"][0])
+        count, unit, maximum = (tensors[name] for name in ("count", "unit", "maximum"))
+        calibration = Calibration(rows, count, unit, maximum, score_spread, tensors.get("match_unit", unit))
         if "match_unit" not in tensors:
             logger.warning(
                 "%s was written by an earlier version and has no units of match: steering measures feature matches in "
@@ -175,9 +161,9 @@ def load_calibration(path: Path, n: int) -> tuple[Calibration, Array | None]:
     except (SafetensorError, KeyError, IndexError, OSError) as error:
         raise ArtifactError(f"{path} is truncated or not a calibration of this library ({error}).") from error
     labels = tensors.get("label_embeddings")
-    units = (calibration.unit, calibration.match_unit)
-    if any(array is not None and len(array) != n for array in (calibration.count, *units, calibration.maximum, labels)):
-        raise ArtifactError(f"{path} describes {len(calibration.unit)} latents, the SAE has {n}.")
+    units = (unit, calibration.match_unit)
+    if any(array is not None and len(array) != n for array in (count, *units, maximum, labels)):
+        raise ArtifactError(f"{path} describes {len(unit)} latents, the SAE has {n}.")
     if not all(np.isfinite(unit).all() and (unit > 0).all() for unit in units):
         raise ArtifactError(f"{path} holds units that are not above zero: train again.")
     return calibration, None if labels is None else labels.astype(np.float32)

@@ -63,9 +63,7 @@ class FeatureCatalog:
         evidence: Mapping[int, FeatureEvidence] | None = None,
     ) -> None:
         """Make a catalog in memory of the parts that the class documents; `evidence` is by feature id."""
-        self.calibration = calibration
-        self.fingerprint = fingerprint
-        self.families = tuple(families)
+        self.calibration, self.fingerprint, self.families = calibration, fingerprint, tuple(families)
         self.revision = 0
         self.generated = tuple(features)
         self._generated_embeddings = label_embeddings
@@ -77,14 +75,13 @@ class FeatureCatalog:
         """Put a person's labels over the generated ones."""
         self.annotations = annotations
         names = {feature: one for feature, one in annotations.names.items() if feature < len(self.generated)}
-        embeddings = self._generated_embeddings
+        self.label_embeddings = self._generated_embeddings
         embedded = {feature: one.embedding for feature, one in names.items() if one.embedding is not None}
-        if embeddings is not None and embedded:
-            embeddings = embeddings.copy()
+        if self.label_embeddings is not None and embedded:
+            self.label_embeddings = self.label_embeddings.copy()
             for feature, embedding in embedded.items():
-                if len(embedding) == embeddings.shape[1]:
-                    embeddings[feature] = embedding
-        self.label_embeddings = embeddings
+                if len(embedding) == self.label_embeddings.shape[1]:
+                    self.label_embeddings[feature] = embedding
         self.features = tuple(names[one.id].of(one) if one.id in names else one for one in self.generated)
         self._resolver: NameResolver | None = None
         self._search: FeatureSearch | None = None
@@ -109,8 +106,6 @@ class FeatureCatalog:
     def labelled(self) -> tuple[Feature, ...]:
         """The features that have a label."""
         return tuple(feature for feature in self.features if feature.label)
-
-    # -- looking things up --------------------------------------------------------------------------------------------
 
     def search(
         self,
@@ -144,9 +139,7 @@ class FeatureCatalog:
         """
         # Indexed at the first search: indexing takes longer than reading the files.
         self._search = self._search or FeatureSearch(self.features, self.calibration, self.label_embeddings)
-        return self._search.find(
-            text, concept=concept, limit=limit, include_hubs=include_hubs, include_dead=include_dead
-        )
+        return self._search.find(text, concept, limit, include_hubs, include_dead)
 
     def resolve(self, name: str | int, concept: Callable[[str], Concept] | None = None) -> Resolution:
         """Returns the features that a name means.
@@ -232,9 +225,8 @@ class FeatureCatalog:
         features = self.resolve(feature).features
         if len(features) > 1:
             options = "; ".join(f"#{latent} {self.name(latent)}" for latent in features)
-            raise AmbiguousFeatureError(
-                f"{quoted(feature)} means {len(features)} features: {options}. Show one by its id."
-            )
+            problem = f"{quoted(feature)} means {len(features)} features: {options}"
+            raise AmbiguousFeatureError(f"{problem}. Show one by its id.")
         return features[0]
 
     def _neighbours(
@@ -257,8 +249,6 @@ class FeatureCatalog:
             [True]
         """
         return find_family(self.families, name)
-
-    # -- a person's labels --------------------------------------------------------------------------------------------
 
     def annotate(self, feature: int, label: str, note: str | None = None, *, embedding: Array | None = None) -> Feature:
         """Returns the feature under a label of your own, which replaces the generated one and survives retraining.
@@ -309,14 +299,12 @@ class FeatureCatalog:
         if annotation is not None and self._folder is not None:
             decoder = directions_of(self._folder, self.fingerprint)
             annotation = annotation if decoder is None else annotation.located(decoder)
-        changed = current.without(latent) if annotation is None else current.with_name(annotation)
+        changed = current.changed(latent, annotation)
         if self._folder is not None:
             write_annotations(self._folder, changed)
         self._apply(changed)
         self.revision += 1
         return self[latent]
-
-    # -- files --------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
         """Write the catalog's files into the SAE's folder, each atomically.
@@ -334,7 +322,8 @@ class FeatureCatalog:
             kept = annotations_for(target, self.fingerprint)
             decoder = directions_of(target, self.fingerprint)
             for one in self.annotations.names.values():
-                kept = kept.with_name(one if one.direction is not None or decoder is None else one.located(decoder))
+                located = one if one.direction is not None or decoder is None else one.located(decoder)
+                kept = kept.changed(one.feature, located)
             others = [one for one in self.annotations.unmatched if one not in kept.unmatched]
             write_annotations(target, dataclasses.replace(kept, unmatched=(*kept.unmatched, *others)))
 

@@ -83,20 +83,16 @@ def read_catalog(folder: str | Path, fingerprint: str) -> CatalogParts:
     calibration_path = path.parent / CALIBRATION_FILE
     calibration, label_embeddings = load_calibration(calibration_path, len(features))
     if _digest(calibration_path.read_bytes()) != digest:
-        raise ArtifactError(
-            f"{path.parent}: {CALIBRATION_FILE} is not the one that {FEATURES_FILE} was written with: "
-            "copy the whole SAE folder, or train again."
-        )
+        problem = f"{path.parent}: {CALIBRATION_FILE} is not the one that {FEATURES_FILE} was written with"
+        raise ArtifactError(f"{problem}: copy the whole SAE folder, or train again.")
     return CatalogParts(features, calibration, fingerprint, label_embeddings, families)
 
 
 def _parsed(path: Path, body: dict[str, Any]) -> tuple[list[Feature], tuple[Family, ...], str, str]:
     """Features, families, fingerprint, and digest of the calibration file."""
     if body["format_version"] not in _READABLE:
-        raise ArtifactError(
-            f"{path} has format version {body['format_version']}, expected {_FORMAT_VERSION}: upgrade "
-            "sae-steer-retriever, or train again."
-        )
+        problem = f"{path} has format version {body['format_version']}, expected {_FORMAT_VERSION}"
+        raise ArtifactError(f"{problem}: upgrade sae-steer-retriever, or train again.")
     features = [_feature(row) for row in body["features"]]
     families = tuple(_family(row, len(features)) for row in body.get("families", ()))
     if [feature.id for feature in features] != list(range(len(features))):
@@ -113,11 +109,10 @@ def _feature(row: dict[str, Any]) -> Feature:
     if "label_score" in row:  # format 1: the AUROC against near misses alone
         hard = row.pop("label_score")
         return Feature(**row, score=None if hard is None else LabelScore(random=float("nan"), hard=float(hard)))
-    score = row.pop("score")
-    if score is None:
-        return Feature(**row, score=None)
-    random, hard, random_interval, hard_interval, passages = score
-    return Feature(**row, score=LabelScore(random, hard, tuple(random_interval), tuple(hard_interval), passages))
+    if row["score"] is not None:
+        random, hard, random_interval, hard_interval, passages = row["score"]
+        row["score"] = LabelScore(random, hard, tuple(random_interval), tuple(hard_interval), passages)
+    return Feature(**row)
 
 
 def _family(row: dict[str, Any], latents: int) -> Family:

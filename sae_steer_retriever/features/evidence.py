@@ -20,24 +20,14 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class Example(NamedTuple):
-    """A passage, and how strongly it has a feature.
-
-    Attributes:
-        id: The passage's id.
-        strength: The figure that the feature's passages are ordered by; 0 where the feature is not active.
-    """
+    """A passage's id, and the figure that the feature's passages are ordered by: 0 where it is not active."""
 
     id: str
     strength: float
 
 
 class Neighbour(NamedTuple):
-    """Another feature.
-
-    Attributes:
-        feature: Its id.
-        cosine: Of the two decoder directions.
-    """
+    """Another feature's id, and the cosine of the two decoder directions."""
 
     feature: int
     cosine: float
@@ -97,9 +87,7 @@ def with_tries(
     evidence: Mapping[int, FeatureEvidence], tries: Mapping[int, Mapping[str, Any]]
 ) -> dict[int, FeatureEvidence]:
     """Evidence with new tries, given as JSON by feature id; a feature without a new one keeps its own."""
-    return {
-        feature: dataclasses.replace(found, trie=tries.get(feature, found.trie)) for feature, found in evidence.items()
-    }
+    return {key: dataclasses.replace(found, trie=tries.get(key, found.trie)) for key, found in evidence.items()}
 
 
 def _from_json(row: Mapping[str, Any]) -> FeatureEvidence:

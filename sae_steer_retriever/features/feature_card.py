@@ -12,9 +12,7 @@ from sae_steer_retriever.features.evidence import QUANTILES, Example, FeatureEvi
 from sae_steer_retriever.features.feature import BY_KEYWORDS, BY_PERSON, Family, Feature
 from sae_steer_retriever.features.trie import Trie
 
-_SHOWN_CHARACTERS = 240
-_TRIE_LINES = 30
-_WIDTH = 11
+_SHOWN_CHARACTERS, _TRIE_LINES, _WIDTH = 240, 30, 11
 _NEAREST, _WORDS = "nearest", "words that carry it"
 _TITLES = {
     "examples": "examples",
@@ -28,12 +26,7 @@ _FAINT = "opacity:.65"
 
 
 class NamedNeighbour(NamedTuple):
-    """A feature near this one.
-
-    Attributes:
-        feature: The other feature.
-        cosine: Of the two decoder directions.
-    """
+    """A feature near this one, and the cosine of the two decoder directions."""
 
     feature: Feature
     cosine: float
@@ -44,7 +37,7 @@ class FeaturePage:
     """A feature's page, as `catalog.show` returns it: `print` it, or let a notebook show it.
 
     Attributes:
-        feature: The feature.
+        feature: The latent with its label.
         count: Passages in which it is active.
         rows: Passages of the corpus.
         maximum: Its largest activation.
@@ -92,19 +85,15 @@ class FeaturePage:
         """The page for a terminal."""
         lines = [f"#{self.feature.id}  {_printable(_named(self.feature))}"]
         lines += [f"{name:<{_WIDTH}}{value}" for name, value in self._facts()]
-        if self.neighbours:
-            lines.append(_NEAREST)
-        for other, cosine in self.neighbours:
-            lines.append(f"    {cosine:+.2f}  #{other.id} {_printable(_named(other))}")
-        trie = self._trie_lines()
-        if trie:
+        lines += [_NEAREST] if self.neighbours else []
+        lines += [f"    {cosine:+.2f}  #{other.id} {_printable(_named(other))}" for other, cosine in self.neighbours]
+        if trie := self._trie_lines():
             lines += [_WORDS, *(f"    {line}" for line in trie)]
         for key, examples in self._parts().items():
             lines.append(_TITLES[key])
             for example in examples:
                 lines.append(f"    {_strength(example)}{_printable(example.id)}")
-                text = _shortened(self.texts.get(example.id, ""))
-                if text:
+                if text := _shortened(self.texts.get(example.id, "")):
                     lines.append(f"        {text}")
         return "\n".join(lines)
 
@@ -124,8 +113,7 @@ class FeaturePage:
                 for other, cosine in self.neighbours
             )
             parts.append(f"<h5>{_NEAREST}</h5><ul>{rows}</ul>")
-        trie = self._trie_lines()
-        if trie:
+        if trie := self._trie_lines():
             parts.append(f"<h5>{_WORDS}</h5><pre>{html.escape(chr(10).join(trie))}</pre>")
         for key, examples in self._parts().items():
             rows = "".join(
@@ -168,8 +156,6 @@ class FeaturePage:
             "trie": None if evidence is None or evidence.trie is None else dict(evidence.trie),
         }
 
-    # -- inside -------------------------------------------------------------------------------------------------------
-
     def _facts(self) -> list[tuple[str, str]]:
         feature = self.feature
         facts = [("keywords", ", ".join(map(_printable, feature.keywords)) or "-")]
@@ -183,8 +169,8 @@ class FeaturePage:
         facts.append(("score", score_line(feature)))
         share = f"{self.count:,} of {self.rows:,} passages ({feature.frequency:.2%})"
         facts.append(("frequency", share if self.count else "in no passage of the corpus: it is dead"))
-        unit = f"{feature.unit:.4f}, the activation that 1.0 in a steering stands for; largest {self.maximum:.4f}"
-        facts.append(("unit", unit))
+        meaning = "the activation that 1.0 in a steering stands for"
+        facts.append(("unit", f"{feature.unit:.4f}, {meaning}; largest {self.maximum:.4f}"))
         if self.evidence is not None and self.evidence.quantiles:
             pairs = zip(QUANTILES, self.evidence.quantiles, strict=False)
             shown = "  ".join(f"{value:.3f} ({share:.0%})" for share, value in pairs)

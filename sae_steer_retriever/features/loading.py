@@ -12,10 +12,7 @@ from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 def load_sae(
-    path: str | Path | None = None,
-    *,
-    embedding: Any = None,  # noqa: ANN401 - see as_embedder
-    k: int | None = None,
+    path: str | Path | None = None, *, embedding: Any = None, k: int | None = None
 ) -> tuple[TopKSAE, FeatureCatalog, Embedder]:
     """Returns an SAE, its catalog and its encoder.
 
@@ -29,9 +26,7 @@ def load_sae(
         MismatchError: The given encoder is not the SAE's.
         ValueError: `k` is out of range.
     """
-    if path is None:
-        path = bundled_for(embedding)
-    folder = resolve_folder(path)
+    folder = resolve_folder(bundled_for(embedding) if path is None else path)
     sae = TopKSAE.from_pretrained(folder, k=k)
     catalog = FeatureCatalog.load(folder, sae.fingerprint)
     embedder = as_embedder(sae.config.encoder.name if embedding is None else embedding)

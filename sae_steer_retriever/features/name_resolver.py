@@ -64,8 +64,7 @@ class NameResolver:
     ) -> None:
         """Index labels, keywords and families; see `FeatureCatalog`.
 
-        `count` (n,) holds the passages in which each feature is active; `nearest` finds the features that the error
-        for an unknown name suggests.
+        `count` (n,) is `Calibration.count`; `nearest` finds the features that the error for an unknown name suggests.
         """
         self._features, self._count, self._families = features, count, families
         self._label_embeddings, self._nearest = label_embeddings, nearest
@@ -96,9 +95,8 @@ class NameResolver:
             return self._alive([find_feature(self._features, latent).id], "id")
         text = str(name).strip()
         key = folded(text)
-        alike = self._by_label.get(key)
-        if alike is not None:
-            return self._alive(alike, "label")
+        if key in self._by_label:
+            return self._alive(self._by_label[key], "label")
         family = self._by_family.get(key)
         if key.startswith(_FAMILY_PREFIX):
             family = find_family(self._families, text[len(_FAMILY_PREFIX) :].strip())
@@ -144,13 +142,10 @@ class NameResolver:
             if weak.max() >= _MEANT_FROM:
                 raise self._too_weak(text, int(weak.argmax()))
             raise self._unknown(text, concept)
-        rivals = [int(latent) for latent in order[:_MOST_FEATURES] if ranking[latent] >= ranking[best] - _RIVAL_WITHIN]
-        self._refuse_unrelated(text, rivals)
-        meant = [
-            int(latent)
-            for latent in order[:_MOST_FEATURES]
-            if relevance[latent] >= _SHARE_FROM * relevance[best] and self._related(best, int(latent))
-        ]
+        first = order[:_MOST_FEATURES].tolist()
+        self._refuse_unrelated(text, [one for one in first if ranking[one] >= ranking[best] - _RIVAL_WITHIN])
+        least = _SHARE_FROM * relevance[best]
+        meant = [one for one in first if relevance[one] >= least and self._related(best, one)]
         weights = tuple(min(1.0, float(relevance[latent] / relevance[best]) ** 2) for latent in meant)
         return Resolution(tuple(meant), weights, "keyword" if best in matches else "meaning")
 
@@ -171,16 +166,11 @@ class NameResolver:
         return labels is None or one == other or float(labels[one] @ labels[other]) >= _RELATED_FROM
 
     def _refuse_unrelated(self, text: str, rivals: Sequence[int]) -> None:
-        if len(rivals) < 2:
-            return
-        first, *others = rivals
-        unrelated = [other for other in others if not self._related(first, other)]
+        unrelated = [other for other in rivals[1:] if not self._related(rivals[0], other)]
         if unrelated:
-            options = "; ".join(f"#{latent} {self._features[latent].name}" for latent in [first, *unrelated][:5])
-            raise AmbiguousFeatureError(
-                f"{quoted(text)} is ambiguous, it fits unrelated features: {options}. Name one by its id or its "
-                "whole label."
-            )
+            options = "; ".join(f"#{latent} {self._features[latent].name}" for latent in [rivals[0], *unrelated][:5])
+            problem = f"{quoted(text)} is ambiguous, it fits unrelated features: {options}"
+            raise AmbiguousFeatureError(f"{problem}. Name one by its id or its whole label.")
 
     def _too_weak(self, text: str, latent: int) -> UnknownFeatureError:
         feature = self._features[latent]
@@ -197,13 +187,10 @@ class NameResolver:
             order = np.argsort(-np.where(self._eligible, self._relevance(concept), -np.inf), kind="stable")[:3]
             nearest = [f"#{latent} {self._features[latent].name}" for latent in order]
         message = f"unknown feature {quoted(text)}."
-        if spelt:
-            message += f" Did you mean {', '.join(repr(name) for name in spelt)}?"
-        if nearest:
-            message += f" Nearest features: {'; '.join(nearest)}."
-        return UnknownFeatureError(
-            f"{message} {sum(bool(one.label) for one in self._features)} features have names: see `sae-steer features`."
-        )
+        message += f" Did you mean {', '.join(map(repr, spelt))}?" if spelt else ""
+        message += f" Nearest features: {'; '.join(nearest)}." if nearest else ""
+        named = sum(bool(one.label) for one in self._features)
+        return UnknownFeatureError(f"{message} {named} features have names: see `sae-steer features`.")
 
     def _spelt_like(self, text: str, limit: int) -> list[str]:
         return [self._written[key] for key in nearest_names(stem(text), self._by_keyword, limit)]
@@ -246,11 +233,8 @@ def find_family(families: Sequence[Family], name: str | int) -> Family:
     names = {folded(family.name): family.name for family in families}
     near = [names[spelt] for spelt in nearest_names(key, names, 3)]
     words = set(key.replace(",", " ").split())
-    near += [
-        family.name
-        for family in families
-        if family.name not in near and words & set(folded(family.name).replace(",", " ").split())
-    ][:3]
+    sharing = [name for spelt, name in names.items() if words & set(spelt.replace(",", " ").split())]
+    near += [name for name in sharing if name not in near][:3]
     hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
     raise UnknownFeatureError(
         f"unknown family {quoted(name)}.{hint} There are {len(families)}: see `sae-steer features families`."

@@ -44,13 +44,7 @@ class FeatureSearch:
         self._trust = np.array([_trust(feature) for feature in features])
 
     def find(
-        self,
-        text: str,
-        *,
-        concept: Concept | None = None,
-        limit: int = 10,
-        include_hubs: bool = False,
-        include_dead: bool = False,
+        self, text: str, concept: Concept | None, limit: int, include_hubs: bool, include_dead: bool
     ) -> list[Feature]:
         """Returns the features that match a text, best first; see `FeatureCatalog.search`.
 

@@ -26,11 +26,7 @@ class Concept(NamedTuple):
 
 
 def read_concept(sae: TopKSAE, embedding: Array) -> Concept:
-    """Returns a text as the SAE reads it.
-
-    Args:
-        sae: The dictionary.
-        embedding: (d,) unit vector of the text, embedded as a query.
+    """Returns a text as the SAE reads it; `embedding` is its (d,) unit vector, embedded as a query.
 
     Example:
         >>> concept = read_concept(sae, embedder.embed_queries(["open a file"])[0])

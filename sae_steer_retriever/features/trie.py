@@ -24,11 +24,9 @@ _APOSTROPHE = str.maketrans("\N{RIGHT SINGLE QUOTATION MARK}", "'")
 
 
 class Window(NamedTuple):
-    """Adjacent words that carry a feature when they are embedded alone.
+    """Adjacent words that carry a feature when they are embedded alone, and their match with the feature.
 
-    Attributes:
-        words: In the order of the text; the last one is the peak, the word with the largest share of the match.
-        activation: The feature's match with the words.
+    The last one is the peak, the word with the largest share of the match.
     """
 
     words: tuple[str, ...]
@@ -106,7 +104,7 @@ class Trie:
 
     def __len__(self) -> int:
         """Number of nodes."""
-        return sum(1 for _ in self.nodes())
+        return len(list(self.nodes()))
 
     def nodes(self) -> Iterator[tuple[tuple[str, ...], TrieNode]]:
         """All nodes, depth first, each with its words in the order of the text."""
@@ -188,8 +186,7 @@ def _words(text: str) -> list[str]:
 
 
 def _keys(word: str) -> set[str]:
-    parts = word.split("-")
-    return {key for key in map(word_key, [word, *parts] if len(parts) > 1 else [word]) if key}
+    return {key for key in map(word_key, {word, *word.split("-")}) if key}
 
 
 def _grow(paths: Sequence[tuple[tuple[str, ...], float]]) -> tuple[TrieNode, ...]:
@@ -199,15 +196,11 @@ def _grow(paths: Sequence[tuple[tuple[str, ...], float]]) -> tuple[TrieNode, ...
     nodes = []
     for group in groups.values():
         written = Counter(words[0] for words, _ in group)
-        nodes.append(
-            TrieNode(
-                word=min(written, key=lambda word: (-written[word], word)),
-                activation=max(activation for _, activation in group),
-                count=len(group),
-                end=any(len(words) == 1 for words, _ in group),
-                children=_grow([(words[1:], activation) for words, activation in group if len(words) > 1]),
-            )
-        )
+        word = min(written, key=lambda word: (-written[word], word))
+        activation = max(activation for _, activation in group)
+        is_end = any(len(words) == 1 for words, _ in group)
+        children = _grow([(words[1:], activation) for words, activation in group if len(words) > 1])
+        nodes.append(TrieNode(word, activation, len(group), is_end, children))
     return tuple(sorted(nodes, key=lambda node: (-node.activation, node.word)))
 
 

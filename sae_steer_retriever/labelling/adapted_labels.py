@@ -13,7 +13,7 @@ from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.encoders.vector_rows import VectorRows
 from sae_steer_retriever.features.calibration import Calibration
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.features.feature import Feature, LabelScore
+from sae_steer_retriever.features.feature import Feature
 from sae_steer_retriever.labelling.gather_evidence import (
     frequent_features,
     gather_evidence,
@@ -63,28 +63,16 @@ def label_adapted(
     scores = {feature: score for feature, score in own.scores.items() if feature not in kept}
     scores |= score_labels(kept, embeddings, vectors, evidence, seed)
     family = {member: group.id for group in parent.families for member in group.features}
-    features = [
-        dataclasses.replace(
-            _kept(feature, kept[feature.id], scores.get(feature.id)) if feature.id in kept else feature,
-            family=family.get(feature.id),
-        )
-        for feature in own.catalog.features
-    ]
+    features = []
+    for found in own.catalog.features:
+        named = kept.get(found.id, found)
+        score = scores.get(found.id, named.score)
+        measured = dataclasses.replace(named, score=score, frequency=found.frequency, unit=found.unit)
+        features.append(dataclasses.replace(measured, examples=found.examples, family=family.get(found.id)))
     catalog = FeatureCatalog(features, calibration, sae.fingerprint, embeddings, parent.families, own.evidence)
     for one in parent.annotations.names.values():
         catalog.annotate(one.feature, one.label, one.note, embedding=one.embedding)
     return LabelReport(catalog, len(catalog.labelled), scores, own.evidence, parent.families)
-
-
-def _kept(found: Feature, parent: Feature, score: LabelScore | None) -> Feature:
-    return dataclasses.replace(
-        found,
-        label=parent.label,
-        keywords=parent.keywords,
-        label_by=parent.label_by,
-        label_prompt=parent.label_prompt,
-        score=parent.score if score is None else score,
-    )
 
 
 def _label_embeddings(own: LabelReport, parent: FeatureCatalog, kept: dict[int, Feature], embedder: Embedder) -> Array:
@@ -93,11 +81,10 @@ def _label_embeddings(own: LabelReport, parent: FeatureCatalog, kept: dict[int, 
     if own.catalog.label_embeddings is not None:
         embeddings[:] = own.catalog.label_embeddings
     # Where a person changed the label, the parent's row embeds that label and not the generated one.
-    unknown = list(kept)
+    unknown = [feature for feature in kept if parent.label_embeddings is None or feature in parent.annotations.names]
     if parent.label_embeddings is not None:
         known = [feature for feature in kept if feature not in parent.annotations.names]
         embeddings[known] = parent.label_embeddings[known]
-        unknown = [feature for feature in kept if feature in parent.annotations.names]
     if unknown:
         embeddings[unknown] = embedder.embed_queries([kept[feature].label for feature in unknown])
     return embeddings

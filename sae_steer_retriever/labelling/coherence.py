@@ -16,8 +16,7 @@ _TILE = 1024
 
 def corpus_mean(vectors: Array) -> Array:
     """(d,) the mean of (N, d) embeddings, summed in double precision."""
-    mean: Array = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return mean
+    return np.asarray(vectors.mean(axis=0, dtype=np.float64), dtype=np.float32)
 
 
 def feature_coherence(codes: Codes[NDArray[Any]], n: int, vectors: Array, mean: Array) -> NDArray[np.float64]:

@@ -27,6 +27,8 @@ _NAME_WORDS = 3
 # Pairs whose directions are compared at once.
 _TILE = 16_384
 
+_Rows = NDArray[np.int64]
+
 
 def find_families(evidence: Evidence, directions: Array, keywords: Mapping[int, Sequence[str]]) -> tuple[Family, ...]:
     """Returns groups of 2 to 12 features that the same passages have, the most frequent group first.
@@ -74,8 +76,7 @@ def _company(feature_match: csr_matrix, directions: Array) -> csr_matrix:
 
 def _cosines(directions: Array, one: NDArray[np.int32], other: NDArray[np.int32]) -> Array:
     found = np.empty(len(one), dtype=np.float32)
-    for start in range(0, len(one), _TILE):
-        own = slice(start, start + _TILE)
+    for own in (slice(start, start + _TILE) for start in range(0, len(one), _TILE)):
         found[own] = np.einsum("pd,pd->p", directions[one[own]], directions[other[own]])
     return found
 
@@ -113,21 +114,19 @@ def average_linkage(similarity: csr_matrix, least: float, largest: int) -> list[
     return sorted(members, key=lambda rows: int(rows[0]))
 
 
-def _nearest(
-    one: NDArray[np.int64], other: NDArray[np.int64], value: NDArray[np.float64], count: int
-) -> NDArray[np.int64]:
+def _nearest(one: _Rows, other: _Rows, value: NDArray[np.float64], count: int) -> _Rows:
     """(count,) the nearest neighbour of each, the lowest number of several; -1 where there is none."""
     own, whom, values = np.concatenate([one, other]), np.concatenate([other, one]), np.concatenate([value, value])
     order = np.lexsort((whom, -values, own))
-    first = np.unique(own[order], return_index=True)
+    found, first = np.unique(own[order], return_index=True)
     nearest = np.full(count, -1, dtype=np.int64)
-    nearest[first[0]] = whom[order][first[1]]
+    nearest[found] = whom[order][first]
     return nearest
 
 
 def _summed(
-    one: NDArray[np.int64], other: NDArray[np.int64], total: NDArray[np.float64], count: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    one: _Rows, other: _Rows, total: NDArray[np.float64], count: int
+) -> tuple[_Rows, _Rows, NDArray[np.float64]]:
     """The summed similarities between groups, each pair once, without pairs within a group."""
     apart = one != other
     low, high = np.minimum(one[apart], other[apart]), np.maximum(one[apart], other[apart])
@@ -153,11 +152,9 @@ def _shared_words(members: Sequence[Sequence[str]]) -> list[str]:
     sharing: defaultdict[str, int] = defaultdict(int)
     written: dict[str, str] = {}
     for keywords in members:
-        ranks: dict[str, int] = {}
-        for rank, word in enumerate(keywords):
-            written.setdefault(stem(word), word)
-            ranks.setdefault(stem(word), rank)
-        for key, rank in ranks.items():
+        ranks = {stem(word): rank for rank, word in reversed(list(enumerate(keywords)))}
+        for key, rank in sorted(ranks.items(), key=lambda one: one[1]):
+            written.setdefault(key, keywords[rank])
             weight[key] += 1 / (1 + rank)
             sharing[key] += 1
     chosen: list[str] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,11 +47,9 @@ class Evidence:
 
     def near_misses(self, feature: int) -> NDArray[np.int64]:
         """Rows of the passages that have a neighbouring feature but not this one, in ascending order."""
-        others = [self.feature_match.indices[self._places(int(neighbour))] for neighbour in self.neighbours[feature]]
-        if not others:
-            return np.empty(0, dtype=np.int64)
-        found = np.setdiff1d(np.concatenate(others), self.feature_match.indices[self._places(feature)])
-        return found.astype(np.int64)
+        own = self.feature_match.indices[self._places(feature)]
+        others = [self.feature_match.indices[self._places(int(one))] for one in self.neighbours[feature]]
+        return np.setdiff1d(np.concatenate([own, *others]), own).astype(np.int64)
 
     def _places(self, feature: int) -> slice:
         return slice(int(self.feature_match.indptr[feature]), int(self.feature_match.indptr[feature + 1]))
@@ -73,8 +71,7 @@ def read_label_latents(sae: TopKSAE, vectors: Vectors) -> Codes[NDArray[Any]]:
     """(N, k_labels) label latents of (N, d) unit embeddings, read in batches: memory does not hold all K latents."""
     shape = (len(vectors), sae.config.k_labels)
     found: Codes[NDArray[Any]] = Codes(np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float32))
-    for start in range(0, len(vectors), _TILE):
-        own = slice(start, start + _TILE)
+    for own in _tiles(len(vectors), _TILE):
         found.indices[own], found.values[own] = sae.encode(vectors[own]).truncate(sae.config.k_labels)
     return found
 
@@ -90,15 +87,9 @@ def strengths(sae: TopKSAE, vectors: Vectors, names: Codes[NDArray[Any]]) -> Cod
 
 def name_matches(sae: TopKSAE, vectors: Vectors, names: Codes[NDArray[Any]]) -> Codes[NDArray[Any]]:
     """(N, k_labels) label latents of (N, d) embeddings with matches `<d_i, x - b>` in place of activations."""
-    matches = np.zeros(names.values.shape, dtype=np.float32)
-    tile = max(1, _GATHERED // (names.values.shape[1] * sae.config.d))
-    for start in range(0, len(names.values), tile):
-        own = slice(start, start + tile)
-        directions = sae.decoder[names.indices[own]]
-        found = np.einsum("bkd,bd->bk", directions, np.asarray(vectors[own]) - sae.bias)
-        # An active latent stays active, however small its match.
-        matches[own] = np.where(names.values[own] > 0, np.maximum(found, np.finfo(np.float32).tiny), 0)
-    return Codes(names.indices, matches)
+    found = _products(sae, names.indices, vectors, sae.bias)
+    # An active latent stays active, however small its match.
+    return Codes(names.indices, np.where(names.values > 0, np.maximum(found, np.finfo(np.float32).tiny), np.float32(0)))
 
 
 def nearest_features(sae: TopKSAE, among: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
@@ -115,22 +106,20 @@ def nearest_features(sae: TopKSAE, among: NDArray[np.bool_] | None = None) -> ND
     place = np.full(sae.config.n, -1)
     place[counted] = np.arange(len(counted))
     others = decoder[counted]
-    tile = max(1, _GATHERED // len(counted))
-    for start in range(0, sae.config.n, tile):
-        cosines = decoder[start : start + tile] @ others.T
-        own = place[start : start + tile]
+    for tile in _tiles(sae.config.n, _GATHERED // len(counted)):
+        cosines = decoder[tile] @ others.T
+        own = place[tile]
         cosines[np.flatnonzero(own >= 0), own[own >= 0]] = -np.inf
         # Partition before sorting: a full sort of each row would dominate the time.
         found = np.sort(np.argpartition(-cosines, limit - 1, axis=1)[:, :limit], axis=1)
         order = np.argsort(-np.take_along_axis(cosines, found, axis=1), axis=1, kind="stable")
-        nearest[start : start + tile] = counted[np.take_along_axis(found, order, axis=1)]
+        nearest[tile] = counted[np.take_along_axis(found, order, axis=1)]
     return nearest
 
 
 def frequent_features(names: Codes[NDArray[Any]], n: int) -> NDArray[np.bool_]:
     """(n,) which features enough passages have for a label; `names` are (N, k_labels) codes of n latents."""
-    count = np.bincount(names.indices[names.values > 0], minlength=n)
-    return np.asarray(count >= LABELLED_FROM)
+    return np.asarray(np.bincount(names.indices[names.values > 0], minlength=n) >= LABELLED_FROM)
 
 
 def describe_features(
@@ -142,7 +131,7 @@ def describe_features(
     from the half that it is not scored on (`split_halves`). The (N, d) embeddings are read once, from front to back.
     """
     misses = hardest_misses(sae, evidence, vectors)
-    cosines = _neighbour_cosines(sae, evidence.neighbours)
+    cosines = _products(sae, evidence.neighbours, sae.decoder, np.zeros_like(sae.bias))
     described = {}
     for feature in np.flatnonzero(np.diff(evidence.feature_match.indptr)).tolist():
         rows, values = evidence.passages(feature)
@@ -153,8 +142,8 @@ def describe_features(
             near_misses=tuple(Example(ids[row], 0.0) for row in misses.get(feature, ())),
             quantiles=tuple(round(float(value), _DIGITS) for value in np.quantile(values, QUANTILES)),
             neighbours=tuple(
-                Neighbour(int(other), round(float(cosine), _DIGITS))
-                for other, cosine in zip(evidence.neighbours[feature], cosines[feature], strict=True)
+                Neighbour(other, round(cosine, _DIGITS))
+                for other, cosine in zip(evidence.neighbours[feature].tolist(), cosines[feature].tolist(), strict=True)
             ),
         )
     return described
@@ -174,12 +163,10 @@ def hardest_misses(
     near = csr_matrix((np.ones(len(owner), np.float32), (owner, evidence.neighbours.ravel())), shape=(n, n))
     # (features, rows, matches) of the best so far.
     features, rows, matches = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
-    tile = max(1, _GATHERED // n)
-    for start in range(0, has.shape[0], tile):
-        own = slice(start, start + tile)
+    for own in _tiles(has.shape[0], _GATHERED // n):
         row, feature = _misses(has[own], near)
         match = (np.asarray(vectors[own]) - sae.bias) @ sae.decoder.T
-        features, rows = np.concatenate([features, feature]), np.concatenate([rows, start + row])
+        features, rows = np.concatenate([features, feature]), np.concatenate([rows, own.start + row])
         matches = np.concatenate([matches, match[row, feature]])
         kept = _largest(features, matches, rows, count)
         features, rows, matches = features[kept], rows[kept], matches[kept]
@@ -204,13 +191,16 @@ def _largest(features: NDArray[np.int64], values: Array, rows: NDArray[np.int64]
     return order[rank < count]
 
 
-def _neighbour_cosines(sae: TopKSAE, neighbours: NDArray[np.int64]) -> Array:
-    cosines = np.empty(neighbours.shape, dtype=np.float32)
-    tile = max(1, _GATHERED // (max(neighbours.shape[1], 1) * sae.config.d))
-    for start in range(0, len(neighbours), tile):
-        own = slice(start, start + tile)
-        cosines[own] = np.einsum("bkd,bd->bk", sae.decoder[neighbours[own]], sae.decoder[own])
-    return cosines
+def _products(sae: TopKSAE, features: NDArray[Any], vectors: Vectors, bias: Array) -> Array:
+    """(N, k) dot products of (N, d) vectors, less the (d,) bias, with the directions of (N, k) features."""
+    found = np.empty(features.shape, dtype=np.float32)
+    for own in _tiles(len(features), _GATHERED // (max(features.shape[1], 1) * sae.config.d)):
+        found[own] = np.einsum("bkd,bd->bk", sae.decoder[features[own]], np.asarray(vectors[own]) - bias)
+    return found
+
+
+def _tiles(rows: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + max(size, 1)) for start in range(0, rows, max(size, 1)))
 
 
 def _middles(count: int) -> list[int]:

@@ -61,21 +61,16 @@ class LabelReport:
     @property
     def auroc_random(self) -> float:
         """Median AUROC of the scored labels against random passages; NaN if none was scored."""
-        return float(np.median([score.random for score in self.scores.values()])) if self.scores else float("nan")
+        return float(np.median([score.random for score in self.scores.values()] or [np.nan]))
 
     @property
     def auroc_hard(self) -> float:
         """Median AUROC of the scored labels against near misses; NaN if none was scored."""
-        return float(np.median([score.hard for score in self.scores.values()])) if self.scores else float("nan")
+        return float(np.median([score.hard for score in self.scores.values()] or [np.nan]))
 
 
 class Halves(NamedTuple):
-    """Row numbers of the two halves of a corpus, ascending.
-
-    Attributes:
-        made_of: Passages that labels are made of.
-        unseen: Passages that labels are scored on.
-    """
+    """Row numbers, ascending, of the passages that labels are made of and of those that labels are scored on."""
 
     made_of: NDArray[np.int64]
     unseen: NDArray[np.int64]
@@ -111,10 +106,8 @@ class LabelHalves:
         self._unseen = gather_evidence(names, neighbours, halves.unseen)
         self._tested = rows.select(halves.unseen)
         self.texts = {ids[row]: texts[row] for row in halves.made_of}
-        made_of = gather_evidence(names, neighbours, halves.made_of)
-        self.evidence = describe_features(
-            sae, made_of, [ids[row] for row in halves.made_of], rows.select(halves.made_of)
-        )
+        made_of, own = gather_evidence(names, neighbours, halves.made_of), [ids[row] for row in halves.made_of]
+        self.evidence = describe_features(sae, made_of, own, rows.select(halves.made_of))
 
     def score(self, feature: int, label: Array) -> LabelScore | None:
         """The score of a feature's label, given as its (d,) unit vector, on the unseen half; see `score_label`."""
@@ -194,17 +187,12 @@ def _features(
     families: Sequence[Family],
 ) -> list[Feature]:
     family = {feature: group.id for group in families for feature in group.features}
-    shown = {feature: tuple(example.id for example in found.top[:_EXAMPLES]) for feature, found in evidence.items()}
-    return [
-        Feature(
-            id=feature,
-            label=", ".join(keywords.get(feature, ())),
-            keywords=keywords.get(feature, ()),
-            score=scores.get(feature),
-            frequency=float(calibration.frequency[feature]),
-            unit=float(calibration.unit[feature]),
-            examples=shown.get(feature, ()),
-            family=family.get(feature),
+    features = []
+    for feature, (frequency, unit) in enumerate(zip(calibration.frequency, calibration.unit, strict=True)):
+        words, score = keywords.get(feature, ()), scores.get(feature)
+        top = evidence[feature].top[:_EXAMPLES] if feature in evidence else ()
+        examples, own = tuple(example.id for example in top), family.get(feature)
+        features.append(
+            Feature(feature, ", ".join(words), words, score, float(frequency), float(unit), examples, family=own)
         )
-        for feature in range(len(calibration.unit))
-    ]
+    return features

@@ -13,9 +13,7 @@ from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.labelling.gather_evidence import Evidence
 from sae_steer_retriever.sae.codes import Array
 
-_TOP_PASSAGES = 30
-_NEAR_MISSES = 60
-_WORDS = 5
+_TOP_PASSAGES, _NEAR_MISSES, _WORDS = 30, 60, 5
 # Candidates by frequency, which meaning then ranks.
 _CANDIDATES = 100
 # Lower bound of the cosine: where no candidate is near the feature, frequency decides.
@@ -35,24 +33,17 @@ class Vocabulary:
     """
 
     def __init__(self, texts: Sequence[str], embedder: Embedder, max_words: int = 30_000) -> None:
-        """Count words, binary per passage, English stop words left out, and embed each.
+        """Count the words of passages, binary per passage, without English stop words, and embed them.
 
-        Args:
-            texts: The passages.
-            embedder: The encoder whose features are to be named.
-            max_words: The most frequent words are kept, up to this number.
+        The most frequent words are kept, up to `max_words`. The `embedder` is the SAE's encoder.
         """
         # In a small corpus a word may have only one passage.
         rarest = 2 if len(texts) >= 200 else 1
+        commonest = 0.25 if len(texts) >= 20 else 1.0
         vectorizer = CountVectorizer(
-            binary=True,
-            stop_words="english",
-            token_pattern=_TOKEN,
-            min_df=rarest,
-            max_df=0.25 if len(texts) >= 20 else 1.0,
-            max_features=max_words,
-            dtype=np.float32,
-        )
+            binary=True, stop_words="english", token_pattern=_TOKEN, dtype=np.float32,
+            min_df=rarest, max_df=commonest, max_features=max_words,
+        )  # fmt: skip
         try:
             self.matrix: csr_matrix = csr_matrix(vectorizer.fit_transform(texts))
             self.words: NDArray[np.str_] = vectorizer.get_feature_names_out()

@@ -34,10 +34,8 @@ class LabelCache:
         self._path = path
         self._replies: dict[tuple[str, str], str] = {}
         self._writing = threading.Lock()
-        if not path.exists():
-            return
         try:
-            content = path.read_bytes()
+            content = path.read_bytes() if path.exists() else b""
         except OSError as error:
             raise ArtifactError(f"cannot read {path}: {error.strerror or error}.") from error
         for line in content.split(b"\n"):
@@ -69,9 +67,8 @@ class LabelCache:
                 with FileLock(f"{self._path}.lock"), self._path.open("a+b") as stream:
                     stream.write(lines if _ends_a_line(self._path) else b"\n" + lines)
             except OSError as error:
-                raise ArtifactError(
-                    f"cannot keep the replies of {model} in {self._path}: {error.strerror or error}."
-                ) from error
+                problem = f"cannot keep the replies of {model} in {self._path}"
+                raise ArtifactError(f"{problem}: {error.strerror or error}.") from error
             self._replies.update({(model, prompt): reply for prompt, reply in new.items()})
 
     def _read(self, line: bytes) -> None:

@@ -49,11 +49,9 @@ _CENTRAL_DEVIATIONS, _CENTRAL_FROM = 3.0, 50
 
 
 class Rejection(NamedTuple):
-    """The reason why a feature keeps the label it has.
+    """The kind of fault for which a feature keeps the label it has, and the fault in words, for a person.
 
-    Attributes:
-        reason: The kind of fault.
-        detail: The fault in words, for a person. It may quote the model, so it never goes into a prompt.
+    The words may quote the model, so they never go into a prompt.
     """
 
     reason: Reason
@@ -131,8 +129,7 @@ def central_labels(embeddings: Array, among: Array) -> NDArray[np.bool_]:
     centroid = among.mean(axis=0, dtype=np.float64)
     all_cosines = among @ centroid
     highest = all_cosines.mean() + _CENTRAL_DEVIATIONS * all_cosines.std()
-    central: NDArray[np.bool_] = embeddings @ centroid > highest
-    return central
+    return np.asarray(embeddings @ centroid > highest, dtype=np.bool_)
 
 
 def _unwrapped(reply: str) -> str:
@@ -169,14 +166,12 @@ def _is_word(word: str) -> bool:
 
 def _leaks(keywords: Sequence[str], passages: Iterable[str], marker: str) -> list[str]:
     """The label's words that come from the prompt or its example, and not from the passages."""
-    fences = set(_TOKEN.findall(marker))
+    leaking = LEAKING_WORDS.union(_TOKEN.findall(marker))
     words = [word for keyword in keywords for word in keyword.split()]
     suspects = [
         word
         for word in words
-        if any(
-            token in LEAKING_WORDS or stem(token) in LEAKING_WORDS or token in fences for token in _TOKEN.findall(word)
-        )
+        if any(token in leaking or stem(token) in LEAKING_WORDS for token in _TOKEN.findall(word))
     ]
     echoes = [keyword for keyword in keywords if keyword in EXAMPLE]
     if not suspects and not echoes:

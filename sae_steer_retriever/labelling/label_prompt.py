@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -50,11 +51,7 @@ class LabelPrompt(NamedTuple):
 
 
 def label_prompt(
-    active: Sequence[str],
-    inactive: Sequence[str],
-    *,
-    characters: int = PASSAGE_CHARACTERS,
-    complaint: str = "",
+    active: Sequence[str], inactive: Sequence[str], *, characters: int = PASSAGE_CHARACTERS, complaint: str = ""
 ) -> LabelPrompt:
     """Returns the prompt that asks what passages with a feature share, and similar passages lack.
 
@@ -84,9 +81,8 @@ def label_prompt(
 def one_line(text: str, characters: int) -> str:
     """A text on one line, without control and invisible characters, cut between words to `characters`."""
     # Cc, Cf, Cs: controls, invisible and direction marks, half surrogate pairs. Line ends become spaces.
-    kept = (
-        " " if sign.isspace() else "" if unicodedata.category(sign) in ("Cc", "Cf", "Cs") else sign for sign in text
-    )
+    hidden = ("Cc", "Cf", "Cs")
+    kept = (" " if sign.isspace() else "" if unicodedata.category(sign) in hidden else sign for sign in text)
     line = " ".join("".join(kept).split())
     if len(line) <= characters:
         return line
@@ -96,10 +92,7 @@ def one_line(text: str, characters: int) -> str:
 
 
 def _marker(passages: Sequence[str]) -> str:
-    content, number = "\0".join(passages).encode(), 0
-    while True:
-        digest = hashlib.blake2b(content, digest_size=6, salt=number.to_bytes(8, "little")).hexdigest()
-        marker = f"=====[{digest}]====="
-        if not any(digest in passage for passage in passages):
-            return marker
-        number += 1
+    content = "\0".join(passages).encode()
+    salts = (number.to_bytes(8, "little") for number in itertools.count())
+    digests = (hashlib.blake2b(content, digest_size=6, salt=salt).hexdigest() for salt in salts)
+    return f"=====[{next(digest for digest in digests if not any(digest in passage for passage in passages))}]====="

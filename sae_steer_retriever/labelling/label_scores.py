@@ -37,23 +37,16 @@ def score_label(feature: int, label: Array, vectors: VectorRows, evidence: Evide
     generator = np.random.default_rng([seed, feature])
     rows, values = evidence.passages(feature)
     positives = rows[values >= np.median(values)] if len(values) else rows
-    if len(positives) < _POSITIVES_FROM:
-        return None
     misses = evidence.near_misses(feature)
-    if len(misses) < _POSITIVES_FROM or len(vectors) - len(rows) < _POSITIVES_FROM:
+    if min(len(positives), len(misses), len(vectors) - len(rows)) < _POSITIVES_FROM:
         return None
     misses = generator.permutation(misses)[:_NEGATIVES]
     others = sample_others(rows, len(vectors), _NEGATIVES, generator)
     found = _cosines(vectors.select(positives), label)
     random = auroc(found, _cosines(vectors.select(others), label))
     hard = auroc(found, _cosines(vectors.select(misses), label))
-    return LabelScore(
-        random,
-        hard,
-        auroc_interval(random, len(found), len(others)),
-        auroc_interval(hard, len(found), len(misses)),
-        len(found),
-    )
+    intervals = auroc_interval(random, len(found), len(others)), auroc_interval(hard, len(found), len(misses))
+    return LabelScore(random, hard, *intervals, len(found))
 
 
 def score_labels(
@@ -108,8 +101,5 @@ def _boundary(surprising: Callable[[float], bool], outer: float, inner: float) -
     """The boundary, by bisection, of a condition that holds at `outer` and not at `inner`."""
     for _ in range(30):
         middle = (outer + inner) / 2
-        if surprising(middle):
-            outer = middle
-        else:
-            inner = middle
+        outer, inner = (middle, inner) if surprising(middle) else (outer, middle)
     return inner

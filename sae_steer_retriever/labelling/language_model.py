@@ -24,12 +24,7 @@ _SHOWN_CHARACTERS = 200
 
 
 class Failure(NamedTuple):
-    """The reason why a prompt had no reply.
-
-    Attributes:
-        reason: "timeout" if the model took too long, "error" if it failed.
-        message: The error, on one line.
-    """
+    """The reason why a prompt had no reply: "timeout" or "error", and the error on one line."""
 
     reason: Literal["timeout", "error"]
     message: str
@@ -70,14 +65,10 @@ class FunctionModel:
         timeout: float = DEFAULT_TIMEOUT,
         concurrency: int = DEFAULT_CONCURRENCY,
     ) -> None:
-        """Adapt a function.
+        """Adapt a function that takes a prompt and returns the reply; it is called in several threads.
 
-        Args:
-            function: Takes a prompt and returns the reply; called in several threads.
-            name: Recorded with the labels, and part of the key of cached replies; the function's own name if not
-                given, so name lambdas.
-            timeout: Seconds that one reply may take.
-            concurrency: Prompts that are sent at once.
+        The name, by default the function's own, is part of the key of cached replies, so name lambdas. See
+        `as_language_model` for the other arguments.
 
         Raises:
             ValueError: The name is reserved, or a number is out of range.
@@ -133,7 +124,7 @@ class LangChainModel(FunctionModel):
     """A LangChain `BaseChatModel`, or another runnable that returns a message or a text, as a `LanguageModel`."""
 
     def __init__(self, model: Any, *, name: str | None = None, **options: Any) -> None:
-        """Adapt any object with `invoke(text)`, named by its class and its `model_name` or `model` if not by `name`.
+        """Adapt an object with `invoke(text)`, named by default by its class and `model_name` or `model`.
 
         The `options` are those of `FunctionModel`.
         """
@@ -145,7 +136,7 @@ class LlamaIndexModel(FunctionModel):
     """A LlamaIndex `LLM`, as a `LanguageModel`."""
 
     def __init__(self, llm: Any, *, name: str | None = None, **options: Any) -> None:
-        """Adapt any object with `complete(text)`, named by its class and `metadata.model_name` if not by `name`.
+        """Adapt an object with `complete(text)`, named by default by its class and `metadata.model_name`.
 
         The `options` are those of `FunctionModel`.
         """
@@ -154,11 +145,7 @@ class LlamaIndexModel(FunctionModel):
 
 
 def as_language_model(
-    source: Any,
-    *,
-    name: str | None = None,
-    timeout: float = DEFAULT_TIMEOUT,
-    concurrency: int = DEFAULT_CONCURRENCY,
+    source: Any, *, name: str | None = None, timeout: float = DEFAULT_TIMEOUT, concurrency: int = DEFAULT_CONCURRENCY
 ) -> LanguageModel:
     """Returns a `LanguageModel` for a name, a chat model of a framework, or a function.
 

@@ -80,16 +80,8 @@ def label_prompts(
     return prompts
 
 
-# -- cost -------------------------------------------------------------------------------------------------------------
-
-
 class Price(NamedTuple):
-    """The price of a model, in any currency.
-
-    Attributes:
-        prompts: Per million tokens of prompts.
-        replies: Per million tokens of replies.
-    """
+    """The price of a model, in any currency, per million tokens of prompts and per million tokens of replies."""
 
     prompts: float
     replies: float
@@ -133,9 +125,6 @@ def estimate_labels(
     return Estimate(len(prompts), len(asked), tokens_in, tokens_out, cost)
 
 
-# -- labelling --------------------------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class LabellingResult:
     """New labels by a language model, and the reasons why other features keep theirs.
@@ -165,10 +154,9 @@ class LabellingResult:
         changed = [self.features.get(feature.id, feature) for feature in features]
         if not self.embeddings:
             return changed, embeddings
-        width = len(next(iter(self.embeddings.values())))
-        rows = np.zeros((len(features), width), dtype=np.float32) if embeddings is None else embeddings.copy()
-        for feature, row in self.embeddings.items():
-            rows[feature] = row
+        new = np.stack(list(self.embeddings.values()))
+        rows = np.zeros((len(features), new.shape[1]), dtype=np.float32) if embeddings is None else embeddings.copy()
+        rows[list(self.embeddings)] = new
         return changed, rows
 
     def summary(self) -> str:
@@ -190,13 +178,8 @@ class LabellingResult:
             "model": self.model,
             "calls": self.calls,
             "labelled": [
-                {
-                    "id": feature.id,
-                    "label": feature.label,
-                    "score": None if feature.score is None else feature.score._asdict(),
-                    "prompt": self.prompts[feature.id],
-                }
-                for feature in self.features.values()
+                {"id": key, "label": one.label, "score": one.score and one.score._asdict(), "prompt": self.prompts[key]}
+                for key, one in self.features.items()
             ],
             "kept": [{"id": feature, **failure._asdict()} for feature, failure in self.failures.items()],
             "reasons": self.reasons(),
@@ -245,11 +228,8 @@ def label_with(
     generic, among = generic_keywords(labels.values()), _embedded(labels, embed)
     found |= _specific(labels, generic, among, among)
 
-    complaints = {
-        feature: COMPLAINTS[failure.reason]
-        for feature, failure in found.items()
-        if isinstance(failure, Rejection) and failure.reason in COMPLAINTS
-    }
+    refused = {feature: failure for feature, failure in found.items() if isinstance(failure, Rejection)}
+    complaints = {key: COMPLAINTS[one.reason] for key, one in refused.items() if one.reason in COMPLAINTS}
     second = label_prompts(catalog, evidence, texts, characters=characters, complaints=complaints)
     again = _keywords(second, asked.replies(second))
     labels = _labels(again)
@@ -257,17 +237,11 @@ def label_with(
     labels = _labels(found)
     embeddings = dict(zip(labels, _embedded(labels, embed), strict=True))
     hashes = {feature: (second.get(feature) or first[feature]).hash for feature in labels}
-    features = {
-        feature: dataclasses.replace(
-            catalog[feature],
-            label=", ".join(keywords),
-            keywords=keywords,
-            score=None if score is None else score(feature, embeddings[feature]),
-            label_by=model.name,
-            label_prompt=hashes[feature],
-        )
-        for feature, keywords in labels.items()
-    }
+    features = {}
+    for feature, words in labels.items():
+        measured = None if score is None else score(feature, embeddings[feature])
+        named = dataclasses.replace(catalog[feature], label=", ".join(words), keywords=words, score=measured)
+        features[feature] = dataclasses.replace(named, label_by=model.name, label_prompt=hashes[feature])
     failures = {feature: failure for feature, failure in found.items() if isinstance(failure, Rejection)}
     return LabellingResult(model.name, features, embeddings, hashes, failures, asked.calls)
 
@@ -283,11 +257,8 @@ class _CachedModel:
     def replies(self, prompts: Mapping[int, LabelPrompt]) -> dict[int, str | Rejection]:
         """By feature; features with the same prompt have the same reply."""
         texts = {prompt.hash: prompt.text for prompt in prompts.values()}
-        known: dict[str, str | Rejection] = {}
-        for key in texts:
-            reply = None if self._cache is None else self._cache.get(self._model.name, key)
-            if reply is not None:
-                known[key] = reply
+        cached = {key: None if self._cache is None else self._cache.get(self._model.name, key) for key in texts}
+        known: dict[str, str | Rejection] = {key: reply for key, reply in cached.items() if reply is not None}
         waiting = [key for key in texts if key not in known]
         self._planned += len(texts)
         self._report(len(known))
@@ -302,7 +273,11 @@ class _CachedModel:
             message = f"given up: {self._silent} prompts in a row had no reply"
             return {key: Rejection("not asked", message) for key in texts}
         self.calls += len(texts)
-        replies = self._complete(list(texts.values()))
+        try:
+            replies = self._model.complete(list(texts.values()))
+        except Exception as error:  # a user's own model may raise for a whole batch: each of its labels lists the error
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            replies = [Failure("error", message)] * len(texts)
         if len(replies) != len(texts):
             raise MismatchError(f"{self._model.name} gave {len(replies)} replies to {len(texts)} prompts.")
         for reply in replies:
@@ -313,14 +288,6 @@ class _CachedModel:
             said = {key: reply for key, reply in outcomes.items() if isinstance(reply, str)}
             self._cache.keep(self._model.name, said)
         return {key: reply if isinstance(reply, str) else Rejection(*reply) for key, reply in outcomes.items()}
-
-    def _complete(self, prompts: Sequence[str]) -> list[str | Failure]:
-        # A user's own model may raise for a whole batch: each of its labels lists the error.
-        try:
-            return self._model.complete(prompts)
-        except Exception as error:
-            message = " ".join(f"{type(error).__name__}: {error}".split())
-            return [Failure("error", message)] * len(prompts)
 
     def _report(self, more: int) -> None:
         self._done += more

@@ -56,13 +56,12 @@ def measured_tries(
     no passage of a half has the feature, the trie is empty or its score is NaN.
 
     Args:
-        sae: Whose features.
+        sae: The dictionary.
         texts: The corpus.
         vectors: (N, d) its unit embeddings.
         embedder: The SAE's encoder.
-        features: Their ids.
-        seed: Of the halves and of the passages without a feature; the SAE's training seed gives the halves of its
-            labels.
+        features: Ids.
+        seed: Of the halves and of the passages without a feature; the training seed gives the halves of the labels.
         limit: Passages of a feature that its trie is made of, the strongest; 512 at most.
         how: How matches are split over words; see `word_reader`.
         substitutes: Whether to try the half's own words in each other's place (`Substitutes`).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +21,8 @@ _MOST_PASSAGES = 512
 # A window carries a feature if it has, embedded alone, more than this share of its passage's match (Neuron2Graph).
 _KEPT = 0.5
 _LONGEST = 4
-# Passages that are read at once.
-_ROWS = 512
-# Features whose windows are augmented at once.
-_FEATURES = 256
-# Vectors of windows that are remembered.
-_REMEMBERED = 20_000
+# Passages that are read at once, features whose windows are augmented at once, vectors of windows that are remembered.
+_ROWS, _FEATURES, _REMEMBERED = 512, 256, 20_000
 
 
 def grow_tries(
@@ -77,10 +74,8 @@ def grow_tries(
     for start in range(0, len(rows), _ROWS):
         chunk = rows[start : start + _ROWS]
         read = reader.read([texts[row] for row in chunk], [wanted[row] for row in chunk])
-        pairs = [
-            pair for row, words in zip(chunk, read, strict=True) for pair in _pairs(texts[row], words, wanted[row])
-        ]
-        for feature, window in _prune(pairs, matcher):
+        pairs = (_pairs(texts[row], words, wanted[row]) for row, words in zip(chunk, read, strict=True))
+        for feature, window in _prune(list(chain.from_iterable(pairs)), matcher):
             windows[feature].append(window)
     if substitutes is not None:
         _augment(windows, substitutes, matcher)

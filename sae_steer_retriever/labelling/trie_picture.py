@@ -23,7 +23,7 @@ def draw_trie(trie: Trie, path: str | Path, *, title: str = "", limit: int = 30)
     A darker node is stronger; a node with a thick edge needs no word before it.
 
     Args:
-        trie: The trie.
+        trie: The words that carry a feature.
         path: Path of the image, ending in .png, .svg or .pdf. Its folder is made.
         title: A line above.
         limit: Most nodes in the picture, by activation times windows; 30 or fewer are easy to read.

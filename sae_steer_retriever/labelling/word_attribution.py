@@ -121,12 +121,9 @@ class TokenReader:
         np.add.at(values, word[known], shares[known])
         read = np.unique(word[known])
         rest = shares[~known].sum(axis=0) + self._directions.constants[features]
-        return WordActivations(
-            tuple(text[start:end] for start, end in spans[read].tolist()),
-            tuple((start, end) for start, end in spans[read].tolist()),
-            values[read].astype(np.float32),
-            rest.astype(np.float32),
-        )
+        places = tuple((start, end) for start, end in spans[read].tolist())
+        words = tuple(text[start:end] for start, end in places)
+        return WordActivations(words, places, values[read].astype(np.float32), rest.astype(np.float32))
 
     def _tokens(self, texts: Sequence[str]) -> list[_Tokens]:
         """The token vectors of texts, with their places in the texts; tokens of the prompt have none."""
@@ -134,12 +131,8 @@ class TokenReader:
         model = self._embedder.model
         # `output_value=None` returns all outputs of the forward pass, in every version of sentence-transformers.
         passed: Any = model.encode(list(texts), prompt=prefix, output_value=None, show_progress_bar=False)  # type: ignore[call-overload, unused-ignore]
-        read = model.tokenizer(
-            [prefix + text for text in texts],
-            truncation=True,
-            max_length=model.max_seq_length,
-            return_offsets_mapping=True,
-        )
+        options = {"truncation": True, "max_length": model.max_seq_length, "return_offsets_mapping": True}
+        read = model.tokenizer([prefix + text for text in texts], **options)
         found = []
         for one, ids, offsets in zip(passed, read["input_ids"], read["offset_mapping"], strict=True):
             mask = one["attention_mask"].cpu().numpy().astype(bool)
@@ -155,10 +148,8 @@ class TokenReader:
     def _require_mean(self) -> None:
         name = self._embedder.spec.name
         if not getattr(self._embedder.model.tokenizer, "is_fast", False):
-            raise MismatchError(
-                f"the tokenizer of {name!r} does not say where in a text its tokens are; "
-                'read words with how="prefixes".'
-            )
+            problem = f"the tokenizer of {name!r} does not say where in a text its tokens are"
+            raise MismatchError(f'{problem}; read words with how="prefixes".')
         sums = [tokens.vectors.sum(axis=0) for tokens in self._tokens(_PROBES)]
         expected = self._embedder.embed_documents(_PROBES)
         for total, vector in zip(sums, expected, strict=True):
@@ -213,10 +204,8 @@ class PrefixReader:
                 np.add.at(count, lengths[place], 1)
                 # Without the constant, which belongs to no word.
                 matches.append(part @ self._directions.rows[chosen[place]].T)
-            wholes += [
-                self._directions.match(vector[None], chosen[place])[0]
-                for place, vector in zip(chunk, vectors[len(prefixes) :], strict=True)
-            ]
+            pairs = zip(chunk, vectors[len(prefixes) :], strict=True)
+            wholes += [self._directions.match(vector[None], chosen[place])[0] for place, vector in pairs]
         means = _means(total, count)
         found = []
         for place, own in enumerate(chosen):

@@ -34,12 +34,8 @@ class Substitutes:
             MismatchError: There is not one vector for each word.
         """
         if vectors.ndim != 2 or len(vectors) != len(words):
-            raise MismatchError(
-                f"{len(words)} words came with vectors of shape {vectors.shape}: expected one for each."
-            )
-        self._words = tuple(words)
-        self._vectors = vectors
-        self._nearest = nearest
+            raise MismatchError(f"{len(words)} words have vectors of shape {vectors.shape}: expected one for each.")
+        self._words, self._vectors, self._nearest = tuple(words), vectors, nearest
         self._place = {word_key(word): place for place, word in reversed(list(enumerate(words)))}
 
     def __len__(self) -> int:
