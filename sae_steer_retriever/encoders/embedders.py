@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -67,19 +68,30 @@ def unit_rows(vectors: Any, expected_dimension: int, count: int | None = None) -
 
 
 class _WrappedEmbedder:
-    """The common part of the embedders below."""
+    """Embeds with two functions of texts, which add the prefixes."""
 
-    _spec: EncoderSpec
+    def __init__(
+        self, spec: EncoderSpec, queries: Callable[[list[str]], Any], documents: Callable[[list[str]], Any]
+    ) -> None:
+        self._spec, self._queries, self._documents = spec, queries, documents
 
     @property
     def spec(self) -> EncoderSpec:
         """The encoder's name and dimension; its prefixes and pooling if they are known."""
         return self._spec
 
-    def _unit_rows(self, embed: Callable[[], Any], texts: Sequence[str]) -> Array:
+    def embed_queries(self, texts: Sequence[str]) -> Array:
+        """Returns (batch, d) unit vectors of queries, with the encoder's query prompt."""
+        return self._unit_rows(self._queries, texts)
+
+    def embed_documents(self, texts: Sequence[str]) -> Array:
+        """Returns (batch, d) unit vectors of documents, with the encoder's document prompt."""
+        return self._unit_rows(self._documents, texts)
+
+    def _unit_rows(self, embed: Callable[[list[str]], Any], texts: Sequence[str]) -> Array:
         if not len(texts):
             return np.empty((0, self._spec.dimension), dtype=np.float32)
-        return unit_rows(embed(), self._spec.dimension, len(texts))
+        return unit_rows(embed(list(texts)), self._spec.dimension, len(texts))
 
 
 class SentenceTransformerEmbedder(_WrappedEmbedder):
@@ -116,7 +128,7 @@ class SentenceTransformerEmbedder(_WrappedEmbedder):
         dimension = self._model.get_embedding_dimension()
         if dimension is None:
             dimension = len(self._model.encode("dimension"))
-        self._spec = EncoderSpec(
+        spec = EncoderSpec(
             name=name,
             dimension=int(dimension),
             query_prefix=prompts.get("query") or "",
@@ -124,43 +136,29 @@ class SentenceTransformerEmbedder(_WrappedEmbedder):
             pooling=_pooling_of(self._model),
             revision=folder_revision(Path(name)) if isinstance(model, str) and Path(name).is_dir() else None,
         )
+        super().__init__(
+            spec,
+            lambda texts: self._encode(texts, spec.query_prefix),
+            lambda texts: self._encode(texts, spec.document_prefix),
+        )
 
     @property
     def model(self) -> SentenceTransformer:
         """The sentence-transformers model itself."""
         return self._model
 
-    def embed_queries(self, texts: Sequence[str]) -> Array:
-        """Returns (batch, d) unit vectors of queries, with the model's query prompt."""
-        return self._unit_rows(lambda: self._encode(texts, self._spec.query_prefix), texts)
-
-    def embed_documents(self, texts: Sequence[str]) -> Array:
-        """Returns (batch, d) unit vectors of documents, with the model's document prompt."""
-        return self._unit_rows(lambda: self._encode(texts, self._spec.document_prefix), texts)
-
-    def _encode(self, texts: Sequence[str], prefix: str) -> Any:
+    def _encode(self, texts: list[str], prefix: str) -> Any:
         with self._lock:
             return self._model.encode(
-                list(texts), prompt=prefix, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
+                texts, prompt=prefix, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
             )
 
 
 class _AdaptedEmbedder(_WrappedEmbedder):
     """Embeds with two functions of another framework's object, which knows its own prefixes."""
 
-    def __init__(
-        self, name: str, embed_query: Callable[[str], Any], embed_documents: Callable[[list[str]], Any]
-    ) -> None:
-        self._embed_query, self._embed_documents = embed_query, embed_documents
-        self._spec = EncoderSpec(name=name, dimension=len(embed_query("dimension")))
-
-    def embed_queries(self, texts: Sequence[str]) -> Array:
-        """Returns (batch, d) unit vectors of queries."""
-        return self._unit_rows(lambda: [self._embed_query(text) for text in texts], texts)
-
-    def embed_documents(self, texts: Sequence[str]) -> Array:
-        """Returns (batch, d) unit vectors of documents."""
-        return self._unit_rows(lambda: self._embed_documents(list(texts)), texts)
+    def __init__(self, name: str, query: Callable[[str], Any], documents: Callable[[list[str]], Any]) -> None:
+        super().__init__(EncoderSpec(name, dimension=len(query("dimension"))), partial(_each, query), documents)
 
 
 class LangChainEmbedder(_AdaptedEmbedder):
@@ -254,6 +252,10 @@ def bundled_for(embedding: Any = None) -> Path:  # noqa: ANN401 - see as_embedde
         return require_bundled(DEFAULT_MODEL)
     # A name is looked up before a model is loaded.
     return require_bundled(str(embedding) if isinstance(embedding, str | Path) else as_embedder(embedding).spec.name)
+
+
+def _each(embed: Callable[[str], Any], texts: list[str]) -> list[Any]:
+    return [embed(text) for text in texts]
 
 
 def _name_of(model: SentenceTransformer) -> str:

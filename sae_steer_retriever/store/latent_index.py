@@ -39,12 +39,7 @@ class LatentIndex:
     """
 
     def __init__(
-        self,
-        offsets: NDArray[np.int64],
-        rows: NDArray[np.int32],
-        values: Array,
-        count: int,
-        similarity: Similarity,
+        self, offsets: NDArray[np.int64], rows: NDArray[np.int32], values: Array, count: int, similarity: Similarity
     ) -> None:
         """Takes the arrays; `build` makes them.
 
