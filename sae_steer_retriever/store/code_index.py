@@ -53,15 +53,9 @@ class CodeIndex:
         k_labels: int,
         stored: StoredVectors,
     ) -> None:
-        """Takes the arrays; `build` and `load` make them.
+        """Takes the arrays of `build` or `load`: ids and (N, K) codes by row, and the lists of label latents.
 
-        Args:
-            ids: Passage ids, by row.
-            codes: (N, K), may be memory-mapped.
-            offsets: (n + 1,) where each feature's list begins in `rows`.
-            rows: The rows of all lists, feature after feature.
-            k_labels: Number of label latents: the lists hold only these.
-            stored: The passages' vectors.
+        `rows` are the rows of all lists, feature after feature; `offsets`, (n + 1,), says where each list begins.
         """
         self.ids = ids
         self.codes = codes
@@ -166,14 +160,9 @@ class CodeIndex:
         k_labels: int,
         stored: Iterable[tuple[list[str], NDArray[np.float32], NDArray[np.float32]]] = (),
     ) -> CodeIndex:
-        """Returns an index made in memory.
+        """Returns an index made in memory from batches of ids and codes.
 
-        Args:
-            pages: Batches of ids and their codes.
-            n: Number of latents.
-            k: Latents per code.
-            k_labels: Number of label latents.
-            stored: Batches of ids, the documents' vectors and offsets, in any order; without them, scores are NaN.
+        `stored` are batches of ids, the documents' vectors and offsets, in any order; without them, scores are NaN.
         """
         ids: list[str] = []
         indices, values = [np.empty((0, k), dtype=np.int32)], [np.empty((0, k), dtype=np.float32)]

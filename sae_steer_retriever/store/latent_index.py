@@ -41,14 +41,9 @@ class LatentIndex:
     def __init__(
         self, offsets: NDArray[np.int64], rows: NDArray[np.int32], values: Array, count: int, similarity: Similarity
     ) -> None:
-        """Takes the arrays; `build` makes them.
+        """Takes the arrays of `build`: the lists' rows and activations, and (n + 1,) offsets where each list begins.
 
-        Args:
-            offsets: (n + 1,) where each latent's list begins in `rows` and `values`.
-            rows: The rows of all lists, latent after latent, ascending within each.
-            values: The activations, as `compared` gives them.
-            count: Number of passages, with those that have no latent.
-            similarity: The similarity of codes.
+        `count` is the number of passages, with those that have no latent.
         """
         from scipy.sparse import csc_array
 
@@ -69,12 +64,7 @@ class LatentIndex:
 
     @classmethod
     def build(cls, codes: Codes[NDArray[Any]], n: int, *, similarity: Similarity = "damped") -> LatentIndex:
-        """Returns the index of codes; the build needs extra memory for a few thousand passages only.
-
-        Args:
-            codes: (N, K), may be memory-mapped. Activations of 0 are left out.
-            n: Number of latents.
-            similarity: The similarity of codes.
+        """Returns the index of (N, K) codes, without activations of 0; it needs memory for few passages at a time.
 
         Raises:
             MismatchError: The codes have a latent that is not below `n`.
@@ -106,9 +96,7 @@ class LatentIndex:
     def scores(self, latents: NDArray[np.integer[Any]], weights: Array) -> Array:
         """Returns the (N,) dot products of every passage's code, as `compared` gives it, with one query.
 
-        Args:
-            latents: The query's latents, each once.
-            weights: The query's activations, as `compared` gives them; edits may make them negative.
+        `latents` are the query's, each once; `weights` are as `compared` gives them, or edited and maybe negative.
 
         Raises:
             MismatchError: A latent is not below `n`.

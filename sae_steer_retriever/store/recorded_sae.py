@@ -39,10 +39,7 @@ class OpenedSAE(NamedTuple):
     location: str
 
     def embedder(self, embedding: Any = None) -> Embedder:  # noqa: ANN401 - see as_embedder
-        """Returns the SAE's encoder, or `embedding` if that is the same encoder.
-
-        Args:
-            embedding: Anything `as_embedder` takes.
+        """Returns the SAE's encoder, or `embedding` (anything `as_embedder` takes) if that is the same encoder.
 
         Raises:
             ArtifactError: The encoder cannot be loaded.
@@ -98,12 +95,9 @@ def recorded_sae(client: ClientAPI, collection: str) -> str | None:
 
 
 def default_sae(client: ClientAPI, collection: str, embedding: Any = None) -> str:  # noqa: ANN401 - see as_embedder
-    """Returns the location of a collection's SAE: the recorded one, else the bundled one for the encoder.
+    """Returns the location of a collection's SAE: the recorded one, else the bundled one for its encoder.
 
-    Args:
-        client: The store.
-        collection: Name of the documents collection, which may be absent.
-        embedding: The collection's encoder, if known: anything `as_embedder` takes.
+    `embedding` is that encoder, if known: anything `as_embedder` takes. The collection may be absent.
 
     Raises:
         ArtifactError: The collection was never indexed, and no SAE is bundled for its encoder.

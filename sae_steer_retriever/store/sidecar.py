@@ -94,12 +94,9 @@ class SidecarReader:
             yield page["ids"], unpack(packed, self._sae.config.n, self._sae.config.k)
 
     def nearest(self, vector: Array, k: int, ids: Sequence[str] | None = None) -> tuple[list[str], Array]:
-        """Returns the ids and cosines of the passages whose reconstructions are nearest, best first.
+        """Returns the ids and cosines of the `k` passages whose reconstructions are nearest to a (d,) vector.
 
-        Args:
-            vector: (d,) any norm.
-            k: Number of passages.
-            ids: Restricts the search to these passages, if given; unknown ids are left out.
+        `ids` restricts the search to these passages, if given; unknown ids are left out.
 
         Raises:
             ChromaError: The store does not answer.
@@ -132,18 +129,7 @@ class Sidecar(SidecarReader):
     _collection: Collection
 
     def __init__(self, client: ClientAPI, name: str, sae: TopKSAE, *, sae_location: str | None = None) -> None:
-        """Opens the sidecar of collection `name`; creates it if it is absent.
-
-        Args:
-            client: A Chroma client.
-            name: Name of the documents collection.
-            sae: The SAE that makes the codes.
-            sae_location: The SAE's folder or hub id, recorded so that commands find the SAE again.
-
-        Raises:
-            MismatchError: The sidecar was made by another SAE.
-            StoreError: Another tool's collection has the sidecar's name.
-        """
+        """Opens the sidecar of collection `name`, or creates it; records `sae_location`, if given."""
         metadata = {
             "library": _LIBRARY,
             "format_version": _FORMAT_VERSION,
@@ -182,10 +168,8 @@ class Sidecar(SidecarReader):
     def outdated(self, ids: Sequence[str], vectors: Array) -> NDArray[np.bool_]:
         """Returns which passages have no codes, or codes of another embedding, (len(ids),)."""
         found = self._collection.get(ids=list(ids), include=["metadatas"])
-        sources = {
-            name: (metadata or {}).get("source")
-            for name, metadata in zip(found["ids"], found["metadatas"] or [], strict=True)
-        }
+        rows = zip(found["ids"], found["metadatas"] or [], strict=True)
+        sources = {name: (metadata or {}).get("source") for name, metadata in rows}
         return np.array([sources.get(name) != _digest(row) for name, row in zip(ids, vectors, strict=True)], dtype=bool)
 
     def ids(self) -> Iterator[list[str]]:
@@ -206,22 +190,17 @@ class SidecarWriter:
         """Encodes (batch, d) unit vectors of passages and stores their codes and reconstructions."""
         codes = self._sae.encode(vectors)
         names = codes.truncate(self._sae.config.k_labels)
-        metadatas: list[dict[str, Any]] = []
-        for row, vector in enumerate(vectors):
-            # An upsert merges metadata: None deletes an old list. Chroma refuses empty lists.
-            metadatas.append(
-                {
-                    "codes": pack(codes.indices[row], codes.values[row], self._sae.config.n),
-                    "source": _digest(vector),
-                    "names": names.indices[row][names.values[row] > 0].tolist() or None,
-                }
-            )
+        metadatas: Any = [
+            {
+                "codes": pack(codes.indices[row], codes.values[row], self._sae.config.n),
+                "source": _digest(vector),
+                # An upsert merges metadata: None deletes an old list. Chroma refuses empty lists.
+                "names": names.indices[row][names.values[row] > 0].tolist() or None,
+            }
+            for row, vector in enumerate(vectors)
+        ]
         self._begin()
-        self._collection.upsert(
-            ids=list(ids),
-            embeddings=self._sae.decode(codes),
-            metadatas=metadatas,  # type: ignore[arg-type]
-        )
+        self._collection.upsert(ids=list(ids), embeddings=self._sae.decode(codes), metadatas=metadatas)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Removes passages; unknown ids are ignored."""

@@ -11,6 +11,15 @@ from sae_steer_retriever.errors import ArtifactError, MissingExtraError
 from sae_steer_retriever.sae.atomic_files import write_files
 
 METRICS_LOG_FILE = "training.jsonl"
+# TensorBoard's names of the figures.
+_CURVES = {
+    "held out/FVU": "fvu",
+    "held out/overlap@10": "overlap",
+    "latents/dead share": "dead",
+    "latents/L0": "l0",
+    "fit/learning rate": "lr",
+    "latents/coherence": "coherence",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,17 +80,12 @@ class MetricsLog(Callback):
     def __init__(self, folder: Path) -> None:
         """Keep the file in `folder` while the fit runs; nothing is read or written before `start`."""
         self._path = folder / METRICS_LOG_FILE
-        self._records: list[Measured] = []
+        self.records: list[Measured] = []
         self._seconds_before = 0.0
-
-    @property
-    def records(self) -> tuple[Measured, ...]:
-        """All measurements, in the order of the steps."""
-        return tuple(self._records)
 
     def to_bytes(self) -> bytes:
         """The file's content."""
-        return b"".join(_line(record) for record in self._records)
+        return b"".join(_line(record) for record in self.records)
 
     def start(self, first: int) -> None:
         """Keep the measurements up to step `first` of an earlier run, and drop the others; a new fit drops all.
@@ -89,8 +93,8 @@ class MetricsLog(Callback):
         Raises:
             ArtifactError: The file cannot be written.
         """
-        self._records = [record for record in _read(self._path) if record.step <= first] if first else []
-        self._seconds_before = self._records[-1].seconds if self._records else 0.0
+        self.records = [record for record in _read(self._path) if record.step <= first] if first else []
+        self._seconds_before = self.records[-1].seconds if self.records else 0.0
         write_files(self._path.parent, {self._path.name: self.to_bytes()})
 
     def measured(self, record: Measured) -> None:
@@ -100,7 +104,7 @@ class MetricsLog(Callback):
             ArtifactError: The disk is full or the file cannot be written.
         """
         record = dataclasses.replace(record, seconds=round(record.seconds + self._seconds_before, 3))
-        self._records.append(record)
+        self.records.append(record)
         try:
             # Appended, not replaced: another program may have the file open, and Windows then forbids replacing it.
             with self._path.open("ab") as stream:
@@ -167,15 +171,8 @@ class ScalarWriter(Callback):
 
     def measured(self, record: Measured) -> None:
         """Write a measurement; a coherence of None is left out."""
-        for name, value in (
-            ("held out/FVU", record.fvu),
-            ("held out/overlap@10", record.overlap),
-            ("latents/dead share", record.dead),
-            ("latents/L0", record.l0),
-            ("fit/learning rate", record.lr),
-            ("latents/coherence", record.coherence),
-        ):
-            if value is not None:
+        for name, figure in _CURVES.items():
+            if (value := getattr(record, figure)) is not None:
                 self._writer.add_scalar(name, value, record.step)
         self._writer.flush()
 

@@ -156,7 +156,7 @@ def fit(
         seconds_labelling=time.monotonic() - fitted_at,
         skipped=tuple(read.skipped),
         advice=advice,
-        measured=metrics_log.records,
+        measured=tuple(metrics_log.records),
         adapted=None if adapted is None or start is None else _adapted(adapted, start, embedded, trainer, labels),
     )
     _save(output, fitted, labels.catalog, report, metrics_log)
