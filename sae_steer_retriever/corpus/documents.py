@@ -44,9 +44,6 @@ class Section(NamedTuple):
 def read_document(path: Path) -> tuple[list[Section], str]:
     """Returns the sections of a file, none of them empty, and a note on how it was read ("" if there is none).
 
-    Args:
-        path: A file whose lower-case suffix is in `DOCUMENT_SUFFIXES`.
-
     Raises:
         UnreadableFileError: It is binary, damaged, encrypted, not permitted, or holds no text.
         MissingExtraError: It needs a package that is not installed (.pdf, .docx: the extra `documents`).
@@ -163,13 +160,11 @@ def _rst_lines(text: str) -> Iterator[_Line]:
 
 def _is_rst_title(lines: list[str], title: int) -> bool:
     """Whether the line below is the underline of line `title`."""
-    return (
-        title + 1 < len(lines)
-        and bool(lines[title].strip())
-        and bool(_RST_UNDERLINE.fullmatch(lines[title + 1]))
-        and not _RST_UNDERLINE.fullmatch(lines[title])
-        and len(lines[title + 1].rstrip()) >= len(lines[title].strip())
-    )
+    if title + 1 >= len(lines):
+        return False
+    line, below = lines[title].strip(), lines[title + 1]
+    underlined = _RST_UNDERLINE.fullmatch(below) and not _RST_UNDERLINE.fullmatch(lines[title])
+    return bool(line and underlined) and len(below.rstrip()) >= len(line)
 
 
 def _pdf_sections(path: Path) -> list[Section]:

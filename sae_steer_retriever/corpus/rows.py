@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sae_steer_retriever.corpus.decoding import DecodedText, UnreadableFileError, clean_text, decode_text, read_bytes
+from sae_steer_retriever.corpus.decoding import UnreadableFileError, clean_text, decode_text, read_bytes
 from sae_steer_retriever.corpus.passage import Scalar
 from sae_steer_retriever.errors import CorpusError, excerpt
 
@@ -51,9 +51,6 @@ class Row(NamedTuple):
 def read_rows(path: Path) -> tuple[Iterator[Row], str]:
     """Returns the rows of a file, also those without a text, and a note on how it was read ("" if there is none).
 
-    Args:
-        path: A file with one of `ROW_SUFFIXES`.
-
     Raises:
         UnreadableFileError: The file cannot be opened or decoded or (while iterating) has no column `text`.
         CorpusError: (while iterating) A row is malformed; the message names the file and the line.
@@ -64,8 +61,8 @@ def read_rows(path: Path) -> tuple[Iterator[Row], str]:
     return (_row(number, fields) for number, fields in json_objects(path, text)), note
 
 
-def read_text(path: Path) -> DecodedText:
-    """Returns the decoded text of a file, unpacked if its name ends in `.gz`.
+def read_text(path: Path) -> tuple[str, str]:
+    """Returns the text of a file, unpacked if its name ends in `.gz`, and a note if its encoding was guessed.
 
     Raises:
         UnreadableFileError: It cannot be opened, unpacked or decoded.

@@ -33,11 +33,7 @@ class Measured:
         step: Steps done.
         seconds: Seconds of fitting so far. Steps that an interrupted run did after its last measurement do not count.
         loss: Loss of this step.
-        fvu: Fraction of variance unexplained on held-out rows.
-        overlap: overlap@10 of held-out queries with reconstructions on both sides: the retention.
-        coherence: Median over features of how alike their strongest passages are; None if no feature has five.
-        dead: Share of latents that no passage activates.
-        l0: Mean number of active latents per passage.
+        fvu, overlap, coherence, dead, l0: The figures of `train.measure.Measurement`.
         lr: Learning rate of this step.
     """
 

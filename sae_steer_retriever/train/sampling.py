@@ -87,10 +87,8 @@ class Sampler:
     def _draw(self, name: str, count: int, step: int, size: int) -> Tensor:
         size = min(size, count)
         number, position = divmod(step, max(1, count // size))
-        known = self._orders.get(name)
-        if known is None or known[0] != number:
+        if name not in self._orders or self._orders[name][0] != number:
             salt = 1 if name == "rows" else 2
             generator = torch.Generator().manual_seed((self._seed * 1_000_003 + number) * 7 + salt)
-            known = (number, torch.randperm(count, generator=generator))
-            self._orders[name] = known
-        return known[1][position * size : (position + 1) * size]
+            self._orders[name] = (number, torch.randperm(count, generator=generator))
+        return self._orders[name][1][position * size : (position + 1) * size]

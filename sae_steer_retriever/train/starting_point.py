@@ -24,13 +24,7 @@ _OF_A_FIT = (*_OF_THE_PARENT, "latents", "loss", "labels_weight", "start_weight"
 
 
 class Parent(NamedTuple):
-    """The SAE that is adapted.
-
-    Attributes:
-        sae: Its weights.
-        catalog: Its features' labels.
-        name: The folder or hub id that was given, or the name of the bundled SAE.
-    """
+    """The SAE that is adapted, its catalog, and its name: the folder or hub id given, or that of the bundled SAE."""
 
     sae: TopKSAE
     catalog: FeatureCatalog
@@ -38,23 +32,16 @@ class Parent(NamedTuple):
 
 
 class StartingPoint(NamedTuple):
-    """How a fit begins.
-
-    Attributes:
-        parent: Folder of the SAE that is adapted; None for a fit from scratch.
-        why: The reason, for a person.
-    """
+    """How a fit begins: the folder of the SAE that is adapted, None for a fit from scratch, and the reason."""
 
     parent: Path | None
     why: str
 
 
 def choose_starting_point(settings: Mapping[str, object], passages: int) -> StartingPoint:
-    """Returns how a fit begins, from the settings and the size of the corpus.
+    """Returns how a fit begins, from the settings that were given and the number of passages.
 
-    Args:
-        settings: The settings that were given: fields of `TrainConfig`; `init` may also be an SAE's folder or hub id.
-        passages: Number of passages.
+    The settings are fields of `TrainConfig`; `init` may also be an SAE's folder or hub id.
 
     Raises:
         ArtifactError: `init` is no known value and no SAE, or no SAE is bundled for the encoder.
