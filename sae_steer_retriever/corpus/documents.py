@@ -26,19 +26,15 @@ _Line = tuple[str, bool]
 
 
 class Section(NamedTuple):
-    """The text below one heading of a document.
+    """The text below one heading of a document, without the heading.
 
-    Attributes:
-        text: The text, without the heading.
-        title: The nearest heading above it, or "".
-        heading: The lines to put before the text: the title, and the headings above it that have no text of their own.
-        page: The page of a paged document, counted from 1.
+    `heading` has the lines to put before the text: the title, and the headings above it that have no text of their own.
     """
 
     text: str
-    title: str = ""
+    title: str = ""  # the nearest heading above the text
     heading: str = ""
-    page: int | None = None
+    page: int | None = None  # of a paged document, counted from 1
 
 
 def read_document(path: Path) -> tuple[list[Section], str]:

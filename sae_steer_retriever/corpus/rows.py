@@ -29,23 +29,14 @@ _JSON_TYPES = {list: "array", str: "string", bool: "boolean", int: "number", flo
 
 
 class Row(NamedTuple):
-    """One row of a file.
+    """One row of a file; an absent title or text is empty."""
 
-    Attributes:
-        line: The line of the file on which it begins, counted from 1.
-        id: Its `_id` or `id`, or None.
-        title: Its `title`, or "".
-        text: Its `text`, or "".
-        metadata: Its other scalar fields; vector stores take no others.
-        fields: The names of all its fields.
-    """
-
-    line: int
-    id: str | None
+    line: int  # of the file on which it begins, counted from 1
+    id: str | None  # `_id` or `id`
     title: str
     text: str
-    metadata: dict[str, Scalar]
-    fields: tuple[str, ...]
+    metadata: dict[str, Scalar]  # its other scalar fields; vector stores take no others
+    fields: tuple[str, ...]  # the names of all its fields
 
 
 def read_rows(path: Path) -> tuple[Iterator[Row], str]:

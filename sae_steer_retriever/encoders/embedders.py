@@ -68,17 +68,12 @@ def unit_rows(vectors: Any, expected_dimension: int, count: int | None = None) -
 
 
 class _WrappedEmbedder:
-    """Embeds with two functions of texts, which add the prefixes."""
+    """Embeds with two functions of texts, which add the prefixes. `spec` has prefixes and pooling if they are known."""
 
     def __init__(
         self, spec: EncoderSpec, queries: Callable[[list[str]], Any], documents: Callable[[list[str]], Any]
     ) -> None:
-        self._spec, self._queries, self._documents = spec, queries, documents
-
-    @property
-    def spec(self) -> EncoderSpec:
-        """The encoder's name and dimension; its prefixes and pooling if they are known."""
-        return self._spec
+        self.spec, self._queries, self._documents = spec, queries, documents
 
     def embed_queries(self, texts: Sequence[str]) -> Array:
         """Returns (batch, d) unit vectors of queries, with the encoder's query prompt."""
@@ -90,12 +85,12 @@ class _WrappedEmbedder:
 
     def _unit_rows(self, embed: Callable[[list[str]], Any], texts: Sequence[str]) -> Array:
         if not len(texts):
-            return np.empty((0, self._spec.dimension), dtype=np.float32)
-        return unit_rows(embed(list(texts)), self._spec.dimension, len(texts))
+            return np.empty((0, self.spec.dimension), dtype=np.float32)
+        return unit_rows(embed(list(texts)), self.spec.dimension, len(texts))
 
 
 class SentenceTransformerEmbedder(_WrappedEmbedder):
-    """An `Embedder` that wraps a sentence-transformers model, with its query and document prompts.
+    """An `Embedder` that wraps a sentence-transformers model, `model`, with its query and document prompts.
 
     Example:
         >>> from sae_steer_retriever import SentenceTransformerEmbedder
@@ -118,22 +113,22 @@ class SentenceTransformerEmbedder(_WrappedEmbedder):
             ArtifactError: The model is neither here nor on the hub, or the packaged weights were altered.
         """
         if isinstance(model, str):
-            self._model, name = load_model(model, device), model
+            self.model, name = load_model(model, device), model
         else:
-            self._model, name = model, _name_of(model)
+            self.model, name = model, _name_of(model)
         self._batch_size = batch_size
         # Fast tokenizers raise "Already borrowed" when threads share one.
         self._lock = threading.Lock()
-        prompts = self._model.prompts or {}
-        dimension = self._model.get_embedding_dimension()
+        prompts = self.model.prompts or {}
+        dimension = self.model.get_embedding_dimension()
         if dimension is None:
-            dimension = len(self._model.encode("dimension"))
+            dimension = len(self.model.encode("dimension"))
         spec = EncoderSpec(
             name=name,
             dimension=int(dimension),
             query_prefix=prompts.get("query") or "",
             document_prefix=prompts.get("document") or prompts.get("passage") or "",
-            pooling=_pooling_of(self._model),
+            pooling=_pooling_of(self.model),
             revision=folder_revision(Path(name)) if isinstance(model, str) and Path(name).is_dir() else None,
         )
         super().__init__(
@@ -142,14 +137,9 @@ class SentenceTransformerEmbedder(_WrappedEmbedder):
             lambda texts: self._encode(texts, spec.document_prefix),
         )
 
-    @property
-    def model(self) -> SentenceTransformer:
-        """The sentence-transformers model itself."""
-        return self._model
-
     def _encode(self, texts: list[str], prefix: str) -> Any:
         with self._lock:
-            return self._model.encode(
+            return self.model.encode(
                 texts, prompt=prefix, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
             )
 
@@ -200,8 +190,7 @@ class LlamaIndexEmbedder(_AdaptedEmbedder):
             name: The encoder's name; read from `model_name` if not given.
         """
         given = getattr(embed_model, "model_name", None)
-        if given == "unknown":  # BaseEmbedding's own default
-            given = None
+        given = None if given == "unknown" else given  # BaseEmbedding's own default
         name = name or given or f"llama_index:{type(embed_model).__name__}"
         super().__init__(name, embed_model.get_query_embedding, embed_model.get_text_embedding_batch)
 
@@ -240,10 +229,7 @@ def as_embedder(source: Any) -> Embedder:  # noqa: ANN401 - the point of this fu
 
 
 def bundled_for(embedding: Any = None) -> Path:  # noqa: ANN401 - see as_embedder
-    """Returns the folder of the bundled SAE for an encoder; for all-MiniLM-L6-v2 if None is given.
-
-    Args:
-        embedding: Anything that `as_embedder` takes.
+    """Returns the folder of the bundled SAE for an encoder, anything that `as_embedder` takes.
 
     Raises:
         ArtifactError: No SAE is bundled for it.

@@ -47,12 +47,9 @@ class CachedEmbedder:
     """
 
     def __init__(self, embedder: Embedder, folder: Path | None = None, *, progress: bool = False) -> None:
-        """Wrap `embedder`.
+        """Wrap `embedder`, which embeds the texts that are not in the cache yet.
 
-        Args:
-            embedder: Embeds the texts that are not in the cache yet.
-            folder: The cache's folder; under `cache_root()` if not given.
-            progress: Whether to show a progress bar on stderr while embedding.
+        The cache is in `folder`, or under `cache_root()`. `progress` shows a bar on stderr while embedding.
 
         Raises:
             ArtifactError: The folder cannot be made.

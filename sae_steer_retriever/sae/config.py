@@ -170,11 +170,8 @@ class SAEConfig:
     def with_k(self, k: int) -> SAEConfig:
         """Returns the settings of the same dictionary at another K.
 
-        Args:
-            k: At least `k_labels`, at most `n` and `refine_candidates`.
-
         Raises:
-            ValueError: `k` is out of range.
+            ValueError: `k` is below `k_labels`, or above `n` or `refine_candidates`.
         """
         return dataclasses.replace(self, k=k, fitted_k=self.fitted_k or self.k)
 

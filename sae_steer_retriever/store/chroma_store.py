@@ -54,7 +54,12 @@ class ChromaStore(StoreReader):
     def __init__(
         self, client: ClientAPI, documents: Collection, sae: TopKSAE, *, sae_location: str | None = None
     ) -> None:
-        """Opens the sidecar of a collection, and creates it if it is absent. Use `open` or `from_collection`."""
+        """Opens the sidecar of a collection, and creates it if it is absent. Use `open` or `from_collection`.
+
+        Raises:
+            MismatchError: The collection holds vectors of another encoder, or the sidecar is another SAE's.
+            StoreError: The collection is itself a sidecar, or Chroma does not answer.
+        """
         self._sae_location = sae_location
         super().__init__(client, documents, sae)
 
@@ -247,8 +252,6 @@ class ChromaStore(StoreReader):
         with translated("detaching"):
             self._live_index.remove()
             self._client.delete_collection(self.sidecar.name)
-
-    # -- inside -------------------------------------------------------------------------------------------------------
 
     def _open_sidecar(self) -> Sidecar:
         return Sidecar(self._client, self.documents.name, self.sae, sae_location=self._sae_location)

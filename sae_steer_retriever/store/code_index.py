@@ -26,11 +26,9 @@ _REMEMBERED_BYTES = 64 * 2**20
 
 
 class StoredVectors(NamedTuple):
-    """The documents' vectors in score space: `vectors @ q + offsets` are the scores of a unit query `q`.
+    """The documents' vectors in score space: `vectors @ q + offsets` are the (N,) scores of a unit query `q`.
 
-    Attributes:
-        vectors: (N, d) float32, may be memory-mapped. The row of a deleted passage is NaN.
-        offsets: (N,) float32.
+    The (N, d) vectors may be memory-mapped. The row of a deleted passage is NaN.
     """
 
     vectors: NDArray[np.float32]

@@ -160,8 +160,6 @@ class DocumentCollection:
         for ids, embeddings in self._vector_pages(size):
             yield ids, *self._in_score_space(embeddings)
 
-    # -- inside -------------------------------------------------------------------------------------------------------
-
     @translated("searching")
     def _query(self, vector: Array, k: int, where: Metadata | None, include: list[str]) -> tuple[Neighbours, Any]:
         found = self.documents.query(

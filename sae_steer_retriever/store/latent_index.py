@@ -20,12 +20,7 @@ _TILE = 4096
 
 
 class LatentHits(NamedTuple):
-    """The passages that one query has found, best first.
-
-    Attributes:
-        rows: The passages' rows.
-        scores: (len(rows),) by the index's similarity.
-    """
+    """The rows of the passages that one query has found, best first, and their scores by the index's similarity."""
 
     rows: NDArray[np.int64]
     scores: Array
@@ -111,11 +106,7 @@ class LatentIndex:
         """Returns the hits of each query: the passages with the most similar codes.
 
         Only passages with a score above 0 are found, so there may be fewer than `k`. Equal scores are in row order.
-
-        Args:
-            codes: (batch, K) the queries' codes, as the SAE gives them.
-            k: Number of passages per query.
-            allowed: (N,) the passages that may be found; all if None.
+        The (batch, K) codes are as the SAE gives them; `allowed`, (N,), limits the passages that may be found.
 
         Raises:
             MismatchError: A latent is not below `n`.

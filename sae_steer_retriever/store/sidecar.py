@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,11 +33,7 @@ class SidecarReader:
     Each item has the id of its passage, the reconstructed embedding as its vector, and as metadata: `codes` (packed),
     `names` (the label latents, a list that Chroma can filter on) and `source` (a digest of the embedding that was
     encoded, so that a changed embedding is noticed). The collection's metadata hold the SAE's fingerprint and K, and
-    the generation ("stamp"), which changes with every write.
-
-    Attributes:
-        source: Name of the documents collection.
-        name: Name of the sidecar collection.
+    the generation ("stamp"), which changes with every write. `source` names the documents collection.
     """
 
     def __init__(self, client: ClientAPI, name: str, sae: TopKSAE, collection: Collection | None) -> None:
@@ -178,13 +175,13 @@ class Sidecar(SidecarReader):
             yield self._collection.get(limit=_PAGE, offset=offset, include=[])["ids"]
 
 
+@dataclasses.dataclass
 class SidecarWriter:
     """Writes codes and reconstructions; made by `Sidecar.writing`."""
 
-    def __init__(self, collection: Collection, sae: TopKSAE) -> None:
-        self._collection = collection
-        self._sae = sae
-        self._began = False
+    _collection: Collection
+    _sae: TopKSAE
+    _began: bool = False
 
     def write(self, ids: Sequence[str], vectors: Array) -> None:
         """Encodes (batch, d) unit vectors of passages and stores their codes and reconstructions."""

@@ -30,11 +30,6 @@ class StoreReader(DocumentCollection):
     """A documents collection and its sidecar, opened for reading.
 
     A collection without a sidecar can be read, too: passages are encoded when their codes are needed.
-
-    Attributes:
-        documents: The documents collection.
-        sae: The SAE.
-        sidecar: The sidecar collection.
     """
 
     def __init__(self, client: ClientAPI, documents: Collection, sae: TopKSAE) -> None:
@@ -113,9 +108,9 @@ class StoreReader(DocumentCollection):
         return Neighbours(found, scores.astype(np.float64))
 
     def codes(self, ids: Sequence[str]) -> Codes[NDArray[Any]]:
-        """Returns the (len(ids), K) codes of passages.
+        """Returns the (len(ids), K) codes of passages, encoded from their vectors if they have no sidecar row.
 
-        Passages without a sidecar row are encoded from their vectors. A deleted passage has an empty code.
+        A deleted passage has an empty code.
 
         Raises:
             StoreError: The store does not answer.

@@ -27,25 +27,18 @@ class Measured:
     """One measurement during a fit.
 
     FVU and retention are those of the encoder's TopK, without the refinement. The finished SAE is measured with its
-    refinement and scores better.
-
-    Attributes:
-        step: Steps done.
-        seconds: Seconds of fitting so far. Steps that an interrupted run did after its last measurement do not count.
-        loss: Loss of this step.
-        fvu, overlap, coherence, dead, l0: The figures of `train.measure.Measurement`.
-        lr: Learning rate of this step.
+    refinement and scores better. `fvu`, `overlap`, `coherence`, `dead` and `l0` are those of `measure.Measurement`.
     """
 
-    step: int
-    seconds: float
-    loss: float
+    step: int  # steps done
+    seconds: float  # of fitting so far, without the steps that an interrupted run did after its last measurement
+    loss: float  # of this step
     fvu: float
     overlap: float
     coherence: float | None
     dead: float
     l0: float
-    lr: float
+    lr: float  # learning rate of this step
 
 
 class Callback:
@@ -94,11 +87,7 @@ class MetricsLog(Callback):
         write_files(self._path.parent, {self._path.name: self.to_bytes()})
 
     def measured(self, record: Measured) -> None:
-        """Append a measurement to the file.
-
-        Raises:
-            ArtifactError: The disk is full or the file cannot be written.
-        """
+        """Append a measurement to the file; an ArtifactError says that it cannot be written."""
         record = dataclasses.replace(record, seconds=round(record.seconds + self._seconds_before, 3))
         self.records.append(record)
         try:
@@ -140,12 +129,7 @@ class ScalarWriter(Callback):
     """Writes the loss of every step, and every measurement, as scalars for TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
-        """Check that TensorBoard is installed, and make `folder` for the event files.
-
-        Raises:
-            MissingExtraError: TensorBoard is not installed.
-            ArtifactError: The folder cannot be made.
-        """
+        """Make `folder` for the event files; a MissingExtraError says that TensorBoard is not installed."""
         require_tensorboard()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -158,8 +142,7 @@ class ScalarWriter(Callback):
         """Open the event file; TensorBoard drops what an earlier run wrote after step `first`."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        new_writer: Any = SummaryWriter  # torch has left its methods untyped
-        self._writer = new_writer(str(self._folder), purge_step=first + 1)
+        self._writer = SummaryWriter(str(self._folder), purge_step=first + 1)
 
     def step(self, done: int, loss: float) -> None:
         """Write the loss."""
@@ -178,11 +161,7 @@ class ScalarWriter(Callback):
 
 
 def require_tensorboard() -> None:
-    """Check that TensorBoard is installed.
-
-    Raises:
-        MissingExtraError: It is not.
-    """
+    """Raises a MissingExtraError if TensorBoard is not installed."""
     try:
         import torch.utils.tensorboard.writer  # noqa: F401
     except ImportError as error:

@@ -61,10 +61,7 @@ class Checkpoint:
         self._saved_at = time.monotonic()
 
     def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Restore a saved state, if `resume` was set and there is one.
-
-        Returns:
-            The number of steps already done.
+        """Returns the number of steps already done, after restoring a saved state if there is one and `resume` is set.
 
         Raises:
             ArtifactError: The state is damaged, or belongs to a fit with other settings or other data.

@@ -22,19 +22,12 @@ IMPROVEMENT = 0.002
 
 
 class HeldOut(NamedTuple):
-    """Data that a fit is measured on.
+    """Data that a fit is measured on."""
 
-    Attributes:
-        rows: (M, d) rows that were not fitted.
-        queries: (Q, d) queries that were not fitted; their lists are searched among `documents`.
-        documents: (N, d) the passages to search.
-        nearest: (Q, 10) each query's nearest passages in the original space.
-    """
-
-    rows: Array
-    queries: Array
-    documents: Array
-    nearest: NDArray[np.int64]
+    rows: Array  # (M, d) rows that were not fitted
+    queries: Array  # (Q, d) queries that were not fitted
+    documents: Array  # (N, d) the passages to search
+    nearest: NDArray[np.int64]  # (Q, 10) each query's nearest passages in the original space
 
 
 @dataclasses.dataclass(frozen=True)

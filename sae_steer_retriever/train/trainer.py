@@ -48,22 +48,16 @@ _STATISTICS_ROWS, _TILE = 200_000, 65_536
 class Fit(NamedTuple):
     """The outcome of a fit.
 
-    Attributes:
-        sae: The SAE.
-        measurement: Held-out quality of the best state before the held-out rows joined, with the refinement of the
-            SAE's config. Measurements during the fit leave the refinement out.
-        train_fvu: FVU on fitted rows, at the end.
-        variance: E|x - mu|^2 over the rows.
-        temperature: Temperature of the relative KL.
-        steps: Steps done; fewer than planned if the fit ended early.
+    The measurement is of the best state before the held-out rows joined, with the refinement of the SAE's config.
+    Measurements during the fit leave the refinement out.
     """
 
     sae: TopKSAE
     measurement: Measurement
-    train_fvu: float
-    variance: float
-    temperature: float
-    steps: int
+    train_fvu: float  # on fitted rows, at the end
+    variance: float  # E|x - mu|^2 over the rows
+    temperature: float  # of the relative KL
+    steps: int  # done; fewer than planned if the fit ended early
 
 
 class Trainer:
