@@ -90,10 +90,6 @@ def _sections(lines: Iterable[_Line]) -> list[Section]:
     return sections
 
 
-def _plain_lines(text: str) -> Iterator[_Line]:
-    return ((line, False) for line in text.split("\n"))
-
-
 def _markdown_lines(text: str) -> Iterator[_Line]:
     """ATX (`## x`) and underlined headings, outside of fenced code. Of YAML front matter only the title is kept."""
     lines = text.split("\n")
@@ -207,7 +203,7 @@ def _docx_lines(path: Path) -> Iterator[_Line]:
 
 
 _TEXT_FORMATS: dict[str, Callable[[str], Iterable[_Line]]] = {
-    ".txt": _plain_lines,
+    ".txt": lambda text: ((line, False) for line in text.split("\n")),
     ".md": _markdown_lines,
     ".rst": _rst_lines,
     ".html": html_lines,

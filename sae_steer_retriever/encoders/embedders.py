@@ -112,36 +112,30 @@ class SentenceTransformerEmbedder(_WrappedEmbedder):
         Raises:
             ArtifactError: The model is neither here nor on the hub, or the packaged weights were altered.
         """
-        if isinstance(model, str):
-            self.model, name = load_model(model, device), model
-        else:
-            self.model, name = model, _name_of(model)
-        self._batch_size = batch_size
-        # Fast tokenizers raise "Already borrowed" when threads share one.
-        self._lock = threading.Lock()
-        prompts = self.model.prompts or {}
-        dimension = self.model.get_embedding_dimension()
+        loaded = load_model(model, device) if isinstance(model, str) else model
+        name = model if isinstance(model, str) else _name_of(model)
+        self.model = loaded
+        prompts = loaded.prompts or {}
+        dimension = loaded.get_embedding_dimension()
         if dimension is None:
-            dimension = len(self.model.encode("dimension"))
+            dimension = len(loaded.encode("dimension"))
         spec = EncoderSpec(
             name=name,
             dimension=int(dimension),
             query_prefix=prompts.get("query") or "",
             document_prefix=prompts.get("document") or prompts.get("passage") or "",
-            pooling=_pooling_of(self.model),
+            pooling=_pooling_of(loaded),
             revision=folder_revision(Path(name)) if isinstance(model, str) and Path(name).is_dir() else None,
         )
-        super().__init__(
-            spec,
-            lambda texts: self._encode(texts, spec.query_prefix),
-            lambda texts: self._encode(texts, spec.document_prefix),
-        )
+        lock = threading.Lock()  # fast tokenizers raise "Already borrowed" when threads share one
 
-    def _encode(self, texts: list[str], prefix: str) -> Any:
-        with self._lock:
-            return self.model.encode(
-                texts, prompt=prefix, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
-            )
+        def encode(prompt: str, texts: list[str]) -> Any:
+            with lock:
+                return loaded.encode(
+                    texts, prompt=prompt, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True
+                )
+
+        super().__init__(spec, partial(encode, spec.query_prefix), partial(encode, spec.document_prefix))
 
 
 class _AdaptedEmbedder(_WrappedEmbedder):
@@ -229,7 +223,7 @@ def as_embedder(source: Any) -> Embedder:  # noqa: ANN401 - the point of this fu
 
 
 def bundled_for(embedding: Any = None) -> Path:  # noqa: ANN401 - see as_embedder
-    """Returns the folder of the bundled SAE for an encoder, anything that `as_embedder` takes.
+    """Returns the folder of the bundled SAE for an encoder, anything that `as_embedder` takes; None: all-MiniLM-L6-v2.
 
     Raises:
         ArtifactError: No SAE is bundled for it.

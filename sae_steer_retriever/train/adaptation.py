@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_steer_retriever.sae.config import SAEConfig
@@ -87,7 +86,9 @@ def adapted_start(parent: TopKSAE, rows: Rows, live: int, config: TrainConfig) -
     )
     centred = TopKSAE(parent.W_enc, parent.b_enc, parent.W_dec, sample.mean(dim=0), sae_config)
     added = round(_ADDED_SHARE * live)
-    ids = _most_used(centred, sample.numpy(), live - added)
+    codes = centred.encode(sample.numpy())
+    used = np.bincount(codes.indices.ravel(), weights=codes.values.ravel() ** 2, minlength=parent.config.n)
+    ids = torch.from_numpy(np.sort(np.argsort(-used, kind="stable")[: live - added]))
     some = dataclasses.replace(sae_config, n=len(ids), refine_candidates=_candidates(parent, len(ids)))
     sae = TopKSAE(centred.W_enc[ids], centred.b_enc[ids], centred.W_dec[ids], centred.b_dec, some)
     if not added:
@@ -103,13 +104,6 @@ def adapted_start(parent: TopKSAE, rows: Rows, live: int, config: TrainConfig) -
         dataclasses.replace(some, n=len(ids) + added, refine_candidates=_candidates(parent, len(ids) + added)),
     )
     return Start(extended, torch.cat([ids, parent.config.n + torch.arange(added)]), parent)
-
-
-def _most_used(sae: TopKSAE, rows: NDArray[Any], most: int) -> Tensor:
-    """(most,) ids, ascending."""
-    codes = sae.encode(rows)
-    used = np.bincount(codes.indices.ravel(), weights=codes.values.ravel() ** 2, minlength=sae.config.n)
-    return torch.from_numpy(np.sort(np.argsort(-used, kind="stable")[:most]))
 
 
 def _candidates(parent: TopKSAE, live: int) -> int | None:
