@@ -72,7 +72,7 @@ def read_labelled_corpus(path: Path, *, limit: int | None = None, seed: int = 0)
         CorpusError: The file cannot be read, a row is malformed, or no row has both a text and a label.
     """
     try:
-        text = read_text(path).text
+        text = read_text(path)[0]
     except UnreadableFileError as error:
         raise CorpusError(f"cannot read {path}: {error}") from error
     rows: dict[str, tuple[str, frozenset[str]]] = {}
@@ -161,7 +161,7 @@ def read_questions(path: Path) -> tuple[str, ...]:
         CorpusError: The file cannot be read, or holds fewer than two questions.
     """
     try:
-        lines = read_text(path).text.splitlines()
+        lines = read_text(path)[0].splitlines()
     except UnreadableFileError as error:
         raise CorpusError(f"cannot read the questions {path}: {error}") from error
     found = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))

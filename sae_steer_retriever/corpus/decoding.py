@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from sae_steer_retriever.errors import CorpusError
 
@@ -21,13 +20,6 @@ class UnreadableFileError(CorpusError):
     """One file gives no text. In a folder the file is skipped and the message is the reason."""
 
 
-class DecodedText(NamedTuple):
-    """The text of a file, and a note if its encoding was guessed."""
-
-    text: str
-    note: str = ""
-
-
 def read_bytes(path: Path) -> bytes:
     """Returns the content of a file.
 
@@ -40,12 +32,11 @@ def read_bytes(path: Path) -> bytes:
         raise UnreadableFileError(f"it cannot be opened: {error.strerror or error}") from error
 
 
-def decode_text(data: bytes, *, declared_in_html: bool = False) -> DecodedText:
-    """Returns the text of a file: by its byte order mark, else as UTF-8, else (with a note) as cp1252 or latin-1.
+def decode_text(data: bytes, *, declared_in_html: bool = False) -> tuple[str, str]:
+    """Returns the text of a file, and a note if its encoding was guessed ("" if not).
 
-    Args:
-        data: The content of the file.
-        declared_in_html: Whether a `charset=` near the beginning names the encoding of a file that is not UTF-8.
+    The text is decoded by its byte order mark, else as UTF-8, else, if `declared_in_html`, by a `charset=` near the
+    beginning, else as cp1252 or latin-1.
 
     Raises:
         UnreadableFileError: The content is binary: it has NUL bytes and is neither UTF-16 nor UTF-32.
@@ -53,7 +44,7 @@ def decode_text(data: bytes, *, declared_in_html: bool = False) -> DecodedText:
     for mark, encoding in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
             try:
-                return DecodedText(clean_text(data.decode(encoding)))
+                return clean_text(data.decode(encoding)), ""
             except UnicodeDecodeError as error:
                 if encoding != "utf-8-sig":
                     raise UnreadableFileError(
@@ -62,7 +53,7 @@ def decode_text(data: bytes, *, declared_in_html: bool = False) -> DecodedText:
     if b"\0" in data:
         raise UnreadableFileError("it is a binary file (it contains NUL bytes)")
     try:
-        return DecodedText(clean_text(data.decode("utf-8")))
+        return clean_text(data.decode("utf-8")), ""
     except UnicodeDecodeError as error:
         reason = f"not UTF-8 (byte 0x{data[error.start]:02x} at offset {error.start})"
     declared = re.search(rb"charset=[\"']?([\w.:-]+)", data[:4096], re.IGNORECASE) if declared_in_html else None
@@ -72,7 +63,7 @@ def decode_text(data: bytes, *, declared_in_html: bool = False) -> DecodedText:
             break
         except (UnicodeDecodeError, LookupError):  # never with latin-1
             continue
-    return DecodedText(clean_text(text), f"read as {encoding}: {reason}")
+    return clean_text(text), f"read as {encoding}: {reason}"
 
 
 def clean_text(text: str) -> str:

@@ -26,26 +26,19 @@ _Line = tuple[str, bool]
 
 
 class Section(NamedTuple):
-    """The text below one heading of a document.
+    """The text below one heading of a document, without the heading.
 
-    Attributes:
-        text: The text, without the heading.
-        title: The nearest heading above it, or "".
-        heading: The lines to put before the text: the title, and the headings above it that have no text of their own.
-        page: The page of a paged document, counted from 1.
+    `heading` has the lines to put before the text: the title, and the headings above it that have no text of their own.
     """
 
     text: str
-    title: str = ""
+    title: str = ""  # the nearest heading above the text
     heading: str = ""
-    page: int | None = None
+    page: int | None = None  # of a paged document, counted from 1
 
 
 def read_document(path: Path) -> tuple[list[Section], str]:
     """Returns the sections of a file, none of them empty, and a note on how it was read ("" if there is none).
-
-    Args:
-        path: A file whose lower-case suffix is in `DOCUMENT_SUFFIXES`.
 
     Raises:
         UnreadableFileError: It is binary, damaged, encrypted, not permitted, or holds no text.
@@ -95,10 +88,6 @@ def _sections(lines: Iterable[_Line]) -> list[Section]:
     if headings and not sections:
         sections.append(Section("\n".join(headings), headings[-1]))
     return sections
-
-
-def _plain_lines(text: str) -> Iterator[_Line]:
-    return ((line, False) for line in text.split("\n"))
 
 
 def _markdown_lines(text: str) -> Iterator[_Line]:
@@ -163,13 +152,11 @@ def _rst_lines(text: str) -> Iterator[_Line]:
 
 def _is_rst_title(lines: list[str], title: int) -> bool:
     """Whether the line below is the underline of line `title`."""
-    return (
-        title + 1 < len(lines)
-        and bool(lines[title].strip())
-        and bool(_RST_UNDERLINE.fullmatch(lines[title + 1]))
-        and not _RST_UNDERLINE.fullmatch(lines[title])
-        and len(lines[title + 1].rstrip()) >= len(lines[title].strip())
-    )
+    if title + 1 >= len(lines):
+        return False
+    line, below = lines[title].strip(), lines[title + 1]
+    underlined = _RST_UNDERLINE.fullmatch(below) and not _RST_UNDERLINE.fullmatch(lines[title])
+    return bool(line and underlined) and len(below.rstrip()) >= len(line)
 
 
 def _pdf_sections(path: Path) -> list[Section]:
@@ -216,7 +203,7 @@ def _docx_lines(path: Path) -> Iterator[_Line]:
 
 
 _TEXT_FORMATS: dict[str, Callable[[str], Iterable[_Line]]] = {
-    ".txt": _plain_lines,
+    ".txt": lambda text: ((line, False) for line in text.split("\n")),
     ".md": _markdown_lines,
     ".rst": _rst_lines,
     ".html": html_lines,

@@ -62,11 +62,8 @@ def query_texts(
     random if there are too many. No text is returned twice, letter case aside. A passage that has neither a title nor
     sentences (text without punctuation) gives windows of up to 150 characters.
 
-    Args:
-        passages: The passages.
-        limit: Most texts altogether; a seeded sample if there are more. None: no limit.
-        seed: Seed of every random choice. The texts drawn from one passage do not depend on the others.
-        per_passage: Most texts of one passage, its title included.
+    `per_passage` limits the texts of one passage, its title included, and `limit` all texts: if there are more, they
+    are a seeded sample. The texts drawn from one passage do not depend on the others.
     """
     seen: set[str] = set()
     found = [

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sae_steer_retriever.corpus.decoding import DecodedText, UnreadableFileError, clean_text, decode_text, read_bytes
+from sae_steer_retriever.corpus.decoding import UnreadableFileError, clean_text, decode_text, read_bytes
 from sae_steer_retriever.corpus.passage import Scalar
 from sae_steer_retriever.errors import CorpusError, excerpt
 
@@ -29,30 +29,18 @@ _JSON_TYPES = {list: "array", str: "string", bool: "boolean", int: "number", flo
 
 
 class Row(NamedTuple):
-    """One row of a file.
+    """One row of a file; an absent title or text is empty."""
 
-    Attributes:
-        line: The line of the file on which it begins, counted from 1.
-        id: Its `_id` or `id`, or None.
-        title: Its `title`, or "".
-        text: Its `text`, or "".
-        metadata: Its other scalar fields; vector stores take no others.
-        fields: The names of all its fields.
-    """
-
-    line: int
-    id: str | None
+    line: int  # of the file on which it begins, counted from 1
+    id: str | None  # `_id` or `id`
     title: str
     text: str
-    metadata: dict[str, Scalar]
-    fields: tuple[str, ...]
+    metadata: dict[str, Scalar]  # its other scalar fields; vector stores take no others
+    fields: tuple[str, ...]  # the names of all its fields
 
 
 def read_rows(path: Path) -> tuple[Iterator[Row], str]:
     """Returns the rows of a file, also those without a text, and a note on how it was read ("" if there is none).
-
-    Args:
-        path: A file with one of `ROW_SUFFIXES`.
 
     Raises:
         UnreadableFileError: The file cannot be opened or decoded or (while iterating) has no column `text`.
@@ -64,8 +52,8 @@ def read_rows(path: Path) -> tuple[Iterator[Row], str]:
     return (_row(number, fields) for number, fields in json_objects(path, text)), note
 
 
-def read_text(path: Path) -> DecodedText:
-    """Returns the decoded text of a file, unpacked if its name ends in `.gz`.
+def read_text(path: Path) -> tuple[str, str]:
+    """Returns the text of a file, unpacked if its name ends in `.gz`, and a note if its encoding was guessed.
 
     Raises:
         UnreadableFileError: It cannot be opened, unpacked or decoded.

@@ -19,12 +19,7 @@ def split_text(text: str, size: int, overlap: int = 0) -> list[str]:
     `langchain_text_splitters.RecursiveCharacterTextSplitter` does the work within bounds, because its time grows with
     the square of `size` if the parts that it merges are very short (words, one-letter lines). A very long text is cut
     into blocks first. Blocks of very short parts, and text without paragraphs, sentences or lines, are cut here in
-    linear time.
-
-    Args:
-        text: The text.
-        size: Most characters of a piece.
-        overlap: Characters that a piece repeats of the one before, as far as the boundaries allow.
+    linear time. A piece repeats `overlap` characters of the one before, as far as the boundaries allow.
 
     Raises:
         MissingExtraError: The text is longer than `size` and the extra `langchain` is not installed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -67,23 +68,29 @@ def unit_rows(vectors: Any, expected_dimension: int, count: int | None = None) -
 
 
 class _WrappedEmbedder:
-    """The common part of the embedders below."""
+    """Embeds with two functions of texts, which add the prefixes. `spec` has prefixes and pooling if they are known."""
 
-    _spec: EncoderSpec
+    def __init__(
+        self, spec: EncoderSpec, queries: Callable[[list[str]], Any], documents: Callable[[list[str]], Any]
+    ) -> None:
+        self.spec, self._queries, self._documents = spec, queries, documents
 
-    @property
-    def spec(self) -> EncoderSpec:
-        """The encoder's name and dimension; its prefixes and pooling if they are known."""
-        return self._spec
+    def embed_queries(self, texts: Sequence[str]) -> Array:
+        """Returns (batch, d) unit vectors of queries, with the encoder's query prompt."""
+        return self._unit_rows(self._queries, texts)
 
-    def _unit_rows(self, embed: Callable[[], Any], texts: Sequence[str]) -> Array:
+    def embed_documents(self, texts: Sequence[str]) -> Array:
+        """Returns (batch, d) unit vectors of documents, with the encoder's document prompt."""
+        return self._unit_rows(self._documents, texts)
+
+    def _unit_rows(self, embed: Callable[[list[str]], Any], texts: Sequence[str]) -> Array:
         if not len(texts):
-            return np.empty((0, self._spec.dimension), dtype=np.float32)
-        return unit_rows(embed(), self._spec.dimension, len(texts))
+            return np.empty((0, self.spec.dimension), dtype=np.float32)
+        return unit_rows(embed(list(texts)), self.spec.dimension, len(texts))
 
 
 class SentenceTransformerEmbedder(_WrappedEmbedder):
-    """An `Embedder` that wraps a sentence-transformers model, with its query and document prompts.
+    """An `Embedder` that wraps a sentence-transformers model, `model`, with its query and document prompts.
 
     Example:
         >>> from sae_steer_retriever import SentenceTransformerEmbedder
@@ -105,62 +112,37 @@ class SentenceTransformerEmbedder(_WrappedEmbedder):
         Raises:
             ArtifactError: The model is neither here nor on the hub, or the packaged weights were altered.
         """
-        if isinstance(model, str):
-            self._model, name = load_model(model, device), model
-        else:
-            self._model, name = model, _name_of(model)
-        self._batch_size = batch_size
-        # Fast tokenizers raise "Already borrowed" when threads share one.
-        self._lock = threading.Lock()
-        prompts = self._model.prompts or {}
-        dimension = self._model.get_embedding_dimension()
+        loaded = load_model(model, device) if isinstance(model, str) else model
+        name = model if isinstance(model, str) else _name_of(model)
+        self.model = loaded
+        prompts = loaded.prompts or {}
+        dimension = loaded.get_embedding_dimension()
         if dimension is None:
-            dimension = len(self._model.encode("dimension"))
-        self._spec = EncoderSpec(
+            dimension = len(loaded.encode("dimension"))
+        spec = EncoderSpec(
             name=name,
             dimension=int(dimension),
             query_prefix=prompts.get("query") or "",
             document_prefix=prompts.get("document") or prompts.get("passage") or "",
-            pooling=_pooling_of(self._model),
+            pooling=_pooling_of(loaded),
             revision=folder_revision(Path(name)) if isinstance(model, str) and Path(name).is_dir() else None,
         )
+        lock = threading.Lock()  # fast tokenizers raise "Already borrowed" when threads share one
 
-    @property
-    def model(self) -> SentenceTransformer:
-        """The sentence-transformers model itself."""
-        return self._model
+        def encode(prompt: str, texts: list[str]) -> Any:
+            with lock:
+                return loaded.encode(
+                    texts, prompt=prompt, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True
+                )
 
-    def embed_queries(self, texts: Sequence[str]) -> Array:
-        """Returns (batch, d) unit vectors of queries, with the model's query prompt."""
-        return self._unit_rows(lambda: self._encode(texts, self._spec.query_prefix), texts)
-
-    def embed_documents(self, texts: Sequence[str]) -> Array:
-        """Returns (batch, d) unit vectors of documents, with the model's document prompt."""
-        return self._unit_rows(lambda: self._encode(texts, self._spec.document_prefix), texts)
-
-    def _encode(self, texts: Sequence[str], prefix: str) -> Any:
-        with self._lock:
-            return self._model.encode(
-                list(texts), prompt=prefix, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
-            )
+        super().__init__(spec, partial(encode, spec.query_prefix), partial(encode, spec.document_prefix))
 
 
 class _AdaptedEmbedder(_WrappedEmbedder):
     """Embeds with two functions of another framework's object, which knows its own prefixes."""
 
-    def __init__(
-        self, name: str, embed_query: Callable[[str], Any], embed_documents: Callable[[list[str]], Any]
-    ) -> None:
-        self._embed_query, self._embed_documents = embed_query, embed_documents
-        self._spec = EncoderSpec(name=name, dimension=len(embed_query("dimension")))
-
-    def embed_queries(self, texts: Sequence[str]) -> Array:
-        """Returns (batch, d) unit vectors of queries."""
-        return self._unit_rows(lambda: [self._embed_query(text) for text in texts], texts)
-
-    def embed_documents(self, texts: Sequence[str]) -> Array:
-        """Returns (batch, d) unit vectors of documents."""
-        return self._unit_rows(lambda: self._embed_documents(list(texts)), texts)
+    def __init__(self, name: str, query: Callable[[str], Any], documents: Callable[[list[str]], Any]) -> None:
+        super().__init__(EncoderSpec(name, dimension=len(query("dimension"))), partial(_each, query), documents)
 
 
 class LangChainEmbedder(_AdaptedEmbedder):
@@ -202,8 +184,7 @@ class LlamaIndexEmbedder(_AdaptedEmbedder):
             name: The encoder's name; read from `model_name` if not given.
         """
         given = getattr(embed_model, "model_name", None)
-        if given == "unknown":  # BaseEmbedding's own default
-            given = None
+        given = None if given == "unknown" else given  # BaseEmbedding's own default
         name = name or given or f"llama_index:{type(embed_model).__name__}"
         super().__init__(name, embed_model.get_query_embedding, embed_model.get_text_embedding_batch)
 
@@ -242,10 +223,7 @@ def as_embedder(source: Any) -> Embedder:  # noqa: ANN401 - the point of this fu
 
 
 def bundled_for(embedding: Any = None) -> Path:  # noqa: ANN401 - see as_embedder
-    """Returns the folder of the bundled SAE for an encoder; for all-MiniLM-L6-v2 if None is given.
-
-    Args:
-        embedding: Anything that `as_embedder` takes.
+    """Returns the folder of the bundled SAE for an encoder, anything that `as_embedder` takes; None: all-MiniLM-L6-v2.
 
     Raises:
         ArtifactError: No SAE is bundled for it.
@@ -254,6 +232,10 @@ def bundled_for(embedding: Any = None) -> Path:  # noqa: ANN401 - see as_embedde
         return require_bundled(DEFAULT_MODEL)
     # A name is looked up before a model is loaded.
     return require_bundled(str(embedding) if isinstance(embedding, str | Path) else as_embedder(embedding).spec.name)
+
+
+def _each(embed: Callable[[str], Any], texts: list[str]) -> list[Any]:
+    return [embed(text) for text in texts]
 
 
 def _name_of(model: SentenceTransformer) -> str:

@@ -18,7 +18,6 @@ from sae_steer_retriever.encoders.cache_root import CACHE_VARIABLE, cache_root
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import ArtifactError, MismatchError
 from sae_steer_retriever.sae.codes import Array
-from sae_steer_retriever.sae.config import EncoderSpec
 from sae_steer_retriever.sae.malloc import keep_large_buffers
 
 _DIGEST_BYTES = 16
@@ -48,17 +47,14 @@ class CachedEmbedder:
     """
 
     def __init__(self, embedder: Embedder, folder: Path | None = None, *, progress: bool = False) -> None:
-        """Wrap `embedder`.
+        """Wrap `embedder`, which embeds the texts that are not in the cache yet.
 
-        Args:
-            embedder: Embeds the texts that are not in the cache yet.
-            folder: The cache's folder; under `cache_root()` if not given.
-            progress: Whether to show a progress bar on stderr while embedding.
+        The cache is in `folder`, or under `cache_root()`. `progress` shows a bar on stderr while embedding.
 
         Raises:
             ArtifactError: The folder cannot be made.
         """
-        self._embedder = embedder
+        self.embedder, self.spec = embedder, embedder.spec
         spec = embedder.spec
         identity = f"{spec.name}|{spec.revision}|{spec.dimension}|{spec.pooling}".encode()
         slug = re.sub(r"[^\w.-]+", "-", spec.name)[-60:]
@@ -81,16 +77,6 @@ class CachedEmbedder:
         self._count = 0
         self._read_new_keys()
         self.progress = progress
-
-    @property
-    def spec(self) -> EncoderSpec:
-        """The wrapped encoder's spec."""
-        return self._embedder.spec
-
-    @property
-    def embedder(self) -> Embedder:
-        """The wrapped encoder."""
-        return self._embedder
 
     def embed_queries(self, texts: Sequence[str]) -> Array:
         """Returns (batch, d) unit vectors of queries, those of known texts from the cache."""
@@ -125,18 +111,15 @@ class CachedEmbedder:
         if any(key not in self._rows for key in keys):
             self._read_new_keys()
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
-        if missing:
-            self._embed_missing(missing, role)
-        places = self._known_places(keys)
-        damaged = self._damaged(places)
-        if damaged:
-            self._embed_missing({keys[row]: texts[row] for row in damaged}, role)
-            places = self._known_places(keys)
+        for _ in range(2):  # the second time for damaged rows
+            if missing:
+                self._embed_missing(missing, role)
+            with self._reading:
+                places = np.array([self._rows[key] for key in keys], dtype=np.int64)
+            missing = {keys[row]: texts[row] for row in self._damaged(places)}
+            if not missing:
+                break
         return places
-
-    def _known_places(self, keys: list[bytes]) -> NDArray[np.int64]:
-        with self._reading:
-            return np.array([self._rows[key] for key in keys], dtype=np.int64)
 
     def _damaged(self, places: NDArray[np.int64]) -> list[int]:
         """Returns which of the rows at `places` are not unit vectors."""
@@ -149,7 +132,7 @@ class CachedEmbedder:
 
     def _embed_missing(self, missing: dict[bytes, str], role: str) -> None:
         keep_large_buffers()
-        embed = self._embedder.embed_queries if role == "query" else self._embedder.embed_documents
+        embed = self.embedder.embed_queries if role == "query" else self.embedder.embed_documents
         # Texts of similar length share a chunk, so little of a batch is padding.
         keys = sorted(missing, key=lambda key: len(missing[key]), reverse=True)
         with tqdm(total=len(keys), desc="embedding", unit="text", disable=None if self.progress else True) as bar:

@@ -24,11 +24,7 @@ _MODEL_SUFFIXES = frozenset({".bin", ".json", ".model", ".safetensors", ".txt"})
 
 
 def load_model(name: str, device: str | None = None) -> SentenceTransformer:
-    """Returns a sentence-transformers model: of the packaged weights, this machine's cache, a folder, or the hub.
-
-    Args:
-        name: A hub name or a folder.
-        device: Torch device; sentence-transformers chooses if not given.
+    """Returns the sentence-transformers model in a folder, in the packaged weights, in this machine's cache or the hub.
 
     Raises:
         ArtifactError: None of these has it, or the packaged weights were altered.

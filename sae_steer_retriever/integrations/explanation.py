@@ -16,23 +16,17 @@ SHOWN_FEATURES = 5
 def explanation(
     steering: Steering, unsteered_rank: int | None, unsteered_score: float, why: Attribution | None
 ) -> dict[str, Any]:
-    """Returns the value of `metadata["sae"]`.
+    """Returns the value of `metadata["sae"]`: edits, rank (from 1) and score without steering, parts of the score.
 
-    Args:
-        steering: The steering of the search; its edits are listed under `steer`. An edit with a `condition` has a
-            contribution only if the query meets the condition.
-        unsteered_rank: From 1; None if the passage is not among the plain search's candidates.
-        unsteered_score: The score without steering.
-        why: The parts of the score; None if they were not asked for.
+    An edit with a `condition` has a contribution only if the query meets the condition. The rank is None if the passage
+    is not among the plain search's candidates; `why` is None if the parts were not asked for.
     """
     edits = [
         {
-            "name": edit.name,
+            **edit.to_dict(),
             "features": [int(feature) for feature in edit.features],
             "weights": [float(weight) for weight in edit.weights],
-            "op": edit.op,
             "strength": float(edit.strength),
-            "side": edit.side,
             **({} if edit.condition is None else {"condition": str(edit.condition)}),
         }
         for edit in steering.edits

@@ -268,12 +268,8 @@ class SAESteeredRetriever(BaseRetriever):
             )
         steer = self.steer if steer is None else steer
         steering = self.retriever.resolve(steer, side=self.side, drift_cap=self.drift_cap, space=self.space)
-        options = dataclasses.replace(
-            self.search_options,
-            steer=steering,
-            k=self.k if k is None else k,
-            where=(self.filter if filter is None else filter) or None,
-        )
+        where = (self.filter if filter is None else filter) or None
+        options = dataclasses.replace(self.search_options, steer=steering, k=self.k if k is None else k, where=where)
         return [_document_of(hit, steering) for hit in self.retriever.search(query, options=options)]
 
     async def _aget_relevant_documents(

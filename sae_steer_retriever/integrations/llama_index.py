@@ -24,17 +24,9 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores import MetadataFilters
 
+from sae_steer_retriever.integrations import llama_index_types as types
 from sae_steer_retriever.integrations.llama_index_postprocessor import SAESteerPostprocessor
-from sae_steer_retriever.integrations.llama_index_types import (
-    SteeredQuery,
-    add_nodes,
-    embedding_of,
-    explained,
-    node_of,
-    steer_of,
-    steered,
-    where_of,
-)
+from sae_steer_retriever.integrations.llama_index_types import SteeredQuery
 from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.search.options import SearchOptions, Space
@@ -105,7 +97,7 @@ class SAESteeredRetriever(BaseRetriever):
         self.steer = dict(steer) if isinstance(steer, Mapping) else steer
         self._options = SearchOptions(
             space=space,
-            where=where_of(filters) if where is None else dict(where),
+            where=types.where_of(filters) if where is None else dict(where),
             fetch_k=fetch_k,
             side=side,
             drift_cap=drift_cap,
@@ -168,7 +160,7 @@ class SAESteeredRetriever(BaseRetriever):
         """
         core = open_store(persist_directory, collection_name, sae, embed_model)
         made = cls(core, **options)
-        add_nodes(core.store, nodes, core.embedder)
+        types.add_nodes(core.store, nodes, core.embedder)
         return made
 
     @classmethod
@@ -236,13 +228,13 @@ class SAESteeredRetriever(BaseRetriever):
             AmbiguousFeatureError: A name means unrelated features.
             StoreError: The store does not answer.
         """
-        return super().retrieve(steered(str_or_query_bundle, steer))
+        return super().retrieve(types.steered(str_or_query_bundle, steer))
 
     async def aretrieve(
         self, str_or_query_bundle: QueryType, *, steer: SteerLike | Steering | None = None
     ) -> list[NodeWithScore]:
         """Returns the result of `retrieve`, without blocking the event loop."""
-        return await super().aretrieve(steered(str_or_query_bundle, steer))
+        return await super().aretrieve(types.steered(str_or_query_bundle, steer))
 
     @property
     def search_options(self) -> SearchOptions:
@@ -251,17 +243,15 @@ class SAESteeredRetriever(BaseRetriever):
 
     # LlamaIndex passes the argument by position in sync and by keyword in async calls: its name must stay.
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        core = self.retriever
-        own = self.search_options
-        asked = steer_of(query_bundle, self.steer)
+        core, own = self.retriever, self.search_options
+        asked = types.steer_of(query_bundle, self.steer)
         steering = core.resolve(asked, side=own.side, drift_cap=own.drift_cap, space=own.space)
-        embedding = embedding_of(query_bundle, core.embedder)
-        options = dataclasses.replace(own, steer=steering, embedding=embedding)
+        options = dataclasses.replace(own, steer=steering, embedding=types.embedding_of(query_bundle, core.embedder))
         nodes = []
         for hit in core.search(query_bundle.query_str, options=options):
-            node = node_of(hit)
+            node = types.node_of(hit)
             if self._attach_explanation:
-                node = explained(node, steering, hit.base_rank, hit.base_score, hit.attribution)
+                node = types.explained(node, steering, hit.base_rank, hit.base_score, hit.attribution)
             nodes.append(NodeWithScore(node=node, score=hit.score))
         return nodes
 

@@ -36,9 +36,6 @@ _OPERATORS = {
 _CONDITIONS = {FilterCondition.AND: "$and", FilterCondition.OR: "$or"}
 
 
-# -- queries ----------------------------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass
 class SteeredQuery(QueryBundle):
     """A query that carries its own steering through query engines and traces.
@@ -92,19 +89,11 @@ def embedding_of(query: QueryBundle, embedder: Embedder) -> list[float] | None:
     return None
 
 
-# -- nodes ------------------------------------------------------------------------------------------------------------
-
-
 def add_nodes(store: ChromaStore, nodes: Sequence[BaseNode], embedder: Embedder) -> None:
     """Stores nodes as `ChromaVectorStore` does, so that LlamaIndex's own index can read the collection.
 
     A node is embedded with its metadata before its text, as everywhere in LlamaIndex. Nodes without text are left out;
-    unchanged nodes are not embedded again.
-
-    Args:
-        store: The store.
-        nodes: Unique by `node_id`. Their own `embedding` is not used: nothing says which encoder made it.
-        embedder: The SAE's encoder.
+    unchanged nodes are not embedded again. Their own `embedding` is not used: nothing says which encoder made it.
 
     Raises:
         ValueError: Two nodes have the same id.
@@ -142,18 +131,14 @@ def explained(
 
 def _storable(metadata: dict[str, Any]) -> dict[str, Any]:
     """Returns the metadata that Chroma can store and filter by; the node's JSON holds the rest, too."""
-    return {key: value for key, value in metadata.items() if _is_scalar(value) or _is_list_of_one_type(value)}
+    scalar = str | int | float | bool
 
+    def storable(value: Any) -> bool:
+        if isinstance(value, list):
+            return len({type(item) for item in value}) == 1 and isinstance(value[0], scalar)
+        return isinstance(value, scalar)
 
-def _is_scalar(value: Any) -> bool:  # noqa: ANN401 - user metadata
-    return isinstance(value, str | int | float | bool)
-
-
-def _is_list_of_one_type(value: Any) -> bool:  # noqa: ANN401 - user metadata
-    return isinstance(value, list) and len({type(item) for item in value}) == 1 and _is_scalar(value[0])
-
-
-# -- filters ----------------------------------------------------------------------------------------------------------
+    return {key: value for key, value in metadata.items() if storable(value)}
 
 
 def where_of(filters: MetadataFilters | None) -> dict[str, Any] | None:

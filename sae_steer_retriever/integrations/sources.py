@@ -43,8 +43,8 @@ def load_parts(
     """Returns the parts of a retriever.
 
     Args:
-        sae: The SAE's folder, its hub id, the name of a bundled one, or a loaded SAE with its catalog. If None: the SAE
-            that the collection was indexed with, else the bundled one for the encoder.
+        sae: The SAE's folder, its hub id, the name of a bundled one, or a loaded SAE with its catalog. If None, see
+            `default_sae`.
         embedding: Anything `as_embedder` takes; the SAE's own encoder if None.
         client: The store, if it exists: its collection records the SAE and its K.
         collection: Name of the documents collection.

@@ -29,6 +29,12 @@ def bundled_sae(encoder: str) -> Path | None:
     return next((BUNDLED_FOLDER / name for name in bundled_names() if name.lower() == wanted), None)
 
 
+def available_encoders() -> str:
+    """Returns the encoders with a bundled SAE, for a message."""
+    names = ", ".join(bundled_names())
+    return f"only for {names}" if names else "none with this copy of the package"
+
+
 def require_bundled(encoder: str = DEFAULT_MODEL) -> Path:
     """Returns the folder of the bundled SAE for an encoder's name.
 
@@ -37,11 +43,10 @@ def require_bundled(encoder: str = DEFAULT_MODEL) -> Path:
     """
     folder = bundled_sae(encoder)
     if folder is None:
-        names = ", ".join(bundled_names())
-        there = f"only for {names}" if names else "none with this copy of the package"
         raise ArtifactError(
-            f"no SAE was given, and none is bundled for the encoder {encoder!r} ({there}): train one on your documents "
-            f"with `sae-steer train --corpus ./docs --model {encoder} --output ./sae`, and give its folder."
+            f"no SAE was given, and none is bundled for the encoder {encoder!r} ({available_encoders()}): "
+            f"train one on your documents with `sae-steer train --corpus ./docs --model {encoder} --output ./sae`, and "
+            "give its folder."
         )
     return folder
 

@@ -57,12 +57,9 @@ class EncoderSpec:
         return Path(self.name).name if Path(self.name).is_absolute() else self.name
 
     def require_same(self, other: EncoderSpec, mine: str, theirs: str) -> None:
-        """Check that two encoders make comparable embeddings.
+        """Check that this encoder and `other` make comparable embeddings.
 
-        Args:
-            other: The encoder to compare with.
-            mine: The owner of this encoder, for the message ("the SAE").
-            theirs: The owner of the other ("the embedder").
+        `mine` and `theirs` are their owners, for the message ("the SAE", "the embedder").
 
         Raises:
             MismatchError: The names, dimensions or prefixes differ.
@@ -173,11 +170,8 @@ class SAEConfig:
     def with_k(self, k: int) -> SAEConfig:
         """Returns the settings of the same dictionary at another K.
 
-        Args:
-            k: At least `k_labels`, at most `n` and `refine_candidates`.
-
         Raises:
-            ValueError: `k` is out of range.
+            ValueError: `k` is below `k_labels`, or above `n` or `refine_candidates`.
         """
         return dataclasses.replace(self, k=k, fitted_k=self.fitted_k or self.k)
 

@@ -31,11 +31,7 @@ def random_directions(n: int, d: int, generator: torch.Generator) -> Tensor:
 def data_directions(centred: Tensor, n: int, generator: torch.Generator, noise: float = _NOISE_OF_DATA) -> Tensor:
     """Returns (n, d) unit rows near data points; no point is drawn twice before every point is drawn once.
 
-    Args:
-        centred: (N, d) embeddings less their mean.
-        n: Number of directions.
-        generator: Source of randomness.
-        noise: Share of a random direction in each.
+    `centred` are (N, d) embeddings less their mean; `noise` is the share of a random direction in each row.
     """
     added = random_directions(n, centred.shape[1], generator)
     repeats = -(-n // len(centred))
@@ -46,10 +42,7 @@ def data_directions(centred: Tensor, n: int, generator: torch.Generator, noise: 
 def kmeans_directions(centred: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """Returns (n, d) unit rows: the centres of spherical k-means, started by k-means++.
 
-    Args:
-        centred: (N, d) embeddings less their mean; of more than 65,536, or 8 n, a sample is taken.
-        n: Number of centres.
-        generator: Source of randomness.
+    `centred` are (N, d) embeddings less their mean; of more than 65,536, or 8 n, a sample is taken.
     """
     points = _unit(_sampled(centred, max(_POINTS, _POINTS_PER_CENTRE * n), generator))
     seeds = spread_points(_sampled(points, max(_SEEDS_FROM, n), generator), n, generator)
@@ -58,16 +51,11 @@ def kmeans_directions(centred: Tensor, n: int, generator: torch.Generator) -> Te
 
 
 def spread_points(points: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Returns n of the points, far from each other, (n, d): greedy k-means++ by cosine.
+    """Returns n of the (N, d) unit points, far from each other, (n, d): greedy k-means++ by cosine.
 
     For each next one, six candidates are drawn with probabilities proportional to 1 - cosine with the nearest chosen
     point, and the one that brings all points nearest is chosen. k-means that starts from these finds the same centres
-    on other text more often than k-means that starts from evenly drawn points.
-
-    Args:
-        points: (N, d) unit rows.
-        n: How many; points repeat once all are taken.
-        generator: Source of randomness.
+    on other text more often than k-means that starts from evenly drawn points. Points repeat once all are taken.
     """
     chosen = torch.empty(n, dtype=torch.int64)
     chosen[0] = torch.randint(len(points), (1,), generator=generator)
@@ -86,15 +74,13 @@ def _sampled(rows: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 
 def spherical_kmeans(points: Tensor, centres: Tensor) -> Tensor:
-    """Returns (n, d) centres that maximise the sum of cosines; an empty cluster takes the point that fits worst.
+    """Returns (n, d) centres that maximise the sum of cosines with (N, d) unit points, from (n, d) unit rows.
 
-    Args:
-        points: (N, d) unit rows.
-        centres: (n, d) unit rows to start from.
+    An empty cluster takes the point that fits worst.
     """
     n = len(centres)
     for _ in range(_ITERATIONS):
-        fit, nearest = nearest_rows(points, centres)
+        fit, nearest = _nearest_rows(points, centres)
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
         empty = torch.nonzero(torch.bincount(nearest, minlength=n) == 0).reshape(-1)
         if len(empty):
@@ -104,8 +90,8 @@ def spherical_kmeans(points: Tensor, centres: Tensor) -> Tensor:
     return centres
 
 
-def nearest_rows(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns, for each of N points, the largest dot product with one of n rows and that row's number, (N,) each."""
+def _nearest_rows(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of N points, the largest dot product with one of n rows and that row's number, (N,) each."""
     tile = max(1, min(_TILE, _SCORES // len(rows)))
     best = [(part @ rows.T).max(dim=1) for part in torch.split(points, tile)]
     return torch.cat([found.values for found in best]), torch.cat([found.indices for found in best])

@@ -39,11 +39,8 @@ def write_sae(folder: Path, tensors: Mapping[str, Tensor], config: SAEConfig, fi
         **former_keys({**dataclasses.asdict(config), "training": former_keys(config.training)}),
     }
     weights = save_safetensors({name: tensors[name].cpu() for name in TENSORS}, metadata=identity)
-    files = {
-        WEIGHTS_FILE: _with_ordered_header(weights),
-        CONFIG_FILE: (json.dumps(body, indent=2, ensure_ascii=False) + "\n").encode(),
-    }
-    write_files(folder, files)
+    text = json.dumps(body, indent=2, ensure_ascii=False) + "\n"
+    write_files(folder, {WEIGHTS_FILE: _with_ordered_header(weights), CONFIG_FILE: text.encode()})
 
 
 def _with_ordered_header(content: bytes) -> bytes:
@@ -121,10 +118,8 @@ def restored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def resolve_folder(path: str | Path, *, revision: str | None = None, token: str | None = None) -> Path:
     """Returns the local folder of a saved SAE: `path` itself, a bundled one, or a downloaded snapshot of the hub.
 
-    Args:
-        path: A folder, the name of an encoder with a bundled SAE, or a hub id.
-        revision: Branch, tag or commit on the hub.
-        token: Access token for a private repository on the hub.
+    `path` is a folder, the name of an encoder with a bundled SAE, or a hub id, of which `revision` names a branch, tag
+    or commit.
 
     Raises:
         ArtifactError: No such folder, and no hub repository of that name could be had.

@@ -12,7 +12,7 @@ one on NumPy arrays, and many rows take them together on tensors.
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch.nn import functional
 _LONGEST_STEP = 3.0
 _SHORTEST = 1e-6
 
-A = TypeVar("A", Tensor, NDArray[Any])
+_Rows = TypeVar("_Rows", "_Together", "_Alone")
 
 
 @torch.no_grad()
@@ -59,8 +59,7 @@ def refine(
     found, refined = torch.empty_like(indices), torch.empty_like(values)
     first = np.arange(indices.shape[1])
     for row, own in enumerate(candidates):
-        alone: _Rows[NDArray[Any]] = _Alone(x[row], decoder, own)
-        chosen, active = _descend(alone, first, values[row].numpy(), steps)
+        chosen, active = _descend(_Alone(x[row], decoder, own), first, values[row].numpy(), steps)
         found[row], refined[row] = own.take(torch.from_numpy(chosen)), torch.from_numpy(active)
     return found, refined
 
@@ -75,44 +74,8 @@ def dots(directions: NDArray[Any], vector: NDArray[Any]) -> NDArray[Any]:
     return products[:, 0, 0]
 
 
-class _Rows(Protocol[A]):
-    """The operations of the steps, on many rows (tensors) or on one row (arrays without the first axis, B).
-
-    A place is the position of a latent among the M candidates of its row.
-    """
-
-    x: A
-
-    def decode(self, places: A, values: A) -> A:
-        """`decoder^T h`, (B, d)."""
-
-    def matches(self, residual: A) -> A:
-        """`<decoder_i, residual>`, (B, M), a new array."""
-
-    def matches_of(self, places: A) -> A:
-        """`<decoder_i, x>` at some places, (B, K)."""
-
-    def at(self, matches: A, places: A) -> A:
-        """Matches at some places, (B, K)."""
-
-    def norm(self, vectors: A) -> A:
-        """(B,)."""
-
-    def within(self, numbers: A, low: float, high: float) -> A:
-        """Numbers, (B,), no lower and no higher."""
-
-    def move(self, places: A, values: A, gradient: A, step: A) -> tuple[A, A]:
-        """`TopK(h + step gradient)`, places and values, (B, K) each; `gradient` is overwritten."""
-
-    def choose(self, better: A, new: A, old: A) -> A:
-        """New where it is better, which is (B,)."""
-
-    def order(self, by: A, places: A, values: A) -> tuple[A, A]:
-        """A code, the highest first and empty places last."""
-
-
-def _descend(rows: _Rows[A], places: A, values: A, steps: int) -> tuple[A, A]:
-    """Takes the steps, for one row or for many."""
+def _descend(rows: _Rows, places: Any, values: Any, steps: int) -> tuple[Any, Any]:
+    """Takes the steps, for many rows (tensors) or for one (arrays without the first axis, B)."""
     residual = rows.x - rows.decode(places, values)
     error = rows.norm(residual)
     share = error**0  # ones, of either type of array
@@ -132,7 +95,10 @@ def _descend(rows: _Rows[A], places: A, values: A, steps: int) -> tuple[A, A]:
 
 
 class _Together:
-    """Rows as tensors: one product of all of them with all directions."""
+    """Rows as tensors: one product of all of them with all directions.
+
+    A place is the position of a latent among the M candidates of its row.
+    """
 
     def __init__(self, x: Tensor, decoder: Tensor, candidates: Tensor | None) -> None:
         self.x, self._decoder, self._candidates = x, decoder, candidates
@@ -147,13 +113,16 @@ class _Together:
         return places if self._candidates is None else self._candidates.gather(1, places)
 
     def decode(self, places: Tensor, values: Tensor) -> Tensor:
+        """`decoder^T h`, (B, d)."""
         return functional.embedding_bag(self.latents(places), self._decoder, per_sample_weights=values, mode="sum")
 
     def matches(self, residual: Tensor) -> Tensor:
+        """`<decoder_i, residual>`, (B, M), a new array."""
         every = residual @ self._decoder.T
         return every if self._candidates is None else every.gather(1, self._candidates)
 
     def matches_of(self, places: Tensor) -> Tensor:
+        """`<decoder_i, x>` at some places, (B, K)."""
         if places.numel() > len(self._decoder):
             return self.at(self.matches(self.x), places)
         return torch.bmm(functional.embedding(self.latents(places), self._decoder), self.x[:, :, None])[:, :, 0]
@@ -169,6 +138,7 @@ class _Together:
         return numbers.clamp(low, high)
 
     def move(self, places: Tensor, values: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """`TopK(h + step gradient)`, places and values, (B, K) each; `gradient` is overwritten."""
         top = gradient.mul_(step[:, None]).scatter_add_(1, places, values).topk(values.shape[1], dim=1)
         return top.indices, top.values.relu_()
 
@@ -176,6 +146,7 @@ class _Together:
         return torch.where(better if new.ndim == 1 else better[:, None], new, old)
 
     def order(self, by: Tensor, places: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """A code, the highest first and empty places last."""
         order = by.masked_fill(values <= 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
         return places.gather(1, order), values.gather(1, order)
 

@@ -17,18 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_steer_retriever.errors import ArtifactError, MismatchError
+from sae_steer_retriever.sae import files
 from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.sae.config import SAEConfig
-from sae_steer_retriever.sae.files import (
-    CONFIG_FILE,
-    TENSORS,
-    WEIGHTS_FILE,
-    read_config,
-    read_weights,
-    resolve_folder,
-    upload_folder,
-    write_sae,
-)
 from sae_steer_retriever.sae.iterative_thresholding import dots, refine
 
 # Rows are encoded in tiles, so that the dense pre-activations of a large dictionary need little memory.
@@ -68,17 +59,14 @@ class TopKSAE:
             ArtifactError: A tensor has another shape than `config` says, or a value that is not finite.
         """
         n, d = config.n, config.d
-        given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-        expected = {"W_enc": (n, d), "b_enc": (n,), "W_dec": (n, d), "b_dec": (d,)}
-        for name, tensor in given.items():
-            if tuple(tensor.shape) != expected[name]:
-                raise ArtifactError(
-                    f"{name} has shape {tuple(tensor.shape)}, expected {expected[name]} from the config."
-                )
+        given = (W_enc, b_enc, W_dec, b_dec)
+        for name, tensor, shape in zip(files.TENSORS, given, ((n, d), (n,), (n, d), (d,)), strict=True):
+            if tuple(tensor.shape) != shape:
+                raise ArtifactError(f"{name} has shape {tuple(tensor.shape)}, expected {shape} from the config.")
             if not torch.isfinite(tensor).all():
                 raise ArtifactError(f"{name} holds values that are not finite.")
         self.W_enc, self.b_enc, self.W_dec, self.b_dec = (
-            given[name].detach().to(torch.float32).contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")
+            tensor.detach().to(torch.float32).contiguous() for tensor in given
         )
         self.config = config
         self._overlaps: dict[tuple[int, ...], Array] = {}
@@ -110,14 +98,14 @@ class TopKSAE:
             >>> sae.encode(embedder.embed_queries(["who pays for returns?"]), k=8).values.shape
             (1, 8)
         """
+        n = self.config.n
         if x.ndim != 2 or x.shape[1] != self.config.d:
             raise MismatchError(f"encode expects embeddings of shape (batch, {self.config.d}), got {tuple(x.shape)}.")
         if k is not None and k < 1:
             raise ValueError(f"k is {k}: expected at least 1.")
-        k = self.config.k if k is None else min(k, self.config.n)
-        steps = self.config.refine_steps
+        k, steps = self.config.k if k is None else min(k, n), self.config.refine_steps
         among = self.config.refine_candidates if steps else None
-        tile = max(1, _TILE_BYTES // (4 * self.config.n))
+        tile = max(1, _TILE_BYTES // (4 * n))
         indices = torch.empty((len(x), k), dtype=torch.int32, device=self.W_enc.device)
         values = torch.empty((len(x), k), dtype=torch.float32, device=self.W_enc.device)
         with torch.no_grad():
@@ -261,7 +249,7 @@ class TopKSAE:
             'sae'
         """
         folder = Path(path)
-        write_sae(folder, {name: getattr(self, name) for name in TENSORS}, self.config, self.fingerprint)
+        files.write_sae(folder, {name: getattr(self, name) for name in files.TENSORS}, self.config, self.fingerprint)
         return folder
 
     @classmethod
@@ -292,12 +280,12 @@ class TopKSAE:
             >>> TopKSAE.from_pretrained("all-MiniLM-L6-v2", k=32).config.k
             32
         """
-        folder = resolve_folder(path, revision=revision, token=token)
-        config, fingerprint = read_config(folder / CONFIG_FILE)
-        sae = cls(**read_weights(folder / WEIGHTS_FILE), config=config)
+        folder = files.resolve_folder(path, revision=revision, token=token)
+        config, fingerprint = files.read_config(folder / files.CONFIG_FILE)
+        sae = cls(**files.read_weights(folder / files.WEIGHTS_FILE), config=config)
         if fingerprint != sae.fingerprint:
             raise ArtifactError(
-                f"{folder}: {CONFIG_FILE} was written for weights {fingerprint}, {WEIGHTS_FILE} holds "
+                f"{folder}: {files.CONFIG_FILE} was written for weights {fingerprint}, {files.WEIGHTS_FILE} holds "
                 f"{sae.fingerprint}: the two files do not belong together; save or download both again."
             )
         if k is not None:
@@ -324,13 +312,13 @@ class TopKSAE:
         """
         message = f"Upload {self!r}"
         if folder is not None:
-            _, saved = read_config(Path(folder) / CONFIG_FILE)
+            _, saved = files.read_config(Path(folder) / files.CONFIG_FILE)
             if saved != self.fingerprint:
                 raise ArtifactError(f"{folder} holds SAE {saved}, this one is {self.fingerprint}: save it there first.")
-            return upload_folder(Path(folder), repo_id, private=private, token=token, message=message)
+            return files.upload_folder(Path(folder), repo_id, private=private, token=token, message=message)
         with tempfile.TemporaryDirectory() as temporary:
             self.save_pretrained(temporary)
-            return upload_folder(Path(temporary), repo_id, private=private, token=token, message=message)
+            return files.upload_folder(Path(temporary), repo_id, private=private, token=token, message=message)
 
 
 class FeatureDirections(NamedTuple):

@@ -15,36 +15,22 @@ _SCALARS = (str, int, float, bool)
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Passages that are written together.
-
-    Attributes:
-        ids: Unique ids.
-        texts: The passages.
-        metadatas: One mapping per passage, of values that Chroma keeps; may be empty.
-        embedded_as: Texts to embed instead of `texts`, or None.
-    """
+    """Passages that are written together."""
 
     ids: list[str]
     texts: list[str]
-    metadatas: list[dict[str, Any]]
-    embedded_as: list[str] | None
+    metadatas: list[dict[str, Any]]  # values that Chroma keeps; may be empty
+    embedded_as: list[str] | None  # texts to embed instead of `texts`
 
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """The changes that a batch makes, as positions in the batch.
+    """The changes that a batch makes, as positions in the batch."""
 
-    Attributes:
-        new: Passages that are not stored.
-        changed: Passages to embed again.
-        relabelled: Passages with changed metadata only.
-        metadatas: The metadata to write at each position; None deletes a key.
-    """
-
-    new: list[int]
-    changed: list[int]
-    relabelled: list[int]
-    metadatas: list[dict[str, Any] | None]
+    new: list[int]  # not stored yet
+    changed: list[int]  # to embed again
+    relabelled: list[int]  # with changed metadata only
+    metadatas: list[dict[str, Any] | None]  # to write at each position; None deletes a key
 
 
 def batches(
@@ -77,13 +63,8 @@ def batches(
         _check_text(text, f"the text of passage {name!r}")
     kept = [_storable(name, metadata) for name, metadata in zip(ids, rows, strict=True)]
     return [
-        Batch(
-            list(ids[start : start + size]),
-            list(texts[start : start + size]),
-            kept[start : start + size],
-            None if embedded_as is None else list(embedded_as[start : start + size]),
-        )
-        for start in range(0, len(ids), size)
+        Batch(list(ids[own]), list(texts[own]), kept[own], None if embedded_as is None else list(embedded_as[own]))
+        for own in (slice(start, start + size) for start in range(0, len(ids), size))
     ]
 
 
@@ -112,22 +93,19 @@ def changes(
     batch: Batch, documents: Mapping[str, str | None], metadatas: Mapping[str, Mapping[str, Any] | None]
 ) -> Changes:
     """Returns the changes that a batch makes to the stored texts and metadata, which are given by id."""
-    new: list[int] = []
-    changed: list[int] = []
-    relabelled: list[int] = []
-    written: list[dict[str, Any] | None] = []
+    found = Changes([], [], [], [])
     for position, name in enumerate(batch.ids):
         wanted = batch.metadatas[position]
         stored = dict(metadatas.get(name) or {})
         # An update merges metadata: a key that is to vanish must be named.
-        written.append({**dict.fromkeys(stored.keys() - wanted.keys()), **wanted} or None)
+        found.metadatas.append({**dict.fromkeys(stored.keys() - wanted.keys()), **wanted} or None)
         if name not in documents:
-            new.append(position)
+            found.new.append(position)
         elif documents[name] != batch.texts[position] or (batch.embedded_as is not None and stored != wanted):
-            changed.append(position)
+            found.changed.append(position)
         elif stored != wanted:
-            relabelled.append(position)
-    return Changes(new, changed, relabelled, written)
+            found.relabelled.append(position)
+    return found
 
 
 def _storable(name: str, metadata: Metadata | None) -> dict[str, Any]:

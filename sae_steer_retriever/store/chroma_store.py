@@ -231,14 +231,13 @@ class ChromaStore(StoreReader):
             >>> store.attach()  # `add` has written the codes already
             0
         """
-        encoded = 0
-        size = self._batch_size()
+        encoded, size = 0, self._batch_size()
+        known: set[str] = set()
         with (
             translated("attaching"),
             self._writing() as writer,
             tqdm(total=len(self), desc="attaching", unit="passage", disable=None if progress else True) as bar,
         ):
-            known: set[str] = set()
             for ids, vectors in self.pages(size):
                 known.update(ids)
                 encoded += self._write_sidecar(ids, vectors, writer)
@@ -253,8 +252,6 @@ class ChromaStore(StoreReader):
         with translated("detaching"):
             self._live_index.remove()
             self._client.delete_collection(self.sidecar.name)
-
-    # -- inside -------------------------------------------------------------------------------------------------------
 
     def _open_sidecar(self) -> Sidecar:
         return Sidecar(self._client, self.documents.name, self.sae, sae_location=self._sae_location)
@@ -287,19 +284,19 @@ class ChromaStore(StoreReader):
                 raise MismatchError(f"the embedder gave {len(fresh)} vectors for {len(embedded)} texts.")
             vectors[embedded] = fresh
         # Updates in place: a kill between a deletion and an addition would lose the passage.
-        for write, places in ((self.documents.add, todo.new), (self.documents.update, todo.changed)):
+        add, update = self.documents.add, self.documents.update
+        for write, places, whole in (
+            (add, todo.new, True),
+            (update, todo.changed, True),
+            (update, todo.relabelled, False),
+        ):
             if places:
                 write(
                     ids=[batch.ids[place] for place in places],
-                    embeddings=vectors[places],
-                    documents=[batch.texts[place] for place in places],
+                    embeddings=vectors[places] if whole else None,
+                    documents=[batch.texts[place] for place in places] if whole else None,
                     metadatas=[todo.metadatas[place] for place in places],  # type: ignore[misc]
                 )
-        if todo.relabelled:
-            self.documents.update(
-                ids=[batch.ids[place] for place in todo.relabelled],
-                metadatas=[todo.metadatas[place] for place in todo.relabelled],  # type: ignore[misc]
-            )
         if embedded and self.space == "cosine":  # Chroma scales vectors and scales them back: read what is stored
             stored = self.documents.get(ids=[batch.ids[place] for place in embedded], include=["embeddings"])
             vectors[[place_of[name] for name in stored["ids"]]] = np.asarray(stored["embeddings"])
@@ -319,11 +316,8 @@ class ChromaStore(StoreReader):
 def client_of(collection: Any) -> tuple[ClientAPI, str]:  # noqa: ANN401 - see ChromaStore.from_collection
     """Returns a client of the store that holds a collection, and the collection's name.
 
-    Args:
-        collection: See `ChromaStore.from_collection`.
-
     Raises:
-        TypeError: The object is none of these.
+        TypeError: The object is none of those that `ChromaStore.from_collection` takes.
     """
     from chromadb.api.client import Client
     from chromadb.api.models.Collection import Collection

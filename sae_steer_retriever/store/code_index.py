@@ -26,11 +26,9 @@ _REMEMBERED_BYTES = 64 * 2**20
 
 
 class StoredVectors(NamedTuple):
-    """The documents' vectors in score space: `vectors @ q + offsets` are the scores of a unit query `q`.
+    """The documents' vectors in score space: `vectors @ q + offsets` are the (N,) scores of a unit query `q`.
 
-    Attributes:
-        vectors: (N, d) float32, may be memory-mapped. The row of a deleted passage is NaN.
-        offsets: (N,) float32.
+    The (N, d) vectors may be memory-mapped. The row of a deleted passage is NaN.
     """
 
     vectors: NDArray[np.float32]
@@ -53,15 +51,9 @@ class CodeIndex:
         k_labels: int,
         stored: StoredVectors,
     ) -> None:
-        """Takes the arrays; `build` and `load` make them.
+        """Takes the arrays of `build` or `load`: ids and (N, K) codes by row, and the lists of label latents.
 
-        Args:
-            ids: Passage ids, by row.
-            codes: (N, K), may be memory-mapped.
-            offsets: (n + 1,) where each feature's list begins in `rows`.
-            rows: The rows of all lists, feature after feature.
-            k_labels: Number of label latents: the lists hold only these.
-            stored: The passages' vectors.
+        `rows` are the rows of all lists, feature after feature; `offsets`, (n + 1,), says where each list begins.
         """
         self.ids = ids
         self.codes = codes
@@ -166,14 +158,9 @@ class CodeIndex:
         k_labels: int,
         stored: Iterable[tuple[list[str], NDArray[np.float32], NDArray[np.float32]]] = (),
     ) -> CodeIndex:
-        """Returns an index made in memory.
+        """Returns an index made in memory from batches of ids and codes.
 
-        Args:
-            pages: Batches of ids and their codes.
-            n: Number of latents.
-            k: Latents per code.
-            k_labels: Number of label latents.
-            stored: Batches of ids, the documents' vectors and offsets, in any order; without them, scores are NaN.
+        `stored` are batches of ids, the documents' vectors and offsets, in any order; without them, scores are NaN.
         """
         ids: list[str] = []
         indices, values = [np.empty((0, k), dtype=np.int32)], [np.empty((0, k), dtype=np.float32)]

@@ -54,8 +54,7 @@ def connect(
 def translated(doing: str) -> Iterator[None]:
     """Raises a `StoreError` of one clear line in place of the errors of Chroma and its transport.
 
-    Args:
-        doing: The action, for the message ("searching").
+    `doing` is the action, for the message ("searching").
 
     Raises:
         StoreError: Chroma or httpx has raised an error.

@@ -74,12 +74,7 @@ class DocumentCollection:
         return self.documents.count()
 
     def nearest(self, vector: Array, k: int, where: Metadata | None = None) -> Neighbours:
-        """Returns the results of the plain search of the documents collection.
-
-        Args:
-            vector: (d,) the query, any norm.
-            k: Number of passages.
-            where: Chroma's metadata filter.
+        """Returns the `k` passages nearest to a (d,) query of any norm; `where` is Chroma's metadata filter.
 
         Raises:
             StoreError: The store does not answer.
@@ -89,22 +84,17 @@ class DocumentCollection:
     def nearest_records(
         self, vector: Array, k: int, where: Metadata | None = None, *, vectors: bool = True
     ) -> tuple[Neighbours, dict[str, Record]]:
-        """Returns the results of the plain search and the stored passages, from one query.
+        """Returns the results of `nearest` and the stored passages, from one query to the store.
 
-        Args:
-            vector: (d,) the query.
-            k: Number of passages.
-            where: Chroma's metadata filter.
-            vectors: Whether to read the passages' vectors; the records' vectors are empty otherwise.
+        Without `vectors`, the records' vectors are not read and are empty.
 
         Raises:
             StoreError: The store does not answer.
         """
         include = ["documents", "metadatas", *(["embeddings"] if vectors else [])]
         neighbours, found = self._query(vector, k, where, include)
-        texts, metadatas = (found["documents"] or [[]])[0], (found["metadatas"] or [[]])[0]
-        embeddings = found["embeddings"][0] if vectors and found["embeddings"] is not None else None
-        return neighbours, self._records(neighbours.ids, texts, metadatas, embeddings)
+        parts = (None if found[name] is None else found[name][0] for name in ("documents", "metadatas", "embeddings"))
+        return neighbours, self._records(neighbours.ids, *parts)
 
     @translated("searching")
     def scores(self, vector: Array, ids: Sequence[str], where: Metadata | None = None) -> Neighbours:
@@ -128,18 +118,12 @@ class DocumentCollection:
 
     @translated("fetching passages")
     def find(self, ids: Sequence[str], *, vectors: bool = True) -> dict[str, Record]:
-        """Returns the passages with these ids, by id; missing ones are left out.
-
-        Args:
-            ids: The ids.
-            vectors: Whether to read the passages' vectors; the records' vectors are empty otherwise.
-        """
+        """Returns the passages with these ids, by id, without missing ones; without `vectors`, theirs are empty."""
         if not len(ids):
             return {}
         include = ["documents", "metadatas", *(["embeddings"] if vectors else [])]
         found = self.documents.get(ids=list(ids), include=include)  # type: ignore[arg-type]
-        embeddings = found["embeddings"] if vectors else None
-        return self._records(found["ids"], found["documents"] or [], found["metadatas"] or [], embeddings)
+        return self._records(found["ids"], found["documents"], found["metadatas"], found["embeddings"])
 
     def records(self, ids: Sequence[str]) -> list[Record]:
         """Returns the passages with these ids, in the given order.
@@ -176,8 +160,6 @@ class DocumentCollection:
         for ids, embeddings in self._vector_pages(size):
             yield ids, *self._in_score_space(embeddings)
 
-    # -- inside -------------------------------------------------------------------------------------------------------
-
     @translated("searching")
     def _query(self, vector: Array, k: int, where: Metadata | None, include: list[str]) -> tuple[Neighbours, Any]:
         found = self.documents.query(
@@ -206,13 +188,7 @@ class DocumentCollection:
             )
         return unit_rows(rows, self._d)
 
-    def _records(
-        self,
-        ids: Sequence[str],
-        texts: Sequence[str | None],
-        metadatas: Sequence[Any],
-        embeddings: Any,  # noqa: ANN401 - as Chroma gives them
-    ) -> dict[str, Record]:
+    def _records(self, ids: Sequence[str], texts: Any, metadatas: Any, embeddings: Any) -> dict[str, Record]:
         vectors, offsets = np.empty((len(ids), 0), dtype=np.float32), np.zeros(len(ids), dtype=np.float32)
         if embeddings is not None and len(ids):
             vectors, offsets = self._in_score_space(embeddings)

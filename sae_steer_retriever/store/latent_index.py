@@ -20,12 +20,7 @@ _TILE = 4096
 
 
 class LatentHits(NamedTuple):
-    """The passages that one query has found, best first.
-
-    Attributes:
-        rows: The passages' rows.
-        scores: (len(rows),) by the index's similarity.
-    """
+    """The rows of the passages that one query has found, best first, and their scores by the index's similarity."""
 
     rows: NDArray[np.int64]
     scores: Array
@@ -39,21 +34,11 @@ class LatentIndex:
     """
 
     def __init__(
-        self,
-        offsets: NDArray[np.int64],
-        rows: NDArray[np.int32],
-        values: Array,
-        count: int,
-        similarity: Similarity,
+        self, offsets: NDArray[np.int64], rows: NDArray[np.int32], values: Array, count: int, similarity: Similarity
     ) -> None:
-        """Takes the arrays; `build` makes them.
+        """Takes the arrays of `build`: the lists' rows and activations, and (n + 1,) offsets where each list begins.
 
-        Args:
-            offsets: (n + 1,) where each latent's list begins in `rows` and `values`.
-            rows: The rows of all lists, latent after latent, ascending within each.
-            values: The activations, as `compared` gives them.
-            count: Number of passages, with those that have no latent.
-            similarity: The similarity of codes.
+        `count` is the number of passages, with those that have no latent.
         """
         from scipy.sparse import csc_array
 
@@ -74,12 +59,7 @@ class LatentIndex:
 
     @classmethod
     def build(cls, codes: Codes[NDArray[Any]], n: int, *, similarity: Similarity = "damped") -> LatentIndex:
-        """Returns the index of codes; the build needs extra memory for a few thousand passages only.
-
-        Args:
-            codes: (N, K), may be memory-mapped. Activations of 0 are left out.
-            n: Number of latents.
-            similarity: The similarity of codes.
+        """Returns the index of (N, K) codes, without activations of 0; it needs memory for few passages at a time.
 
         Raises:
             MismatchError: The codes have a latent that is not below `n`.
@@ -111,9 +91,7 @@ class LatentIndex:
     def scores(self, latents: NDArray[np.integer[Any]], weights: Array) -> Array:
         """Returns the (N,) dot products of every passage's code, as `compared` gives it, with one query.
 
-        Args:
-            latents: The query's latents, each once.
-            weights: The query's activations, as `compared` gives them; edits may make them negative.
+        `latents` are the query's, each once; `weights` are as `compared` gives them, or edited and maybe negative.
 
         Raises:
             MismatchError: A latent is not below `n`.
@@ -128,11 +106,7 @@ class LatentIndex:
         """Returns the hits of each query: the passages with the most similar codes.
 
         Only passages with a score above 0 are found, so there may be fewer than `k`. Equal scores are in row order.
-
-        Args:
-            codes: (batch, K) the queries' codes, as the SAE gives them.
-            k: Number of passages per query.
-            allowed: (N,) the passages that may be found; all if None.
+        The (batch, K) codes are as the SAE gives them; `allowed`, (N,), limits the passages that may be found.
 
         Raises:
             MismatchError: A latent is not below `n`.

@@ -35,13 +35,7 @@ class LiveIndex:
     """
 
     def __init__(self, sidecar: SidecarReader, documents: DocumentCollection, config: SAEConfig) -> None:
-        """Takes the parts.
-
-        Args:
-            sidecar: Source of the codes.
-            documents: Source of the vectors.
-            config: The SAE's config.
-        """
+        """Takes the sources of the codes and of the vectors, and the SAE's config."""
         self._sidecar = sidecar
         self._documents = documents
         self._config = config
@@ -66,14 +60,7 @@ class LiveIndex:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def current(self, passages: Callable[[], int]) -> CodeIndex:
-        """Returns the codes as they are stored now.
-
-        Args:
-            passages: Counts the documents collection, to warn if some passages have no codes.
-
-        Raises:
-            StoreError: The store does not answer.
-        """
+        """Returns the codes as they are stored now; `passages` counts the documents, to warn of missing codes."""
         with self._lock:
             if self._index is not None and time.monotonic() < self._next_look:
                 return self._index

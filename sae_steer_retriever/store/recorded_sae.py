@@ -26,23 +26,14 @@ _LEAST_COSINE = 0.27
 
 
 class OpenedSAE(NamedTuple):
-    """An SAE opened for a collection.
+    """An SAE opened for a collection."""
 
-    Attributes:
-        sae: The SAE, at the collection's K.
-        folder: The SAE's folder: `FeatureCatalog.load(folder, sae.fingerprint)` loads its catalog.
-        location: How the sidecar records the SAE (`sae_location`).
-    """
-
-    sae: TopKSAE
-    folder: Path
-    location: str
+    sae: TopKSAE  # at the collection's K
+    folder: Path  # `FeatureCatalog.load(folder, sae.fingerprint)` loads its catalog
+    location: str  # as the sidecar records it (`sae_location`)
 
     def embedder(self, embedding: Any = None) -> Embedder:  # noqa: ANN401 - see as_embedder
-        """Returns the SAE's encoder, or `embedding` if that is the same encoder.
-
-        Args:
-            embedding: Anything `as_embedder` takes.
+        """Returns the SAE's encoder, or `embedding` (anything `as_embedder` takes) if that is the same encoder.
 
         Raises:
             ArtifactError: The encoder cannot be loaded.
@@ -65,14 +56,12 @@ def opened_sae(
     """Returns the SAE for a collection: every command and every constructor opens its SAE here.
 
     Args:
-        location: The SAE's folder, its hub id, or the name of a bundled one. If None: the SAE that the collection was
-            indexed with, else the bundled one for its encoder.
+        location: The SAE's folder, its hub id, or the name of a bundled one; if None, see `default_sae`.
         client: The store; None if there is none yet.
         collection: Name of the documents collection, which may be absent.
         embedding: The collection's encoder, if known: anything `as_embedder` takes.
         k: Active latents per embedding; if None, the K of the collection's sidecar, else the SAE's own.
-        check_vectors: Whether to refuse a collection whose vectors look like another encoder's; see
-            `require_readable`.
+        check_vectors: Whether to call `require_readable`.
 
     Raises:
         ArtifactError: A file is missing or damaged, or `location` is None and no SAE is bundled for the encoder.
@@ -98,12 +87,9 @@ def recorded_sae(client: ClientAPI, collection: str) -> str | None:
 
 
 def default_sae(client: ClientAPI, collection: str, embedding: Any = None) -> str:  # noqa: ANN401 - see as_embedder
-    """Returns the location of a collection's SAE: the recorded one, else the bundled one for the encoder.
+    """Returns the location of a collection's SAE: the recorded one, else the bundled one for its encoder.
 
-    Args:
-        client: The store.
-        collection: Name of the documents collection, which may be absent.
-        embedding: The collection's encoder, if known: anything `as_embedder` takes.
+    `embedding` is that encoder, if known: anything `as_embedder` takes. The collection may be absent.
 
     Raises:
         ArtifactError: The collection was never indexed, and no SAE is bundled for its encoder.

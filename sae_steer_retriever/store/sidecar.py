@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,11 +33,7 @@ class SidecarReader:
     Each item has the id of its passage, the reconstructed embedding as its vector, and as metadata: `codes` (packed),
     `names` (the label latents, a list that Chroma can filter on) and `source` (a digest of the embedding that was
     encoded, so that a changed embedding is noticed). The collection's metadata hold the SAE's fingerprint and K, and
-    the generation ("stamp"), which changes with every write.
-
-    Attributes:
-        source: Name of the documents collection.
-        name: Name of the sidecar collection.
+    the generation ("stamp"), which changes with every write. `source` names the documents collection.
     """
 
     def __init__(self, client: ClientAPI, name: str, sae: TopKSAE, collection: Collection | None) -> None:
@@ -94,12 +91,9 @@ class SidecarReader:
             yield page["ids"], unpack(packed, self._sae.config.n, self._sae.config.k)
 
     def nearest(self, vector: Array, k: int, ids: Sequence[str] | None = None) -> tuple[list[str], Array]:
-        """Returns the ids and cosines of the passages whose reconstructions are nearest, best first.
+        """Returns the ids and cosines of the `k` passages whose reconstructions are nearest to a (d,) vector.
 
-        Args:
-            vector: (d,) any norm.
-            k: Number of passages.
-            ids: Restricts the search to these passages, if given; unknown ids are left out.
+        `ids` restricts the search to these passages, if given; unknown ids are left out.
 
         Raises:
             ChromaError: The store does not answer.
@@ -132,18 +126,7 @@ class Sidecar(SidecarReader):
     _collection: Collection
 
     def __init__(self, client: ClientAPI, name: str, sae: TopKSAE, *, sae_location: str | None = None) -> None:
-        """Opens the sidecar of collection `name`; creates it if it is absent.
-
-        Args:
-            client: A Chroma client.
-            name: Name of the documents collection.
-            sae: The SAE that makes the codes.
-            sae_location: The SAE's folder or hub id, recorded so that commands find the SAE again.
-
-        Raises:
-            MismatchError: The sidecar was made by another SAE.
-            StoreError: Another tool's collection has the sidecar's name.
-        """
+        """Opens the sidecar of collection `name`, or creates it; records `sae_location`, if given."""
         metadata = {
             "library": _LIBRARY,
             "format_version": _FORMAT_VERSION,
@@ -182,10 +165,8 @@ class Sidecar(SidecarReader):
     def outdated(self, ids: Sequence[str], vectors: Array) -> NDArray[np.bool_]:
         """Returns which passages have no codes, or codes of another embedding, (len(ids),)."""
         found = self._collection.get(ids=list(ids), include=["metadatas"])
-        sources = {
-            name: (metadata or {}).get("source")
-            for name, metadata in zip(found["ids"], found["metadatas"] or [], strict=True)
-        }
+        rows = zip(found["ids"], found["metadatas"] or [], strict=True)
+        sources = {name: (metadata or {}).get("source") for name, metadata in rows}
         return np.array([sources.get(name) != _digest(row) for name, row in zip(ids, vectors, strict=True)], dtype=bool)
 
     def ids(self) -> Iterator[list[str]]:
@@ -194,34 +175,29 @@ class Sidecar(SidecarReader):
             yield self._collection.get(limit=_PAGE, offset=offset, include=[])["ids"]
 
 
+@dataclasses.dataclass
 class SidecarWriter:
     """Writes codes and reconstructions; made by `Sidecar.writing`."""
 
-    def __init__(self, collection: Collection, sae: TopKSAE) -> None:
-        self._collection = collection
-        self._sae = sae
-        self._began = False
+    _collection: Collection
+    _sae: TopKSAE
+    _began: bool = False
 
     def write(self, ids: Sequence[str], vectors: Array) -> None:
         """Encodes (batch, d) unit vectors of passages and stores their codes and reconstructions."""
         codes = self._sae.encode(vectors)
         names = codes.truncate(self._sae.config.k_labels)
-        metadatas: list[dict[str, Any]] = []
-        for row, vector in enumerate(vectors):
-            # An upsert merges metadata: None deletes an old list. Chroma refuses empty lists.
-            metadatas.append(
-                {
-                    "codes": pack(codes.indices[row], codes.values[row], self._sae.config.n),
-                    "source": _digest(vector),
-                    "names": names.indices[row][names.values[row] > 0].tolist() or None,
-                }
-            )
+        metadatas: Any = [
+            {
+                "codes": pack(codes.indices[row], codes.values[row], self._sae.config.n),
+                "source": _digest(vector),
+                # An upsert merges metadata: None deletes an old list. Chroma refuses empty lists.
+                "names": names.indices[row][names.values[row] > 0].tolist() or None,
+            }
+            for row, vector in enumerate(vectors)
+        ]
         self._begin()
-        self._collection.upsert(
-            ids=list(ids),
-            embeddings=self._sae.decode(codes),
-            metadatas=metadatas,  # type: ignore[arg-type]
-        )
+        self._collection.upsert(ids=list(ids), embeddings=self._sae.decode(codes), metadatas=metadatas)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Removes passages; unknown ids are ignored."""

@@ -30,20 +30,10 @@ class StoreReader(DocumentCollection):
     """A documents collection and its sidecar, opened for reading.
 
     A collection without a sidecar can be read, too: passages are encoded when their codes are needed.
-
-    Attributes:
-        documents: The documents collection.
-        sae: The SAE.
-        sidecar: The sidecar collection.
     """
 
     def __init__(self, client: ClientAPI, documents: Collection, sae: TopKSAE) -> None:
-        """Checks that the collection, its sidecar and the SAE belong together. Use `open`.
-
-        Raises:
-            MismatchError: The collection holds vectors of another encoder, or the sidecar is another SAE's.
-            StoreError: The collection is itself a sidecar, or Chroma does not answer.
-        """
+        """Checks that the collection, its sidecar and the SAE belong together. Use `open`."""
         source = sidecar_of(documents.metadata)
         if source is not None:
             raise StoreError(f"collection {documents.name!r} is the sidecar of {source!r}: open {source!r}.")
@@ -71,18 +61,7 @@ class StoreReader(DocumentCollection):
         client: ClientAPI | None = None,
         collection: str = "docs",
     ) -> StoreReader:
-        """Opens an existing collection for reading.
-
-        Args:
-            sae: The SAE.
-            path: Folder of an embedded Chroma; "./chroma" if neither path, host nor client is given.
-            host: A Chroma server's host, instead of a folder.
-            port: The server's port.
-            client: A Chroma client, instead of either.
-            collection: Name of the documents collection.
-
-        Returns:
-            The store.
+        """Returns an existing collection, opened for reading; the arguments are those of `ChromaStore.open`.
 
         Raises:
             StoreError: The folder, the server or the collection does not exist.
@@ -100,12 +79,9 @@ class StoreReader(DocumentCollection):
 
     @translated("searching")
     def nearest_reconstructed(self, vector: Array, k: int, where: Metadata | None = None) -> Neighbours:
-        """Returns the passages whose reconstructed embeddings have the largest cosine with `vector`.
+        """Returns the `k` passages whose reconstructed embeddings have the largest cosine with the (d,) `vector`.
 
-        Args:
-            vector: (d,) the query, any norm.
-            k: Number of passages; without a sidecar there are none.
-            where: Chroma's metadata filter.
+        Without a sidecar there are none. `where` is Chroma's metadata filter.
 
         Raises:
             StoreError: The store does not answer.
@@ -132,9 +108,9 @@ class StoreReader(DocumentCollection):
         return Neighbours(found, scores.astype(np.float64))
 
     def codes(self, ids: Sequence[str]) -> Codes[NDArray[Any]]:
-        """Returns the (len(ids), K) codes of passages.
+        """Returns the (len(ids), K) codes of passages, encoded from their vectors if they have no sidecar row.
 
-        Passages without a sidecar row are encoded from their vectors. A deleted passage has an empty code.
+        A deleted passage has an empty code.
 
         Raises:
             StoreError: The store does not answer.

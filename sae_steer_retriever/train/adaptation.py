@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_steer_retriever.sae.config import SAEConfig
@@ -34,16 +33,10 @@ _LR = 1e-3
 
 
 class Start(NamedTuple):
-    """The start of an adaptation.
+    """The start of an adaptation."""
 
-    Attributes:
-        live: An SAE of the live features alone, centred at the mean of the corpus.
-        ids: (live,) their ids in the adapted SAE, ascending: the parent's first, then the new ones.
-        parent: The SAE that is adapted.
-    """
-
-    live: TopKSAE
-    ids: Tensor
+    live: TopKSAE  # the live features alone, centred at the mean of the corpus
+    ids: Tensor  # (live,) their ids in the adapted SAE, ascending: the parent's first, then the new ones
     parent: TopKSAE
 
     @property
@@ -93,20 +86,24 @@ def adapted_start(parent: TopKSAE, rows: Rows, live: int, config: TrainConfig) -
     )
     centred = TopKSAE(parent.W_enc, parent.b_enc, parent.W_dec, sample.mean(dim=0), sae_config)
     added = round(_ADDED_SHARE * live)
-    ids = _most_used(centred, sample.numpy(), live - added)
+    codes = centred.encode(sample.numpy())
+    used = np.bincount(codes.indices.ravel(), weights=codes.values.ravel() ** 2, minlength=parent.config.n)
+    ids = torch.from_numpy(np.sort(np.argsort(-used, kind="stable")[: live - added]))
     some = dataclasses.replace(sae_config, n=len(ids), refine_candidates=_candidates(parent, len(ids)))
     sae = TopKSAE(centred.W_enc[ids], centred.b_enc[ids], centred.W_dec[ids], centred.b_dec, some)
     if not added:
         return Start(sae, ids, parent)
     new = kmeans_directions(sample - sae.b_dec, added, torch.Generator().manual_seed(config.seed))
-    return Start(_extended(sae, new, parent), torch.cat([ids, parent.config.n + torch.arange(added)]), parent)
-
-
-def _most_used(sae: TopKSAE, rows: NDArray[Any], most: int) -> Tensor:
-    """(most,) ids, ascending."""
-    codes = sae.encode(rows)
-    used = np.bincount(codes.indices.ravel(), weights=codes.values.ravel() ** 2, minlength=sae.config.n)
-    return torch.from_numpy(np.sort(np.argsort(-used, kind="stable")[:most]))
+    # The new encoder rows have the median length of the others, their biases the median.
+    length, bias = float(sae.W_enc.norm(dim=1).median()), float(sae.b_enc.median())
+    extended = TopKSAE(
+        torch.cat([sae.W_enc, length * new]),
+        torch.cat([sae.b_enc, torch.full((added,), bias)]),
+        torch.cat([sae.W_dec, new]),
+        sae.b_dec,
+        dataclasses.replace(some, n=len(ids) + added, refine_candidates=_candidates(parent, len(ids) + added)),
+    )
+    return Start(extended, torch.cat([ids, parent.config.n + torch.arange(added)]), parent)
 
 
 def _candidates(parent: TopKSAE, live: int) -> int | None:
@@ -114,15 +111,3 @@ def _candidates(parent: TopKSAE, live: int) -> int | None:
     if not parent.config.refine_steps:
         return None
     return min(parent.config.refine_candidates or live, live)
-
-
-def _extended(sae: TopKSAE, directions: Tensor, parent: TopKSAE) -> TopKSAE:
-    """The SAE with more features; their encoder rows have the median length of the others, their biases the median."""
-    length, bias, n = float(sae.W_enc.norm(dim=1).median()), float(sae.b_enc.median()), sae.config.n + len(directions)
-    return TopKSAE(
-        torch.cat([sae.W_enc, length * directions]),
-        torch.cat([sae.b_enc, torch.full((len(directions),), bias)]),
-        torch.cat([sae.W_dec, directions]),
-        sae.b_dec,
-        dataclasses.replace(sae.config, n=n, refine_candidates=_candidates(parent, n)),
-    )

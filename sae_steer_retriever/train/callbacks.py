@@ -11,6 +11,15 @@ from sae_steer_retriever.errors import ArtifactError, MissingExtraError
 from sae_steer_retriever.sae.atomic_files import write_files
 
 METRICS_LOG_FILE = "training.jsonl"
+# TensorBoard's names of the figures.
+_CURVES = {
+    "held out/FVU": "fvu",
+    "held out/overlap@10": "overlap",
+    "latents/dead share": "dead",
+    "latents/L0": "l0",
+    "fit/learning rate": "lr",
+    "latents/coherence": "coherence",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,29 +27,18 @@ class Measured:
     """One measurement during a fit.
 
     FVU and retention are those of the encoder's TopK, without the refinement. The finished SAE is measured with its
-    refinement and scores better.
-
-    Attributes:
-        step: Steps done.
-        seconds: Seconds of fitting so far. Steps that an interrupted run did after its last measurement do not count.
-        loss: Loss of this step.
-        fvu: Fraction of variance unexplained on held-out rows.
-        overlap: overlap@10 of held-out queries with reconstructions on both sides: the retention.
-        coherence: Median over features of how alike their strongest passages are; None if no feature has five.
-        dead: Share of latents that no passage activates.
-        l0: Mean number of active latents per passage.
-        lr: Learning rate of this step.
+    refinement and scores better. `fvu`, `overlap`, `coherence`, `dead` and `l0` are those of `measure.Measurement`.
     """
 
-    step: int
-    seconds: float
-    loss: float
+    step: int  # steps done
+    seconds: float  # of fitting so far, without the steps that an interrupted run did after its last measurement
+    loss: float  # of this step
     fvu: float
     overlap: float
     coherence: float | None
     dead: float
     l0: float
-    lr: float
+    lr: float  # learning rate of this step
 
 
 class Callback:
@@ -71,17 +69,12 @@ class MetricsLog(Callback):
     def __init__(self, folder: Path) -> None:
         """Keep the file in `folder` while the fit runs; nothing is read or written before `start`."""
         self._path = folder / METRICS_LOG_FILE
-        self._records: list[Measured] = []
+        self.records: list[Measured] = []
         self._seconds_before = 0.0
-
-    @property
-    def records(self) -> tuple[Measured, ...]:
-        """All measurements, in the order of the steps."""
-        return tuple(self._records)
 
     def to_bytes(self) -> bytes:
         """The file's content."""
-        return b"".join(_line(record) for record in self._records)
+        return b"".join(_line(record) for record in self.records)
 
     def start(self, first: int) -> None:
         """Keep the measurements up to step `first` of an earlier run, and drop the others; a new fit drops all.
@@ -89,18 +82,14 @@ class MetricsLog(Callback):
         Raises:
             ArtifactError: The file cannot be written.
         """
-        self._records = [record for record in _read(self._path) if record.step <= first] if first else []
-        self._seconds_before = self._records[-1].seconds if self._records else 0.0
+        self.records = [record for record in _read(self._path) if record.step <= first] if first else []
+        self._seconds_before = self.records[-1].seconds if self.records else 0.0
         write_files(self._path.parent, {self._path.name: self.to_bytes()})
 
     def measured(self, record: Measured) -> None:
-        """Append a measurement to the file.
-
-        Raises:
-            ArtifactError: The disk is full or the file cannot be written.
-        """
+        """Append a measurement to the file; an ArtifactError says that it cannot be written."""
         record = dataclasses.replace(record, seconds=round(record.seconds + self._seconds_before, 3))
-        self._records.append(record)
+        self.records.append(record)
         try:
             # Appended, not replaced: another program may have the file open, and Windows then forbids replacing it.
             with self._path.open("ab") as stream:
@@ -140,12 +129,7 @@ class ScalarWriter(Callback):
     """Writes the loss of every step, and every measurement, as scalars for TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
-        """Check that TensorBoard is installed, and make `folder` for the event files.
-
-        Raises:
-            MissingExtraError: TensorBoard is not installed.
-            ArtifactError: The folder cannot be made.
-        """
+        """Make `folder` for the event files; a MissingExtraError says that TensorBoard is not installed."""
         require_tensorboard()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -158,8 +142,7 @@ class ScalarWriter(Callback):
         """Open the event file; TensorBoard drops what an earlier run wrote after step `first`."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        new_writer: Any = SummaryWriter  # torch has left its methods untyped
-        self._writer = new_writer(str(self._folder), purge_step=first + 1)
+        self._writer = SummaryWriter(str(self._folder), purge_step=first + 1)
 
     def step(self, done: int, loss: float) -> None:
         """Write the loss."""
@@ -167,15 +150,8 @@ class ScalarWriter(Callback):
 
     def measured(self, record: Measured) -> None:
         """Write a measurement; a coherence of None is left out."""
-        for name, value in (
-            ("held out/FVU", record.fvu),
-            ("held out/overlap@10", record.overlap),
-            ("latents/dead share", record.dead),
-            ("latents/L0", record.l0),
-            ("fit/learning rate", record.lr),
-            ("latents/coherence", record.coherence),
-        ):
-            if value is not None:
+        for name, figure in _CURVES.items():
+            if (value := getattr(record, figure)) is not None:
                 self._writer.add_scalar(name, value, record.step)
         self._writer.flush()
 
@@ -185,11 +161,7 @@ class ScalarWriter(Callback):
 
 
 def require_tensorboard() -> None:
-    """Check that TensorBoard is installed.
-
-    Raises:
-        MissingExtraError: It is not.
-    """
+    """Raises a MissingExtraError if TensorBoard is not installed."""
     try:
         import torch.utils.tensorboard.writer  # noqa: F401
     except ImportError as error:

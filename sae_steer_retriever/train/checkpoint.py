@@ -26,12 +26,9 @@ class Checkpoint:
     """Saves and restores model, optimiser, step and the best measured state, in one atomic file without pickles."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], *, resume: bool) -> None:
-        """Open a checkpoint.
+        """Open the checkpoint in `folder`; with `resume`, a state that was saved with an equal `identity` is restored.
 
-        Args:
-            folder: Folder of the file.
-            identity: Settings and a digest of the data; a state is restored only if they are equal.
-            resume: Whether to restore a saved state.
+        `identity` are the settings and a digest of the data.
         """
         self._path = folder / _STATE_FILE
         self._identity = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
@@ -64,10 +61,7 @@ class Checkpoint:
         self._saved_at = time.monotonic()
 
     def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Restore a saved state, if `resume` was set and there is one.
-
-        Returns:
-            The number of steps already done.
+        """Returns the number of steps already done, after restoring a saved state if there is one and `resume` is set.
 
         Raises:
             ArtifactError: The state is damaged, or belongs to a fit with other settings or other data.

@@ -35,17 +35,11 @@ _TILE = 16_384
 
 
 class EmbeddedCorpus(NamedTuple):
-    """A corpus' embeddings.
+    """A corpus' embeddings."""
 
-    Attributes:
-        passages: (M, d) unit vectors, in the order of the corpus; memory-mapped if the embedder has a cache.
-        data: Training data and held-out data.
-        score_spread: Median difference between a list query's second and hundredth score, for the calibration.
-    """
-
-    passages: VectorRows
+    passages: VectorRows  # (M, d) unit vectors, in the order of the corpus; memory-mapped if the embedder has a cache
     data: TrainingData
-    score_spread: float
+    score_spread: float  # median difference between a list query's second and hundredth score, for the calibration
 
 
 class _Masks(NamedTuple):
@@ -95,12 +89,11 @@ def embed_corpus(
     if all(float(np.abs(batch - first).max()) < _ALIKE for batch in passages.batches(_TILE)):
         raise CorpusError(f"all {len(passages)} passages have the same embedding: there is nothing to learn.")
     generator = np.random.default_rng(config.seed)
-    held_passage = np.zeros(len(passages), dtype=bool)
     count = max(2, round(config.holdout * len(passages)))
-    held_passage[generator.permutation(len(passages))[:count]] = True
+    # Held out are those with one of the first places in a random order.
+    held_passage = generator.permutation(len(passages)).argsort() < count
     held_short = held_passage[[query.passage_index for query in short]] if short else np.zeros(0, dtype=bool)
-    held_real = np.zeros(len(parts.real), dtype=bool)
-    held_real[generator.permutation(len(parts.real))[: round(config.holdout * len(parts.real))]] = True
+    held_real = generator.permutation(len(parts.real)).argsort() < round(config.holdout * len(parts.real))
 
     held = parts.select(_Masks(held_passage, held_real, held_short))
     held_queries = VectorRows.joined([held.real, held.short.select(generator.permutation(len(held.short)))])
@@ -179,11 +172,7 @@ def _margin(kept: NDArray[np.bool_], size: int) -> int:
 
 
 def require_enough(corpus: Corpus) -> None:
-    """Refuse a corpus that is too small to fit anything.
-
-    Raises:
-        CorpusError: It has fewer than 20 passages.
-    """
+    """Raises a CorpusError if the corpus has fewer than 20 passages, too few to fit anything."""
     if len(corpus.passages) < SMALLEST_CORPUS:
         raise CorpusError(
             f"the corpus has {len(corpus.passages)} passage(s), expected at least {SMALLEST_CORPUS}: a dictionary of "

@@ -109,8 +109,8 @@ def ranking_objective(
     """
     chosen = sampler.draw_queries(step, config.list_queries)
     unique, place = torch.unique(sampler.lists[chosen], return_inverse=True)
-    parts = [sampler.rows[sampler.draw_rows(step, config.batch_size)], sampler.queries[chosen]]
-    parts.append(sampler.documents[unique])
+    rows = sampler.rows[sampler.draw_rows(step, config.batch_size)]
+    parts = [rows, sampler.queries[chosen], sampler.documents[unique]]
     batch = torch.cat(parts).to(model.mu.device)
     values, indices = model.encode(batch, sizes.k)
     lengths = (sizes.k_labels, sizes.k) if config.labels_weight and sizes.k_labels < sizes.k else (sizes.k,)
@@ -129,11 +129,9 @@ def ranking_objective(
     elif config.loss in ("eq2", "released"):
         place, d = place.to(batch.device), batch.shape[1]
         scores, reconstructed = (q @ documents.T).gather(1, place), (q_hat @ documents_hat.T).gather(1, place)
-        divergence = (
-            printed_kl(scores, reconstructed) if config.loss == "eq2" else released_kl(scores, reconstructed, d)
-        )
+        kl = printed_kl(scores, reconstructed) if config.loss == "eq2" else released_kl(scores, reconstructed, d)
         # The paper adds it to an MSE, a mean over dimensions: FVU = MSE d / V.
-        loss = loss + d / constants.variance * divergence
+        loss = loss + d / constants.variance * kl
     # Random starting directions mean nothing, so there is no reason to stay near them.
     if config.start_weight and config.init != "random":
         loss = loss + config.start_weight * (1 - model.alignment_with_start())

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.labelling.coherence import corpus_mean, feature_coherence
 from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.directions import unit_rows
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.nearest_lists import nearest_documents
 
@@ -21,19 +22,12 @@ IMPROVEMENT = 0.002
 
 
 class HeldOut(NamedTuple):
-    """Data that a fit is measured on.
+    """Data that a fit is measured on."""
 
-    Attributes:
-        rows: (M, d) rows that were not fitted.
-        queries: (Q, d) queries that were not fitted; their lists are searched among `documents`.
-        documents: (N, d) the passages to search.
-        nearest: (Q, 10) each query's nearest passages in the original space.
-    """
-
-    rows: Array
-    queries: Array
-    documents: Array
-    nearest: NDArray[np.int64]
+    rows: Array  # (M, d) rows that were not fitted
+    queries: Array  # (Q, d) queries that were not fitted
+    documents: Array  # (N, d) the passages to search
+    nearest: NDArray[np.int64]  # (Q, 10) each query's nearest passages in the original space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +85,8 @@ def measure(sae: TopKSAE, held_out: HeldOut, variance: float) -> Measurement:
     lost = np.float32(sum(((tile - sae.reconstruct(tile)) ** 2).sum() for tile in tiles))
     codes = sae.encode(held_out.documents)
     active = codes.values > 0
-    documents_hat, queries_hat = _unit(sae.decode(codes)), _unit(sae.reconstruct(held_out.queries))
-    found = nearest_documents(queries_hat, documents_hat, 10)
+    documents_hat, queries_hat = sae.decode(codes), sae.reconstruct(held_out.queries)
+    found = nearest_documents(unit_rows(queries_hat), unit_rows(documents_hat), 10)
     shared = [len(np.intersect1d(a, b)) for a, b in zip(found, held_out.nearest, strict=True)]
     labels, documents = codes.truncate(sae.config.k_labels), held_out.documents
     coherence = feature_coherence(labels, sae.config.n, documents, corpus_mean(documents))
@@ -103,7 +97,3 @@ def measure(sae: TopKSAE, held_out: HeldOut, variance: float) -> Measurement:
         dead=1.0 - len(np.unique(codes.indices[active])) / sae.config.n,
         l0=float(active.sum(axis=1).mean()),
     )
-
-
-def _unit(rows: Array) -> Array:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)

@@ -18,12 +18,7 @@ _ROUNDING = 1e-6
 
 
 class Ranking(NamedTuple):
-    """Nearest documents by query.
-
-    Attributes:
-        rows: (Q, size) rows of the documents, best first.
-        scores: (Q, size) their dot products with the query.
-    """
+    """Nearest documents by query: their rows, best first, and dot products with the query, (Q, size) each."""
 
     rows: NDArray[np.int64]
     scores: Array
@@ -49,10 +44,9 @@ def filtered_lists(ranking: Ranking, kept: NDArray[np.bool_], size: int) -> tupl
     # The kept ones first, in their order.
     order = np.argsort(~left, axis=1, kind="stable")[:, :wanted]
     scores = np.take_along_axis(ranking.scores, order, axis=1)
+    rows = np.take_along_axis(ranking.rows, order[:, :size], axis=1)
     tied = (scores[:, :-1] - scores[:, 1:] < _ROUNDING).any(axis=1)
-    short = left.sum(axis=1) < wanted
-    number = np.cumsum(kept) - 1
-    return number[np.take_along_axis(ranking.rows, order[:, :size], axis=1)], tied | short
+    return (np.cumsum(kept) - 1)[rows], tied | (left.sum(axis=1) < wanted)
 
 
 def rank_documents(queries: Vectors, documents: Vectors, size: int) -> Ranking:

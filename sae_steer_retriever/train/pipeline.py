@@ -130,9 +130,8 @@ def fit(
 
     labels = _label(fitted.sae, read, embedded, embed, config.seed, adapted)
     # The labels of a random dictionary show how hard the corpus is; an adaptation is compared with its parent instead.
-    control = None
-    if adapted is None:
-        control = _label(random_dictionary(fitted.sae, config.seed), read, embedded, embed, config.seed)
+    random_sae = None if adapted is not None else random_dictionary(fitted.sae, config.seed)
+    control = None if random_sae is None else _label(random_sae, read, embedded, embed, config.seed)
     report = TrainReport(
         output=str(output),
         corpus=str(corpus),
@@ -156,7 +155,7 @@ def fit(
         seconds_labelling=time.monotonic() - fitted_at,
         skipped=tuple(read.skipped),
         advice=advice,
-        measured=metrics_log.records,
+        measured=tuple(metrics_log.records),
         adapted=None if adapted is None or start is None else _adapted(adapted, start, embedded, trainer, labels),
     )
     _save(output, fitted, labels.catalog, report, metrics_log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from typing import TextIO
@@ -15,6 +16,7 @@ _BAR = "{desc} {n_fmt}/{total_fmt}|{bar}|[{elapsed}<{remaining}{postfix}]"
 _HELD_OUT, _ABSORBING = "held-out", "absorbing"
 
 
+@dataclasses.dataclass(eq=False)
 class FitProgress(Callback):
     """Shows the steps, the time left, and the latest measured FVU, retention and coherence.
 
@@ -22,13 +24,11 @@ class FitProgress(Callback):
     absorbing part, they are fitted too, so the figures shown remain those of the first part.
     """
 
-    def __init__(self, steps: int, held_out_steps: int, stream: TextIO | None = None) -> None:
-        """Prepare for a fit of `steps` steps, `held_out_steps` of them in its first part; show it on stderr."""
-        self._steps = steps
-        self._held_out_steps = held_out_steps
-        self._stream = stream
-        self._bar: tqdm[None] | None = None
-        self._figures = ""
+    _steps: int
+    _held_out_steps: int  # those in the first part
+    _stream: TextIO | None = None  # stderr
+    _bar: tqdm[None] | None = None
+    _figures: str = ""
 
     def start(self, first: int) -> None:
         """Show the first line."""

@@ -14,25 +14,15 @@ _COURSE_COLUMNS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """The SAE that was adapted, and the figures before.
+    """The SAE that was adapted, and its own figures on the held-out rows and queries before."""
 
-    Attributes:
-        parent: The SAE that was adapted: the encoder's name of a bundled one, else folder or hub id.
-        fingerprint: The parent's fingerprint.
-        kept: Features that keep their ids and their meaning: all of the parent's.
-        added: New features, which come after them.
-        live: Features that are a label latent of some passage of the corpus.
-        fvu_before: The parent's own fraction of variance unexplained on held-out rows.
-        overlap_before: The parent's own overlap@10 of held-out queries.
-    """
-
-    parent: str
-    fingerprint: str
-    kept: int
-    added: int
-    live: int
-    fvu_before: float
-    overlap_before: float
+    parent: str  # the encoder's name of a bundled SAE, else folder or hub id
+    fingerprint: str  # the parent's
+    kept: int  # features that keep their ids and their meaning: all of the parent's
+    added: int  # new features, which come after them
+    live: int  # features that are a label latent of some passage of the corpus
+    fvu_before: float  # fraction of variance unexplained
+    overlap_before: float  # overlap@10
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,33 +14,20 @@ from sae_steer_retriever.train.measure import HeldOut
 
 
 class Rows(NamedTuple):
-    """Embeddings that the steps draw from.
+    """Embeddings that the steps draw from."""
 
-    Attributes:
-        rows: (N, d) the embeddings to reconstruct: passages, titles and sentences, queries.
-        documents: (M, d) passages, the candidates of the lists.
-        queries: (Q, d) the list queries.
-        lists: (Q, L) rows of `documents` nearest to each query.
-    """
-
-    rows: Vectors
-    documents: Vectors
-    queries: Vectors
-    lists: NDArray[np.int64]
+    rows: Vectors  # (N, d) the embeddings to reconstruct: passages, titles and sentences, queries
+    documents: Vectors  # (M, d) passages, the candidates of the lists
+    queries: Vectors  # (Q, d) the list queries
+    lists: NDArray[np.int64]  # (Q, L) rows of `documents` nearest to each query
 
 
 class TrainingData(NamedTuple):
-    """Training data of a fit. The parts of a memory-mapped corpus share one store and hold positions only.
+    """Training data of a fit. The parts of a memory-mapped corpus share one store and hold positions only."""
 
-    Attributes:
-        fitted: Data of the first and longest part of the fit, which ends with the measurement.
-        everything: Data of the second part: the held-out rows join, because the corpus to search contains them.
-        held_out: Data that the first part is measured on.
-    """
-
-    fitted: Rows
-    everything: Rows
-    held_out: HeldOut
+    fitted: Rows  # for the first and longest part of the fit, which ends with the measurement
+    everything: Rows  # for the second part: held-out rows join, because the corpus to search contains them
+    held_out: HeldOut  # the first part is measured on these
 
 
 class DrawnRows:
@@ -87,10 +74,8 @@ class Sampler:
     def _draw(self, name: str, count: int, step: int, size: int) -> Tensor:
         size = min(size, count)
         number, position = divmod(step, max(1, count // size))
-        known = self._orders.get(name)
-        if known is None or known[0] != number:
+        if name not in self._orders or self._orders[name][0] != number:
             salt = 1 if name == "rows" else 2
             generator = torch.Generator().manual_seed((self._seed * 1_000_003 + number) * 7 + salt)
-            known = (number, torch.randperm(count, generator=generator))
-            self._orders[name] = known
-        return known[1][position * size : (position + 1) * size]
+            self._orders[name] = (number, torch.randperm(count, generator=generator))
+        return self._orders[name][1][position * size : (position + 1) * size]

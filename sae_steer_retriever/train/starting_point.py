@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sae_steer_retriever.errors import ArtifactError, nearest_names
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.bundled import bundled_name, bundled_names, bundled_sae
+from sae_steer_retriever.sae.bundled import available_encoders, bundled_name, bundled_sae
 from sae_steer_retriever.sae.config import DEFAULT_MODEL, EncoderSpec
 from sae_steer_retriever.sae.files import resolve_folder
 from sae_steer_retriever.sae.topk_sae import TopKSAE
@@ -24,13 +24,7 @@ _OF_A_FIT = (*_OF_THE_PARENT, "latents", "loss", "labels_weight", "start_weight"
 
 
 class Parent(NamedTuple):
-    """The SAE that is adapted.
-
-    Attributes:
-        sae: Its weights.
-        catalog: Its features' labels.
-        name: The folder or hub id that was given, or the name of the bundled SAE.
-    """
+    """The SAE that is adapted, its catalog, and its name: the folder or hub id given, or that of the bundled SAE."""
 
     sae: TopKSAE
     catalog: FeatureCatalog
@@ -38,23 +32,16 @@ class Parent(NamedTuple):
 
 
 class StartingPoint(NamedTuple):
-    """How a fit begins.
-
-    Attributes:
-        parent: Folder of the SAE that is adapted; None for a fit from scratch.
-        why: The reason, for a person.
-    """
+    """How a fit begins: the folder of the SAE that is adapted, None for a fit from scratch, and the reason."""
 
     parent: Path | None
     why: str
 
 
 def choose_starting_point(settings: Mapping[str, object], passages: int) -> StartingPoint:
-    """Returns how a fit begins, from the settings and the size of the corpus.
+    """Returns how a fit begins, from the settings that were given and the number of passages.
 
-    Args:
-        settings: The settings that were given: fields of `TrainConfig`; `init` may also be an SAE's folder or hub id.
-        passages: Number of passages.
+    The settings are fields of `TrainConfig`; `init` may also be an SAE's folder or hub id.
 
     Raises:
         ArtifactError: `init` is no known value and no SAE, or no SAE is bundled for the encoder.
@@ -80,8 +67,8 @@ def choose_starting_point(settings: Mapping[str, object], passages: int) -> Star
     folder = bundled_sae(model)
     if folder is None:
         raise ArtifactError(
-            f"init = {PRETRAINED}: no SAE is bundled for the encoder {model!r} ({_bundled()}): leave it out to fit one "
-            "from scratch, or give the folder of an SAE of that encoder."
+            f"init = {PRETRAINED}: no SAE is bundled for the encoder {model!r} ({available_encoders()}): leave it out "
+            "to fit one from scratch, or give the folder of an SAE of that encoder."
         )
     return StartingPoint(folder, f"from the bundled SAE for {folder.name}, adapted: init = {PRETRAINED}")
 
@@ -94,14 +81,9 @@ def _by_size(settings: Mapping[str, object], model: str, passages: int) -> Start
         return StartingPoint(None, f"from scratch: {passages:,} passages, {SMALL_CORPUS:,} or more")
     folder = bundled_sae(model)
     if folder is None:
-        return StartingPoint(None, f"from scratch: no SAE is bundled for {model} ({_bundled()})")
+        return StartingPoint(None, f"from scratch: no SAE is bundled for {model} ({available_encoders()})")
     why = f"{passages:,} passages, fewer than {SMALL_CORPUS:,} (--init kmeans fits from scratch)"
     return StartingPoint(folder, f"from the bundled SAE for {folder.name}, adapted: {why}")
-
-
-def _bundled() -> str:
-    names = ", ".join(bundled_names())
-    return f"only for {names}" if names else "none with this copy of the package"
 
 
 def _existing(init: str) -> Path:

@@ -90,7 +90,10 @@ class FittingSAE(torch.nn.Module):
         if self._kept:
             rows, start = self.D[: self._kept], self.start[: self._kept]
             far = torch.nonzero((rows * start).sum(dim=1) < KEPT_COSINE).reshape(-1)
-            rows[far] = _turned_towards(rows[far], start[far], KEPT_COSINE)
+            towards = start[far]
+            across = rows[far] - (rows[far] * towards).sum(dim=1, keepdim=True) * towards
+            across = across / across.norm(dim=1, keepdim=True).clamp_min(1e-8)
+            rows[far] = KEPT_COSINE * towards + math.sqrt(1 - KEPT_COSINE * KEPT_COSINE) * across
 
     @torch.no_grad()
     def fold(self, config: SAEConfig) -> TopKSAE:
@@ -99,11 +102,3 @@ class FittingSAE(torch.nn.Module):
         parts = (self.W_e, b_enc, self.D, self.mu + self.s * self.b)
         W_enc, b_enc, W_dec, b_dec = (part.detach().cpu().clone() for part in parts)
         return TopKSAE(W_enc, b_enc, W_dec, b_dec, config)
-
-
-def _turned_towards(rows: Tensor, start: Tensor, cosine: float) -> Tensor:
-    """Unit rows turned towards the unit rows `start` until they have the given cosine with them."""
-    across = rows - (rows * start).sum(dim=1, keepdim=True) * start
-    across = across / across.norm(dim=1, keepdim=True).clamp_min(1e-8)
-    turned: Tensor = cosine * start + math.sqrt(1 - cosine * cosine) * across
-    return turned

@@ -17,16 +17,10 @@ from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.sae.directions import data_directions, kmeans_directions, random_directions
 from sae_steer_retriever.sae.malloc import keep_large_buffers
 from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.train import losses
 from sae_steer_retriever.train.callbacks import Callback, Measured
 from sae_steer_retriever.train.checkpoint import Checkpoint
 from sae_steer_retriever.train.config import TrainConfig
-from sae_steer_retriever.train.losses import (
-    Constants,
-    choose_temperature,
-    list_scores,
-    paper_objective,
-    ranking_objective,
-)
 from sae_steer_retriever.train.measure import IMPROVEMENT, Measurement, Standstill, measure
 from sae_steer_retriever.train.progress import FitProgress
 from sae_steer_retriever.train.sampling import Sampler, TrainingData
@@ -54,22 +48,16 @@ _STATISTICS_ROWS, _TILE = 200_000, 65_536
 class Fit(NamedTuple):
     """The outcome of a fit.
 
-    Attributes:
-        sae: The SAE.
-        measurement: Held-out quality of the best state before the held-out rows joined, with the refinement of the
-            SAE's config. Measurements during the fit leave the refinement out.
-        train_fvu: FVU on fitted rows, at the end.
-        variance: E|x - mu|^2 over the rows.
-        temperature: Temperature of the relative KL.
-        steps: Steps done; fewer than planned if the fit ended early.
+    The measurement is of the best state before the held-out rows joined, with the refinement of the SAE's config.
+    Measurements during the fit leave the refinement out.
     """
 
     sae: TopKSAE
     measurement: Measurement
-    train_fvu: float
-    variance: float
-    temperature: float
-    steps: int
+    train_fvu: float  # on fitted rows, at the end
+    variance: float  # E|x - mu|^2 over the rows
+    temperature: float  # of the relative KL
+    steps: int  # done; fewer than planned if the fit ended early
 
 
 class Trainer:
@@ -95,16 +83,10 @@ class Trainer:
         start: TopKSAE | None = None,
         kept: int = 0,
     ) -> None:
-        """Prepare a fit.
+        """Prepare a fit of an SAE with the sizes and the encoder of `sae_config`.
 
-        Args:
-            data: The embeddings.
-            config: Settings.
-            sae_config: Sizes and encoder of the SAE to make.
-            epochs: Passes over the rows.
-            start: An SAE of these sizes to start from, instead of the directions of `config.init`; its decoder's bias
-                is the mean of the rows.
-            kept: How many of its first features keep their meaning.
+        It starts from the SAE `start`, if given, instead of the directions of `config.init`. That has these sizes, its
+        decoder's bias is the mean of the rows, and its first `kept` features keep their meaning.
         """
         keep_large_buffers()
         self._config = config
@@ -126,13 +108,17 @@ class Trainer:
         elif start is not None:
             self._model = FittingSAE.adapting(start, math.sqrt(variance), kept)
         else:
-            directions = _starting_directions(config, centred, n, generator)
+            if config.init == "random":
+                directions = random_directions(n, d, generator)
+            else:
+                directions = (data_directions if config.init == "data" else kmeans_directions)(centred, n, generator)
             self._model = FittingSAE(mean, math.sqrt(variance), directions, directions)
         self._model.to(device)
         sample = torch.arange(min(len(self._fitted.queries), 1000))
         lists = self._fitted.documents[self._fitted.lists[sample]]
-        temperature = config.temperature or choose_temperature(list_scores(self._fitted.queries[sample], lists))
-        self.constants = Constants(variance, temperature)
+        scores = losses.list_scores(self._fitted.queries[sample], lists)
+        temperature = config.temperature or losses.choose_temperature(scores)
+        self.constants = losses.Constants(variance, temperature)
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=config.lr, fused=device in ("cpu", "cuda"))
         drawn = len(self._fitted.queries if config.loss == "paper" else self._fitted.rows)
         self.steps = config.steps or max(2, round(epochs * math.ceil(drawn / config.batch_size)))
@@ -151,14 +137,10 @@ class Trainer:
         on_step: Callable[[int], None] | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> Fit:
-        """Returns the fitted SAE and its measurements.
+        """Returns the fitted SAE and its measurements; `progress` shows them on stderr, `callbacks` get them, too.
 
-        Args:
-            checkpoint: Where the state is saved, and restored from if it holds one. A killed fit loses at most the
-                steps since the last save.
-            progress: Whether to show progress on stderr.
-            on_step: Called after each step, with the number of steps done.
-            callbacks: Called at each step and measurement.
+        The state is saved to `checkpoint`, and restored from it if it holds one: a killed fit loses at most the steps
+        since the last save. `on_step` is called after each step, with the number of steps done.
 
         Raises:
             FloatingPointError: The loss is no longer finite.
@@ -252,9 +234,9 @@ class Trainer:
             group["lr"] = config.lr * self._schedule(step)
         sampler = self._fitted if step < self._measured_steps else self._everything
         if config.loss == "paper":
-            loss = paper_objective(model, sampler, step, config, self._sae_config)
+            loss = losses.paper_objective(model, sampler, step, config, self._sae_config)
         else:
-            loss = ranking_objective(model, sampler, step, config, self._sae_config, self.constants)
+            loss = losses.ranking_objective(model, sampler, step, config, self._sae_config, self.constants)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         model.before_step()
@@ -296,12 +278,6 @@ def _warm_cosine(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def _starting_directions(config: TrainConfig, centred: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    if config.init == "random":
-        return random_directions(n, centred.shape[1], generator)
-    return (data_directions if config.init == "data" else kmeans_directions)(centred, n, generator)
 
 
 def _device(name: str) -> str:
