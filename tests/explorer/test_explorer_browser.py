@@ -342,6 +342,7 @@ def test_a_name_stays(visit: Visit, world: World, filled_folder: Path, tmp_path:
         tab.eventually(lambda: tab.at("edit-name").text_content(), lambda said: said == title)
         tab.at("query").fill(QUESTION)
         tab.page.wait_for_load_state("networkidle")  # a server that ends lets go of what it is asked
+        tab.page.goto("about:blank")  # typing asks again after a moment: not a server that is gone
     again = FeatureCatalog.load(tmp_path / "sae", world.sae.fingerprint)
     assert again[feature.id].label == name
     with explore(SteeredRetriever(store, world.embedder, again)) as running:
