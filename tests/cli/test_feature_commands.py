@@ -111,7 +111,7 @@ def test_the_sae_may_stand_before_or_after_the_word(
         (["--sae", ".", "--limit", "3", "label", "--corpus", "."], "--limit and --price-per-million go with"),
         (["tries", "--sae", "."], "whose tries?"),
         (["tries", "1", "--all", "--sae", "."], "whose tries?"),
-        (["tries", "1", "--sae", "."], "give --corpus PATH or --store DIR"),
+        (["tries", "1", "--sae", "."], "give --corpus PATH, or --store DIR"),
         (["tries", "1", "--corpus", "nowhere", "--sae", "."], "no such file or folder: nowhere"),
         (["tries", "1", "--corpus", ".", "--store", "."], "give either --corpus PATH or --store DIR"),
         (["tries", "1", "--corpus", ".", "--sae", ".", "--limit", "3"], "--limit goes with --all"),
