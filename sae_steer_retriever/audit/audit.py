@@ -38,9 +38,9 @@ class Sampled:
     queries_given: int  # how many there were before sampling
     origin: str  # where the queries are from: "file" or "sentences"
     k: int  # hits of each query
-    seed: int  # seed of all samples
+    seed: int
     encoder: str  # the encoder of the vectors
-    fingerprint: str  # the SAE's fingerprint
+    fingerprint: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,10 +72,10 @@ def required_text(words: Sequence[str], question: str) -> str:
 class OpenedCatalog(NamedTuple):
     """An SAE, its catalog, and the store if one is given."""
 
-    sae: TopKSAE  # the SAE
-    folder: Path  # the SAE's folder
-    catalog: FeatureCatalog  # the SAE's features
-    client: ClientAPI | None  # the store
+    sae: TopKSAE
+    folder: Path
+    catalog: FeatureCatalog
+    client: ClientAPI | None
 
 
 def open_catalog(arguments: argparse.Namespace) -> OpenedCatalog:

@@ -105,7 +105,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--limit goes with --all: features given by name are all read.")
     check_source(arguments)
     if arguments.corpus is None and arguments.store is None:
-        raise UsageError("tries are made from passages: give --corpus PATH or --store DIR.")
+        raise UsageError("tries are made from passages: give --corpus PATH, or --store DIR.")
     if arguments.picture is not None:
         # Checked now, not after minutes of work.
         if importlib.util.find_spec("matplotlib") is None:

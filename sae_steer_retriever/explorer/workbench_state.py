@@ -42,7 +42,7 @@ class EditState(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Name  # the feature, as in `steer=`; an id as "#12"
-    op: str = "add"  # the operation
+    op: str = "add"
     strength: float = 0.5  # its number; ignored for "suppress"
     side: Side | None = None  # the side of an "add"; None for the search's
     on: bool = True  # whether the row is switched on
@@ -78,7 +78,7 @@ class WorkbenchState(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     query: str = Field(default="", max_length=LONGEST_QUERY)  # the question; empty at first
-    edits: tuple[EditState, ...] = Field(default=(), max_length=MOST_EDITS)  # the rows
+    edits: tuple[EditState, ...] = Field(default=(), max_length=MOST_EDITS)
     k: int = Field(default=DEFAULT_HITS, ge=1, le=MOST_HITS)  # how many hits
     space: Space = "original"  # the space that is searched
     side: Side | None = None  # the side of strengths that do not name one; None for the space's default
