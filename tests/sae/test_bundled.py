@@ -271,9 +271,7 @@ def test_evaluate_measures_the_one_that_ships(ships: Path, corpus: Path, sae_ste
     named = sae_steer("evaluate", "--corpus", corpus, "--sae", NAME, "--quiet", "--json")
     assert named.code == 0, named.err
     assert sae_steer("evaluate", "--corpus", corpus, "--quiet", "--json").data == named.data
-    assert sae_steer("evaluate", "--corpus", corpus, "--sae", "nowhere").error.endswith(
-        f"the name of a bundled one: {NAME}."
-    )
+    assert sae_steer("evaluate", "--corpus", corpus, "--sae", "nowhere").error.endswith(f"bundled: {NAME}")
     other = sae_steer("evaluate", "--corpus", corpus, "--quiet", "--json", "--k", 32)
     assert other.code == 0, other.err
     assert other.data != named.data
