@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chromadb.api.shared_system_client import SharedSystemClient
 from small_world import World
 
 import sae_steer_retriever
@@ -34,6 +35,10 @@ def test_examples_of_a_module_run(
     if ".integrations." in name:
         pytest.importorskip("langchain_core" if "langchain" in name else "llama_index.core")
     monkeypatch.chdir(tmp_path)  # an example may write "./sae"
+    # Chroma remembers open stores by the path that was given: "./chroma" is another folder in each test.
+    systems = SharedSystemClient._identifier_to_system
+    for path in [path for path in systems if not Path(path).is_absolute()]:
+        del systems[path]
     names = {
         "retriever": retriever,
         "store": retriever.store,
