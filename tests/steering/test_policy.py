@@ -387,7 +387,7 @@ def test_search_says_whether_a_condition_holds(
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--policy", "nowhere.json"], 2, "--policy 'nowhere.json': no such file; `sae-steer search --save-policy FILE` writes one"),
+        (["--policy", "nowhere.json"], 2, "no such file; `sae-steer search --save-policy FILE` writes one"),
         (["--save-policy", "mine.json"], 2, "--save-policy has nothing to save"),
         (["--steer", "thread=0.5 when #3"], 2, "is no strength"),
         (["--steer", "thread=0.5 when #3>much"], 2, "is no strength"),
