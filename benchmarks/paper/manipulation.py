@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import CorpusError, MismatchError
-from sae_steer_retriever.evaluate.fidelity import decode_in_batches, encode_in_batches, unit
+from sae_steer_retriever.evaluate.fidelity import decode_in_batches, encode_in_batches
 from sae_steer_retriever.evaluate.metrics import DEPTH, PerQuery, score_rankings
 from sae_steer_retriever.evaluate.retrieval_set import RELEVANT, EmbeddedSet, RetrievalSet
 from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.directions import unit_rows
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 SMALLEST_STRENGTH = 0.0004
@@ -174,7 +175,7 @@ class ReconstructedSearch:
         return found
 
     def _scaled(self, rows: Array) -> Array:
-        return unit(rows) if self._product == "cosine" else rows
+        return unit_rows(rows) if self._product == "cosine" else rows
 
     def _tiles(self) -> Iterator[slice]:
         size = max(1, _TILE_SCORES // max(len(self._documents), 1))

@@ -16,8 +16,9 @@ from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.corpus.query_texts import QueryText, query_texts
 from sae_steer_retriever.errors import ArtifactError, CorpusError, MismatchError
 from sae_steer_retriever.evaluate.bootstrap import Estimate, estimate
-from sae_steer_retriever.evaluate.fidelity import ROWS, decode_in_batches, encode_in_batches, unit
+from sae_steer_retriever.evaluate.fidelity import ROWS, decode_in_batches, encode_in_batches
 from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.directions import unit_rows
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.latent_index import compared
 
@@ -161,8 +162,8 @@ class _AlteredScores:
     def __init__(self, sae: TopKSAE, documents: Array, queries: Array, *, latent: bool) -> None:
         codes, query_codes = encode_in_batches(sae, documents), encode_in_batches(sae, queries)
         self._queries = queries
-        self._documents_hat = unit(decode_in_batches(sae, codes))
-        self._queries_hat = unit(decode_in_batches(sae, query_codes))
+        self._documents_hat = unit_rows(decode_in_batches(sae, codes))
+        self._queries_hat = unit_rows(decode_in_batches(sae, query_codes))
         # (queries, documents) of plain and of power-normalised codes.
         self._latent: list[tuple[csr_array, csr_array]] = []
         if latent:

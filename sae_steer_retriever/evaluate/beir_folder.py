@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sae_steer_retriever.corpus.decoding import UnreadableFileError
 from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.corpus.rows import json_objects, read_text, row_id, text_field
-from sae_steer_retriever.errors import CorpusError, nearest_names
+from sae_steer_retriever.errors import CorpusError, excerpt, nearest_names
 from sae_steer_retriever.evaluate.retrieval_set import Judgments, RetrievalSet, judged_set
 
 CORPUS_FILES = ("corpus.jsonl", "corpus.jsonl.gz")
@@ -209,20 +209,15 @@ def _judgments(path: Path, text: str) -> Iterator[Judgment]:
             count = len(columns) if "\t" in line else 1
             raise CorpusError(
                 f"{path}, line {number} has {count} column{'s' * (count != 1)}, expected 3 with tabs between "
-                f"(query-id, corpus-id, score) or TREC's 4 (query-id, 0, corpus-id, score); given: {_excerpt(line)}"
+                f"(query-id, corpus-id, score) or TREC's 4 (query-id, 0, corpus-id, score); given: {excerpt(line)}"
             )
         query, document, score = columns[0], columns[-2], columns[-1]
         if not query or not document:
             problem = f"{path}, line {number} has an empty id, expected query-id, corpus-id and score"
-            raise CorpusError(f"{problem}; given: {_excerpt(line)}")
+            raise CorpusError(f"{problem}; given: {excerpt(line)}")
         if not _GRADE.fullmatch(score):
             raise CorpusError(
                 f"{path}, line {number} has the score {score[:40]!r}, expected a whole number (0: not relevant, "
                 "1 and more: relevant); round it, or check the order of the columns"
             )
         yield Judgment(query, document, int(score), f"line {number}")
-
-
-def _excerpt(line: str) -> str:
-    line = " ".join(line[:300].split())
-    return line if len(line) <= 80 else line[:80] + "..."

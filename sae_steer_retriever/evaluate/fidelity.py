@@ -13,6 +13,7 @@ from sae_steer_retriever.evaluate.frequencies import measure_frequencies
 from sae_steer_retriever.evaluate.metrics import DEPTH, Quality, score_rankings, summarise
 from sae_steer_retriever.evaluate.retrieval_set import RELEVANT, EmbeddedSet, RetrievalSet
 from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.directions import unit_rows
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.latent_index import LatentIndex, Similarity
 from sae_steer_retriever.train.nearest_lists import nearest_documents
@@ -102,8 +103,8 @@ def measure_fidelity(sae: TopKSAE, judged: RetrievalSet, vectors: EmbeddedSet) -
         LATENT: latent_rankings("dot"),
         LATENT_COSINE: latent_rankings("cosine"),
         LATENT_NORMALISED: latent_rankings("damped"),
-        RECONSTRUCTED: nearest_documents(unit(queries_hat), unit(documents_hat), DEPTH),
-        MIXED: nearest_documents(queries, unit(documents_hat), DEPTH),
+        RECONSTRUCTED: nearest_documents(unit_rows(queries_hat), unit_rows(documents_hat), DEPTH),
+        MIXED: nearest_documents(queries, unit_rows(documents_hat), DEPTH),
     }
     ids = judged.document_ids
     values = {
@@ -145,11 +146,6 @@ def decode_in_batches(sae: TopKSAE, codes: Codes[NDArray[Any]]) -> Array:
     """Returns (N, d) reconstructions."""
     pairs = zip(_batches(codes.indices), _batches(codes.values), strict=True)
     return np.concatenate([sae.decode(Codes(indices, values)) for indices, values in pairs])
-
-
-def unit(rows: Array) -> Array:
-    """Returns the rows scaled to unit norm; a zero row stays zero."""
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 
 
 def _variance(vectors: Array) -> float:

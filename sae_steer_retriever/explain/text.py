@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sae_steer_retriever.errors import excerpt as cut
 from sae_steer_retriever.explain.attribution import Contribution, SteeringTerm
 
 # The most words and characters of a label in a sentence; a table shows the whole label.
@@ -27,8 +28,7 @@ def one_line(text: str) -> str:
 
 def excerpt(text: str, characters: int = _EXCERPT_CHARACTERS) -> str:
     """Returns a text on one line, cut to at most `characters` with "…" at its end."""
-    line = one_line(text)
-    return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
+    return cut(one_line(text), characters)
 
 
 def is_named(part: Contribution) -> bool:

@@ -20,6 +20,7 @@ from sae_steer_retriever.features.names import feature_id, folded
 from sae_steer_retriever.sae.atomic_files import write_files
 from sae_steer_retriever.sae.bundled import names_folder
 from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.directions import unit_rows
 from sae_steer_retriever.sae.files import resolve_folder
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 
@@ -66,7 +67,7 @@ class Annotation:
 
     def located(self, decoder: Array) -> Annotation:
         """The same with the directions by which another SAE's matching feature is found; `decoder` is (n, d)."""
-        directions = _unit(decoder)
+        directions = unit_rows(decoder)
         cosines = directions @ directions[self.feature]
         cosines[self.feature] = -np.inf
         nearest = np.argsort(-cosines, kind="stable")[: min(_RIVALS, len(cosines) - 1)]
@@ -190,8 +191,8 @@ def directions_of(folder: Path, fingerprint: str) -> Array | None:
 
 
 def _carried(found: Annotations, fingerprint: str, decoder: Array, old_decoder: Array | None) -> Annotations:
-    directions = _unit(decoder)
-    old_directions = None if old_decoder is None else _unit(old_decoder)
+    directions = unit_rows(decoder)
+    old_directions = None if old_decoder is None else unit_rows(old_decoder)
     candidates: list[tuple[float, int, Annotation]] = []
     unmatched: list[Annotation] = []
     for one in (*found.names.values(), *found.unmatched):
@@ -222,11 +223,6 @@ def _counterpart(one: Annotation, directions: Array, old_directions: Array | Non
     if best <= _SAME_FROM or (rivals is not None and len(rivals) and float((rivals @ directions[row]).max()) > best):
         return None
     return row, best
-
-
-def _unit(rows: Array) -> Array:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(lengths, np.finfo(np.float32).tiny), dtype=np.float32)
 
 
 def write_annotations(folder: str | Path, annotations: Annotations) -> None:

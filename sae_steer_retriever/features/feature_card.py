@@ -8,11 +8,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from sae_steer_retriever.explain.text import excerpt
 from sae_steer_retriever.features.evidence import QUANTILES, Example, FeatureEvidence
 from sae_steer_retriever.features.feature import BY_KEYWORDS, BY_PERSON, Family, Feature
 from sae_steer_retriever.features.trie import Trie
 
-_SHOWN_CHARACTERS, _TRIE_LINES, _WIDTH = 240, 30, 11
+_TRIE_LINES, _WIDTH = 30, 11
 _NEAREST, _WORDS = "nearest", "words that carry it"
 _TITLES = {
     "examples": "examples",
@@ -93,7 +94,7 @@ class FeaturePage:
             lines.append(_TITLES[key])
             for example in examples:
                 lines.append(f"    {_strength(example)}{_printable(example.id)}")
-                if text := _shortened(self.texts.get(example.id, "")):
+                if text := excerpt(self.texts.get(example.id, "")):
                     lines.append(f"        {text}")
         return "\n".join(lines)
 
@@ -118,7 +119,7 @@ class FeaturePage:
         for key, examples in self._parts().items():
             rows = "".join(
                 f"<li>{_faint(_strength(example) + example.id)} "
-                f"{_escaped(_shortened(self.texts.get(example.id, '')))}</li>"
+                f"{_escaped(excerpt(self.texts.get(example.id, '')))}</li>"
                 for example in examples
             )
             is_open = " open" if key in ("top", "examples") else ""
@@ -223,11 +224,6 @@ def _interval(bounds: tuple[float, float]) -> str:
 
 def _strength(example: Example) -> str:
     return f"{example.strength:.3f}  " if math.isfinite(example.strength) and example.strength else ""
-
-
-def _shortened(text: str) -> str:
-    line = _printable(" ".join(text.split()))
-    return line if len(line) <= _SHOWN_CHARACTERS else line[: _SHOWN_CHARACTERS - 1].rstrip() + "…"
 
 
 def _printable(text: str) -> str:
