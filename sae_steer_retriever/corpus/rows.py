@@ -149,7 +149,9 @@ def _csv_header(path: Path, first_line: list[str]) -> tuple[str, list[str]]:
         try:
             names = [name.strip() for name in next(csv.reader(first_line, delimiter=delimiter), [])]
         except csv.Error as error:
-            raise CorpusError(f"{path}, line 1 is not valid CSV: {error}") from error
+            raise CorpusError(
+                f"{path}, line 1 is not valid CSV: {error}. Correct that line, or its quotation marks."
+            ) from error
         # `Text` and ` text` mean the column `text`; other names stay as they are.
         headers[delimiter] = [name.lower() if name.lower() in _KNOWN else name for name in names]
         if "text" in headers[delimiter]:
@@ -173,5 +175,7 @@ def _csv_records(path: Path, lines: list[str], delimiter: str) -> list[tuple[int
                 records.append((first_line, values))
             first_line = reader.line_num + 1
     except csv.Error as error:
-        raise CorpusError(f"{path}, line {first_line} is not valid CSV: {error}") from error
+        raise CorpusError(
+            f"{path}, line {first_line} is not valid CSV: {error}. Correct that line, or its quotation marks."
+        ) from error
     return records

@@ -111,7 +111,7 @@ def checked_label(label: str) -> str:
         problem = f"the label has {len(clean):,} characters, expected at most {_LONGEST_LABEL}"
         raise ValueError(f"{problem}: a few words; the rest can be its note.")
     if not clean.isprintable():
-        raise ValueError(f"the label {clean!r} holds characters that cannot be shown.")
+        raise ValueError(f"the label {clean!r} holds characters that cannot be shown: use printable ones.")
     if feature_id(clean) is not None:
         raise ValueError(f"the label {clean!r} reads as the id of a feature: steering by it would mean that feature.")
     if clean.casefold().startswith("family:"):
