@@ -20,25 +20,26 @@ from typing import Any
 
 import numpy as np
 
-from sae_steer_retriever.corpus.read_corpus import Corpus
+from sae_steer_retriever.corpus.passage import Corpus
 from sae_steer_retriever.encoders.embedders import Embedder, SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
-from sae_steer_retriever.evaluate.datasets import RetrievalSet, read_retrieval_set
-from sae_steer_retriever.evaluate.embedded import EmbeddedSet, embed_set
+from sae_steer_retriever.evaluate.datasets import read_retrieval_set
 from sae_steer_retriever.evaluate.fidelity import measure_fidelity
+from sae_steer_retriever.evaluate.retrieval_set import EmbeddedSet, RetrievalSet, embed_set
 from sae_steer_retriever.sae.files import resolve_folder
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.train.adaptation import adapted_config, adapted_sizes, adapted_start
+from sae_steer_retriever.train.adaptation import adapted_config, adapted_start
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.embedded_corpus import embed_corpus
 from sae_steer_retriever.train.pipeline import fitted_sae, prepare, prepare_adaptation
+from sae_steer_retriever.train.sizing import adapted_sizes
 
 COLUMNS = {
     "reconstructed": "reconstructed",
     "original_x_reconstructed": "mixed",
     "latent": "latent",
     "latent_cosine": "latent cosine",
-    "latent_damped": "latent damped",
+    "latent_damped": "latent power-normalised",
 }
 
 

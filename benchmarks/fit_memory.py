@@ -32,9 +32,10 @@ _FIGURES = ("VmHWM", "RssAnon", "RssFile")
 
 def fit(arguments: argparse.Namespace) -> None:
     """The fitting process: a line a stage on stdout, the last one JSON."""
-    from sae_steer_retriever.corpus.read_corpus import Corpus, Passage
+    from sae_steer_retriever.corpus.passage import Corpus, Passage
     from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
-    from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec
+    from sae_steer_retriever.sae.codes import Array
+    from sae_steer_retriever.sae.config import EncoderSpec
     from sae_steer_retriever.train.config import TrainConfig
     from sae_steer_retriever.train.embedded_corpus import embed_corpus
     from sae_steer_retriever.train.pipeline import prepare

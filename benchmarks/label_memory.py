@@ -32,10 +32,12 @@ def label(arguments: argparse.Namespace) -> None:
     import torch
 
     from sae_steer_retriever.features.calibration import calibrate
-    from sae_steer_retriever.labelling.gather_evidence import read_names
+    from sae_steer_retriever.labelling.gather_evidence import read_label_latents
     from sae_steer_retriever.labelling.keyword_labels import label_features
+    from sae_steer_retriever.sae.codes import Array
+    from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
     from sae_steer_retriever.sae.directions import data_directions
-    from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, SAEConfig, TopKSAE
+    from sae_steer_retriever.sae.topk_sae import TopKSAE
 
     d, count = arguments.dimension, arguments.passages
     random = np.random.default_rng(0)
@@ -68,10 +70,10 @@ def label(arguments: argparse.Namespace) -> None:
     print("dictionary", flush=True)
     mean = torch.from_numpy(vectors.mean(axis=0))
     directions = data_directions(torch.from_numpy(vectors) - mean, arguments.latents, torch.Generator().manual_seed(0))
-    config = SAEConfig(d=d, n=arguments.latents, k=64, k_names=8, pursuit_steps=8, encoder=Table().spec)
+    config = SAEConfig(d=d, n=arguments.latents, k=64, k_labels=8, refine_steps=8, encoder=Table().spec)
     sae = TopKSAE(directions, torch.zeros(arguments.latents), directions, mean, config)
     print("names", flush=True)
-    codes = read_names(sae, vectors)
+    codes = read_label_latents(sae, vectors)
     calibration = calibrate([codes], config.n, 0.2)
     print("labels", flush=True)
     began = time.perf_counter()

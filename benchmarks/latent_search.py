@@ -1,40 +1,37 @@
-"""Search by codes: the exact inverted index against dense vectors and against Seismic, one thread, side by side.
+"""Search by codes: the exact inverted index against dense vectors, one thread, side by side.
 
     python benchmarks/latent_search.py --sae FOLDER_OF_AN_SAE (--data FOLDER_WITH_BEIR | --vectors FILE.npy) [--json]
 
 Passages are the given real vectors and, up to `--passages`, mixtures of two of them each; their codes are the SAE's.
-Queries are those of the folder, or with --vectors mixtures too. Seismic, where it is installed (`scale` extra), is
-asked by `SeismicIndex` with its defaults, so its time includes the exact scores of what it found. Limit all of it to
-one core (e.g. `taskset -c 0 env OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1`): the dense product takes what it gets.
+Queries are those of the folder, or with --vectors mixtures too. Limit all of it to one core (e.g. `taskset -c 0 env
+OMP_NUM_THREADS=1`): the dense product uses every core that it gets.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
-from sae_steer_retriever.store.latent_index import LatentIndex, damped
+from sae_steer_retriever.sae.codes import Array, Codes, power_normalised
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.store.latent_index import LatentIndex
 
 # The memory of a process that does nothing but hold the index and ask it.
 _HOLD = """
 import sys
 import numpy as np
 from sae_steer_retriever.store.latent_index import LatentIndex
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes
 indices, values = (np.load(f"{sys.argv[1]}/{name}.npy", mmap_mode="r") for name in ("indices", "values"))
 index = LatentIndex.build(Codes(indices, values), int(sys.argv[2]))
 index.search(Codes(indices[:50], values[:50]), 10)
@@ -86,12 +83,13 @@ def dense_top(x: Array, q: Array, k: int) -> NDArray[np.int64]:
 
 
 def agreement(index: LatentIndex, codes: Codes[Any], queries: Codes[Any], k: int, n: int) -> tuple[float, float]:
-    """Against dense damped codes, a thousand passages at a time: largest score difference, share of the same ids."""
+    """Against dense codes, a thousand passages at a time: largest score difference, share of the same ids."""
     gap, same = 0.0, 0
-    dense_queries = unit_codes(densified(damped(queries), n))
+    dense_queries = unit_codes(densified(power_normalised(queries), n))
     products = np.concatenate(
         [
-            dense_queries @ unit_codes(densified(damped(Codes(*(part[start : start + 1000] for part in codes))), n)).T
+            dense_queries
+            @ unit_codes(densified(power_normalised(Codes(*(part[start : start + 1000] for part in codes))), n)).T
             for start in range(0, len(codes.indices), 1000)
         ],
         axis=1,
@@ -118,19 +116,6 @@ def peak_mb(codes: Codes[Any], n: int) -> float:
             np.save(Path(folder) / f"{name}.npy", array)
         done = subprocess.run([sys.executable, "-c", _HOLD, folder, str(n)], capture_output=True, text=True, check=True)
     return int(done.stdout) / 1024
-
-
-@contextlib.contextmanager
-def quiet_stdout() -> Iterator[None]:
-    """Seismic reports on stdout, which is for the result: to stderr with it."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def main() -> int:
@@ -174,23 +159,6 @@ def main() -> int:
         f"ms a query, dense float32 of {x.shape[1]}": dense,
         "exact over dense": min(exact, again) / dense,
     }
-    if importlib.util.find_spec("seismic") is not None:
-        from sae_steer_retriever.store.seismic_index import SeismicIndex
-
-        began = time.perf_counter()
-        with quiet_stdout():
-            seismic = SeismicIndex.build(codes, sae.config.n)
-        ratios["seconds to make the Seismic index"] = time.perf_counter() - began
-        taken = milliseconds(lambda number: seismic.search(one(number), k), len(q))
-        found = [
-            len(set(some.rows.tolist()) & set(others.rows.tolist())) / k
-            for some, others in zip(index.search(queries, k), seismic.search(queries, k), strict=True)
-        ]
-        ratios |= {
-            "ms a query, Seismic": taken,
-            "Seismic over exact": taken / min(exact, again),
-            f"Seismic recall@{k} of the exact": float(np.mean(found)),
-        }
     if arguments.json:
         print(json.dumps({"ratios": ratios}))
     else:

@@ -3,7 +3,7 @@
     python benchmarks/meaning_20newsgroups.py --data FOLDER_OR_FILE [--fits] [--json]
 
 Reads `20newsgroups.jsonl.gz` (`_id`, `title`, `text` a line), draws 5,000 passages by a seed and one sentence of each
-(embeddings are cached), and measures with every active latent read as a name (k_names = k):
+(embeddings are cached), and measures with every active latent read as a name (k_labels = k):
 
 - a frozen random dictionary, n = 2048, K = 32;
 - k-means directions of passages and sentences, not trained, n = 1024, K = 32;
@@ -29,12 +29,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae_steer_retriever.corpus.read_corpus import Corpus, read_corpus
+from sae_steer_retriever.corpus.passage import Corpus
+from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedders import SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.evaluate.meaning import DictionaryMeaning, measure_dictionary
 from sae_steer_retriever.labelling.baselines import kmeans_dictionary, random_dictionary
-from sae_steer_retriever.sae.topk_sae import Array, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import SAEConfig
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.embedded_corpus import embed_corpus
 from sae_steer_retriever.train.trainer import Trainer
@@ -60,7 +63,7 @@ def read_passages(data: Path) -> Corpus:
 
 def sizes(cached: CachedEmbedder, n: int, mean: Array) -> TopKSAE:
     """An SAE that lends its sizes, encoder and centre to the dictionaries that are not trained."""
-    config = SAEConfig(d=len(mean), n=n, k=32, k_names=32, encoder=cached.spec)
+    config = SAEConfig(d=len(mean), n=n, k=32, k_labels=32, encoder=cached.spec)
     empty = torch.zeros((n, len(mean)))
     return TopKSAE(empty, torch.zeros(n), empty, torch.from_numpy(mean), config)
 
@@ -77,7 +80,7 @@ def main() -> int:
     config = TrainConfig(
         latents=2048,
         k=32,
-        k_names=32,
+        k_labels=32,
         sentences=1,
         loss="mse",
         init="random",

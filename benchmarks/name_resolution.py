@@ -29,16 +29,16 @@ from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError
 from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.features.text_reading import Concept, read_concept
 from sae_steer_retriever.labelling.gather_evidence import (
     Evidence,
     frequent_features,
     gather_evidence,
     nearest_features,
-    read_names,
+    read_label_latents,
     strengths,
 )
-from sae_steer_retriever.retriever import load_sae
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 AT = 20
@@ -149,7 +149,7 @@ def write_corpus(folder: Path, file: Path) -> None:
 
 def precisions(evidence: Evidence, members: NDArray[np.bool_]) -> NDArray[np.float64]:
     """(n,) the share of members among each feature's 20 strongest passages; what is missing to 20 counts as a miss."""
-    found = np.zeros(evidence.presence.shape[0])
+    found = np.zeros(evidence.feature_match.shape[0])
     for feature in range(len(found)):
         rows, _ = evidence.passages(feature)
         found[feature] = members[rows[:AT]].sum() / AT
@@ -177,7 +177,7 @@ def answers(data: Path, folder: Path, corpus: Path) -> list[Answer]:
     passages = read_corpus(corpus).passages
     vectors = cached.embed_documents([passage.text for passage in passages])
     labels = {name: found for name, _, _, found in read_rows(data)}
-    names = strengths(sae, vectors, read_names(sae, vectors))
+    names = strengths(sae, vectors, read_label_latents(sae, vectors))
     evidence = gather_evidence(names, nearest_features(sae, frequent_features(names, sae.config.n)))
     found = []
     for name, label in CONCEPTS.items():

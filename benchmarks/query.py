@@ -31,7 +31,9 @@ from latent_search import mixtures, unit
 
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import EncoderSpec
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.chroma_store import ChromaStore
 
 K, FETCH_K, STRENGTH = 10, 100, 0.5
@@ -85,7 +87,7 @@ def filled(folder: Path, arguments: argparse.Namespace, texts: list[str], vector
     sae = TopKSAE.from_pretrained(arguments.sae)
     store = ChromaStore.open(sae, path=folder)
     count = arguments.passages
-    if len(store) == store.companion.count() == count:
+    if len(store) == store.sidecar.count() == count:
         return store
     real = min(len(vectors), count)
     x = np.concatenate([vectors[:real], mixtures(vectors, count - real, np.random.default_rng(0))])

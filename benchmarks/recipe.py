@@ -6,8 +6,8 @@
 
 Fits `TrainConfig` with each change (kept in the work folder: a second run only measures), and prints one JSON object a
 line for each reading: overlap@10 of sentences that were not fitted and, where the corpus is a judged set, retention of
-nDCG@10; labels on unseen passages, read at `k_names`; coherence; the most frequent name; recurrence. The pursuit is a
-way to read a dictionary, so one fit is read with each of the given numbers of steps.
+nDCG@10; labels on unseen passages, read at `k_labels`; coherence; the most frequent name; recurrence. The refinement
+is a way to read a dictionary, so one fit is read with each of the given numbers of steps.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_steer_retriever.corpus.read_corpus import Corpus, read_corpus
+from paper.fits import FitSeries
+
+from sae_steer_retriever.corpus.passage import Corpus
+from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedders import Embedder, SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import SAESteerError
 from sae_steer_retriever.evaluate.agreement import held_out_queries, measure_agreement
 from sae_steer_retriever.evaluate.datasets import read_retrieval_set
-from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.fidelity import measure_fidelity
-from sae_steer_retriever.evaluate.fits import FitSeries
 from sae_steer_retriever.evaluate.meaning import measure_dictionary
 from sae_steer_retriever.evaluate.recurrence import measure_recurrence
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.evaluate.retrieval_set import embed_set
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 
 ROWS = {
@@ -75,7 +78,7 @@ def measure(
         "auroc_random": found.auroc_random.value,
         "auroc_hard": found.auroc_hard.value,
         "coherence": found.coherence.value,
-        "most_frequent_name": found.frequencies["k_names"].maximum,
+        "most_frequent_name": found.frequencies["k_labels"].maximum,
         "dead": found.frequencies["k"].dead,
     }
     if recurrence_steps:
@@ -108,7 +111,7 @@ def plot(results: Path, picture: Path) -> None:
                 axis.scatter(x, y, color=shown, marker=marker, s=36, label=name if axis is axes[0] and steps else None)
         axis.set(xlabel="retention of nDCG@10, reconstructed", ylabel=label)
         axis.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8, title="square: with pursuit\ncircle: without")
+    figure.legend(loc="outside right upper", fontsize=8, title="square: with refinement\ncircle: without")
     figure.savefig(picture, dpi=120)
 
 
@@ -120,7 +123,7 @@ def main() -> int:
     parser.add_argument("--out-of-domain", type=Path, nargs="*", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--change", type=json.loads, nargs="+", default=[{}], help="settings, as JSON")
-    parser.add_argument("--pursuit", type=int, nargs="+", default=[TrainConfig().pursuit_steps])
+    parser.add_argument("--pursuit", type=int, nargs="+", default=[TrainConfig().refine_steps])
     parser.add_argument("--recurrence-steps", type=int, default=0)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--results", type=Path)
@@ -135,11 +138,11 @@ def main() -> int:
     for seed in arguments.seeds:
         for change in arguments.change:
             fitted = fits.sae(**change, seed=seed)
-            for steps in arguments.pursuit:
-                config = dataclasses.replace(fitted.config, pursuit_steps=steps)
+            for steps in arguments.refine:
+                config = dataclasses.replace(fitted.config, refine_steps=steps)
                 sae = TopKSAE(fitted.W_enc, fitted.b_enc, fitted.W_dec, fitted.b_dec, config)
                 # Both readings are of one dictionary, and so is the recurrence.
-                again = arguments.recurrence_steps if steps == arguments.pursuit[-1] else 0
+                again = arguments.recurrence_steps if steps == arguments.refine[-1] else 0
                 record = measure(sae, corpus, folders, embedder, again)
                 name = ", ".join(f"{key} {value}" for key, value in change.items()) or "the default"
                 sys.stdout.write(json.dumps({"name": name, "seed": seed, "pursuit": steps, **record}) + "\n")

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from sae_steer_retriever.encoders.embedders import SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.evaluate.datasets import read_retrieval_set
-from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.fidelity import Fidelity, measure_fidelity
+from sae_steer_retriever.evaluate.retrieval_set import embed_set
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
-from sae_steer_retriever.train.pipeline import train
+from sae_steer_retriever.train.pipeline import fit
 
 
 def figures_of(fidelity: Fidelity) -> dict[str, float]:
@@ -83,7 +84,7 @@ def main() -> int:
     for seed in arguments.seeds:
         output = arguments.work / f"sae-{seed}"
         config = TrainConfig(latents=arguments.latents, k=arguments.k, seed=seed)
-        report = train(arguments.data, output, config, embedder=embedder)
+        report = fit(arguments.data, output, config, embedder=embedder)
         sae = TopKSAE.from_pretrained(output)
         figures = figures_of(measure_fidelity(sae, judged, vectors))
         figures |= {name: value for name, value in report.to_json().items() if isinstance(value, int | float)}

@@ -22,17 +22,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from steering.corpus import QUESTIONS
+from steering.dictionaries import encoded
 
 from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
-from sae_steer_retriever.evaluate.steering_corpus import QUESTIONS
-from sae_steer_retriever.evaluate.steering_dictionaries import encoded
+from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.labelling.gather_evidence import LABELLED_FROM
-from sae_steer_retriever.retriever import load_sae
-from sae_steer_retriever.sae.topk_sae import Array
-from sae_steer_retriever.steering.document_boost import FeaturePresence
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.steering.document_boost import FeatureMatch
+from sae_steer_retriever.steering.edit import Edit
+from sae_steer_retriever.steering.operations import Side
 from sae_steer_retriever.steering.plan import plan
-from sae_steer_retriever.steering.policy import Edit, Side, Steering
+from sae_steer_retriever.steering.policy import Steering
 
 _OWN, _HITS = 20, 10
 
@@ -66,9 +68,9 @@ def main() -> None:
             edit = Edit(f"#{feature}", (feature,), (1.0,), "add", arguments.strength, side)
             found = plan(Steering((edit,), sae.fingerprint, 1e-6), questions[0], queries, sae, calibration)
             gains = x_hat @ found.shift(sae.config.d)
-            for gate in found.gates:
-                presence = FeaturePresence(sae, calibration.match_unit, gate.features, gate.weights)
-                gains = gains + gate.amount * presence.of(codes)
+            for boost in found.boosts:
+                feature_match = FeatureMatch(sae, calibration.match_unit, boost.features, boost.weights)
+                gains = gains + boost.amount * feature_match.of(codes)
             return np.asarray(gains)
 
         return added

@@ -1,8 +1,8 @@
-"""Put steering beside a Chroma collection that exists already, embedding nothing and modifying nothing.
+"""Add steering to an existing Chroma collection, without embedding a text and without modifying the collection.
 
     python examples/attach_existing.py
 
-Stands in for your index: a plain Chroma collection, filled without this library, in Chroma's default distance.
+A plain Chroma collection, filled without this library and with Chroma's default distance, stands in for your index.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from chromadb.config import Settings
 from quickstart import DATA, QUESTION, prepare
 
 from sae_steer_retriever import ChromaStore, SteeredRetriever
-from sae_steer_retriever.retriever import load_sae
+from sae_steer_retriever.features.loading import load_sae
 
 
 def existing_collection(client: chromadb.ClientAPI, made: SteeredRetriever) -> chromadb.Collection:
-    """A collection as another tool would have left it: squared distances, its own name."""
+    """A collection as another tool would make it: squared distances, its own name."""
     collection = client.get_or_create_collection("handbook", embedding_function=None)
     rows = made.store.documents.get(include=["documents", "metadatas", "embeddings"])
     for start in range(0, len(rows["ids"]), 1000):
@@ -29,7 +29,7 @@ def existing_collection(client: chromadb.ClientAPI, made: SteeredRetriever) -> c
 
 
 def main() -> int:
-    """Run it."""
+    """Run the example."""
     made = prepare(DATA)
     client = chromadb.PersistentClient(str(DATA / "existing"), settings=Settings(anonymized_telemetry=False))
     collection = existing_collection(client, made)

@@ -1,9 +1,9 @@
-"""Photograph the explorer's views, of the quickstart's corpus, for the README and the docs.
+"""Takes screenshots of the explorer on the quickstart's corpus, for the README and the docs.
 
     pip install "sae-steer-retriever[explorer,offline]" playwright pillow   # and Chromium, from Debian for instance
     python examples/explorer_screenshots.py [--data quickstart-data] [--output docs/pictures]
 
-The first run makes what the quickstart makes, minutes on two CPU cores; later runs reuse it.
+The first run makes the quickstart's SAE and store, which takes minutes on two CPU cores; later runs reuse them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from quickstart import DATA, PERSPECTIVES, QUESTION, prepare
 
 from sae_steer_retriever import SteeredRetriever
-from sae_steer_retriever.explorer.running import Explorer
+from sae_steer_retriever.explorer.running import Explorer, explore
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 DESKTOP, PHONE = (1280, 860), (390, 1800)
 STRENGTH = 0.5
-# A picture in a repository is loaded by everybody who reads it, in bytes.
+# Most bytes of a picture: everybody who reads the page loads it.
 LARGEST = 200_000
 LIKE = "A thread runs a function beside the others of its process and shares its memory with them."
 LIKED = ("threading", "concurrent", "asyncio", "subprocess", "multiprocessing", "queue")
@@ -32,7 +32,7 @@ UNLIKE = "A new process is started with its own memory; its output is read throu
 
 
 class Camera:
-    """Takes pictures of one explorer."""
+    """Takes screenshots of one explorer."""
 
     def __init__(self, browser: Browser, explorer: Explorer, output: Path) -> None:
         self._browser = browser
@@ -50,8 +50,8 @@ class Camera:
         context.set_default_timeout(300_000)
         return context.new_page()
 
-    def bench(self, page: Page, steer: Mapping[str, float]) -> None:
-        """The steering bench, until it says why its hits are there."""
+    def workbench(self, page: Page, steer: Mapping[str, float]) -> None:
+        """Open the workbench, and wait until it explains its hits."""
         page.goto(self._explorer.link(QUESTION, steer))
         page.locator("#after [data-testid=bar]").first.wait_for()
         page.locator("#before [data-testid=bar]").first.wait_for()
@@ -98,7 +98,7 @@ def photograph(camera: Camera, retriever: SteeredRetriever, url: str) -> None:
         ("bench-after-phone", steer, PHONE, False),
     ):
         page = camera.view(size, dark=dark)
-        camera.bench(page, given)
+        camera.workbench(page, given)
         camera.keep(page, name)
     page = camera.view()
     page.goto(f"{url}features/{feature}")
@@ -141,7 +141,7 @@ def main() -> int:
         return 2
     retriever = prepare(arguments.data)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    with retriever.explore() as explorer, sync_playwright() as playwright:
+    with explore(retriever) as explorer, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
         photograph(Camera(browser, explorer, arguments.output), retriever, explorer.url)
         browser.close()

@@ -1,8 +1,8 @@
-"""A steered retriever in a LangChain chain that answers, with a fake chat model so that it runs offline.
+"""A steered retriever in a LangChain question-answering chain, with a fake chat model so that it runs offline.
 
     python examples/langchain_chain.py
 
-Uses what `examples/quickstart.py` made, and makes it first if need be.
+Uses the SAE and the store of `examples/quickstart.py`, and makes them first if they are missing.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sae_steer_retriever.integrations.langchain import SAESteeredRetriever
 
 
 def as_context(documents: list[Document]) -> str:
-    """What the model reads: the passages, without scores."""
+    """The model's context: the passages, without scores."""
     return "\n\n".join(document.page_content for document in documents)
 
 
 def main() -> int:
-    """Run it."""
+    """Run the example."""
     prepare(DATA)
     retriever = SAESteeredRetriever.open(DATA / "chroma", k=3)
 

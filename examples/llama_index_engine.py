@@ -2,7 +2,7 @@
 
     python examples/llama_index_engine.py
 
-Uses what `examples/quickstart.py` made, and makes it first if need be.
+Uses the SAE and the store of `examples/quickstart.py`, and makes them first if they are missing.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import get_response_synthesizer
 from quickstart import DATA, QUESTION, prepare
 
-from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever, SteeredQuery
+from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever
+from sae_steer_retriever.integrations.llama_index_types import SteeredQuery
 
 
 def main() -> int:
-    """Run it."""
+    """Run the example."""
     prepare(DATA)
     llm = MockLLM(max_tokens=20)
     retriever = SAESteeredRetriever.open(DATA / "chroma", similarity_top_k=3)

@@ -3,7 +3,8 @@
     python examples/quickstart.py
 
 Needs no API key and no download (extra `offline`). The first run embeds a few thousand passages and fits a sparse
-autoencoder on them, minutes on two CPU cores; later runs reuse both. Everything lands in ./quickstart-data.
+autoencoder on them, which takes minutes on two CPU cores; later runs reuse both. All files are written to
+./quickstart-data.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from sae_steer_retriever import Hit, SentenceTransformerEmbedder, SteeredRetriev
 from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.train.config import TrainConfig
-from sae_steer_retriever.train.pipeline import train
+from sae_steer_retriever.train.pipeline import fit
 
 DATA = Path("quickstart-data")
 QUESTION = "how do I run work in the background and wait for it?"
-# Words a person would type for the perspectives that this question can be answered from.
+# Words a user would type for perspectives on this question.
 PERSPECTIVES = ("thread", "coroutine", "subprocess", "queue", "signal")
 SHOWN = 2
 WIDTH = 58
@@ -37,8 +38,8 @@ def prepare(folder: Path) -> SteeredRetriever:
     if not corpus.exists():
         print(f"{write_corpus(corpus):,} passages of the standard library's documentation -> {corpus}")
     if not (sae / "features.json").exists():
-        # Half the default number of steps and of sentences: an example should not take longer than it must.
-        report = train(corpus, sae, TrainConfig(sentences=1, epochs=60), embedder=embedder)
+        # Fewer sentences and epochs than the defaults, to save time.
+        report = fit(corpus, sae, TrainConfig(sentences=1, epochs=60), embedder=embedder)
         print(report.summary())
     retriever = SteeredRetriever.open(sae, path=folder / "chroma", embedding=embedder)
     passages = read_corpus(corpus).passages
@@ -54,13 +55,13 @@ def prepare(folder: Path) -> SteeredRetriever:
 
 
 def perspectives(retriever: SteeredRetriever) -> list[str]:
-    """The first of our words that this SAE has features for."""
+    """The first two of the words that this SAE has features for."""
     found = []
     for word in PERSPECTIVES:
         try:
             resolution = retriever.resolve_name(word)
         except LookupError as error:
-            print(f"  (passed over: {error})")
+            print(f"  (skipped: {error})")
             continue
         names = "; ".join(
             f"#{feature} {retriever.catalog.name(feature)} x{weight:.2f}"
@@ -74,7 +75,7 @@ def perspectives(retriever: SteeredRetriever) -> list[str]:
 
 
 def show(question: str, before: list[Hit], after: list[Hit], word: str, strength: float) -> None:
-    """Two rankings side by side, then why the steered hits are there."""
+    """Print both rankings side by side, then why the first steered hits were found."""
     print(f"\n{question}\n{'-' * (2 * WIDTH + 3)}")
     print(f"{'unsteered':<{WIDTH}} | steered: {{{word!r}: {strength:+}}}")
     for old, new in zip(before, after, strict=True):
@@ -92,9 +93,9 @@ def show(question: str, before: list[Hit], after: list[Hit], word: str, strength
 
 
 def main() -> int:
-    """Run it."""
+    """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=DATA, help="where corpus, SAE and store go")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder for corpus, SAE and store")
     parser.add_argument("--question", default=QUESTION)
     parser.add_argument("--strength", type=float, default=0.5)
     arguments = parser.parse_args()

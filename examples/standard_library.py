@@ -1,4 +1,4 @@
-"""A corpus that is on every machine with Python: the standard library's own documentation, collected at run time."""
+"""Collects a corpus that every machine with Python has: the documentation of the standard library."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def collect() -> dict[str, str]:
 
 
 def write_corpus(path: Path) -> int:
-    """Write the passages as JSON Lines, the form `sae-steer train --corpus` reads; returns how many there are."""
+    """Write the passages as JSON Lines for `sae-steer train --corpus`; return their number."""
     passages = collect()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as stream:
@@ -67,7 +67,7 @@ def _everything() -> Iterator[tuple[str, str]]:
 
 
 def _parts(paragraphs: list[str]) -> Iterator[str]:
-    """Paragraphs joined until they are worth a passage."""
+    """Paragraphs joined into passages of at least half the longest length."""
     part = ""
     for paragraph in paragraphs:
         part = f"{part}\n{paragraph}"

@@ -1,4 +1,4 @@
-"""Make every picture and print every number of docs/tutorial.md, from the SAE that ships.
+"""Draws every picture and prints every number of docs/tutorial.md, from the bundled SAE.
 
     python examples/superposition.py                                              # pictures to ./tutorial
     python examples/superposition.py --output docs/tutorial --page docs/tutorial.md   # and fill in the page's numbers
@@ -45,12 +45,12 @@ from superposition_texts import FULL_SENTENCE, SENSES
 from sae_steer_retriever import SteeredRetriever, TopKSAE
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
-from sae_steer_retriever.explain.attribution import attribute
+from sae_steer_retriever.explain.attribution import Explainer
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import CLEAR_FROM
 from sae_steer_retriever.features.loading import load_sae
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.sae.directions import random_directions
-from sae_steer_retriever.sae.topk_sae import Array
 from sae_steer_retriever.store.chroma_store import ChromaStore
 
 if TYPE_CHECKING:
@@ -63,15 +63,15 @@ CODE_SIZES = (4, 8, 16, 32, 64, 128)
 
 
 class Parts(NamedTuple):
-    """All that is looked at.
+    """The SAE and the texts of the tutorial.
 
     Attributes:
         sae: The dictionary.
-        catalog: Its names.
-        embedder: Its encoder, with a memory.
-        sentences: The 192, read.
-        docstrings: Embeddings of the others.
-        everything: Both, read.
+        catalog: The labels of its features.
+        embedder: Its encoder, with a cache.
+        sentences: The 192 sentences, encoded.
+        docstrings: Embeddings of the docstrings.
+        everything: Sentences and docstrings, encoded.
         random: (n, d) random directions to compare with.
     """
 
@@ -135,7 +135,7 @@ def directions(parts: Parts) -> Drawn:
 
 
 def recovery(parts: Parts) -> Drawn:
-    """Sections 2 and 3: what can be read back, of planted sums and of real text."""
+    """Sections 2 and 3: features recovered from planted sums and from real text."""
     curves = recovery_curves(parts.sae.decoder, parts.random, PLANTED, TRIALS)
     planted = [["features in the sum", *map(str, PLANTED)]]
     planted += [[curve.name, *decimals(curve.shares)] for curve in curves]
@@ -150,11 +150,11 @@ def recovery(parts: Parts) -> Drawn:
 
 
 def decomposition(parts: Parts) -> Drawn:
-    """Section 3: one sentence, taken apart."""
+    """Section 3: the parts of one sentence's embedding."""
     x: Array = parts.embedder.embed_documents([FULL_SENTENCE])[0]
-    found = attribute(x, parts.sae.encode(x[None]), x, (), parts.sae, lambda latent: title(parts.catalog, latent))
-    picture = pictures.draw_decomposition(found, FULL_SENTENCE, parts.sae.config.k_names)
-    named = sum(part.value for part in found.features[: parts.sae.config.k_names])
+    found = Explainer(x, parts.sae.encode(x[None]), parts.sae, lambda latent: title(parts.catalog, latent)).explain(x)
+    picture = pictures.draw_decomposition(found, FULL_SENTENCE, parts.sae.config.k_labels)
+    named = sum(part.value for part in found.features[: parts.sae.config.k_labels])
     rows = [
         ["largest eight features", "other features", "bias", "unexplained", "sum"],
         [f"{part:.3f}" for part in (named, sum(p.value for p in found.features) - named, found.bias, found.residual)],
@@ -164,7 +164,7 @@ def decomposition(parts: Parts) -> Drawn:
 
 
 def meanings(parts: Parts) -> Drawn:
-    """Section 4: which feature answers to which meaning."""
+    """Section 4: the feature of each meaning."""
     sentences, groups = parts.sentences, parts.sentences.groups
     centred = sentences.vectors - parts.sae.bias
     told = [
@@ -175,7 +175,7 @@ def meanings(parts: Parts) -> Drawn:
     ]
     apart = [["", "AUROC, mean", "without a mistake"]]
     apart += [[row.name, f"{row.auroc:.3f}", f"{row.perfect} of {row.of}"] for row in told]
-    named = has_name(sentences, parts.sae.config.n, parts.sae.config.k_names)
+    named = has_name(sentences, parts.sae.config.n, parts.sae.config.k_labels)
     found = sense_features(sentences, named, parts.catalog)
     rows = [["meaning", "feature", "own, of 4", "other meaning, of 4", f"elsewhere, of {len(groups) - 16}"]]
     for one in found:
@@ -230,7 +230,7 @@ def frequencies(parts: Parts) -> Drawn:
 
 
 def steering(parts: Parts) -> Drawn:
-    """Section 5: what features buy in a search."""
+    """Section 5: the effect of features on a search."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         store = ChromaStore.open(parts.sae, path=folder)
         store.add(sentence_ids(), parts.sentences.texts, embedder=parts.embedder)
@@ -248,11 +248,11 @@ def steering(parts: Parts) -> Drawn:
 
 
 def setup(parts: Parts) -> Drawn:
-    """What everything was measured with."""
+    """The SAE and the texts that everything was measured with."""
     c = parts.sae.config
     text = (
         f"SAE `{parts.sae.fingerprint}` for {c.encoder.name}: {c.n:,} features in {c.d} dimensions, K = {c.k}, "
-        f"the first {c.k_names} are a text's names. Texts: {len(parts.sentences.texts)} sentences, "
+        f"the first {c.k_labels} are a text's names. Texts: {len(parts.sentences.texts)} sentences, "
         f"{len(parts.docstrings)} docstrings of Python {sys.version_info.major}.{sys.version_info.minor}."
     )
     return {"setup": text}, {}
@@ -264,11 +264,11 @@ CHAPTERS: tuple[Callable[[Parts], Drawn], ...] = (
 
 
 def main() -> int:
-    """Run it."""
+    """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sae", help="folder of another SAE (default: the one that ships for all-MiniLM-L6-v2)")
+    parser.add_argument("--sae", help="folder of another SAE (default: the bundled one for all-MiniLM-L6-v2)")
     parser.add_argument("--output", type=Path, default=Path("tutorial"), help="folder for the pictures")
-    parser.add_argument("--page", type=Path, help="page whose measured parts are to be filled in")
+    parser.add_argument("--page", type=Path, help="Markdown page to fill the measured numbers into")
     arguments = parser.parse_args()
     parts = prepare(arguments.sae)
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What needs no text: how near directions are to each other, how many fit, and when a sum of some can be read back."""
+"""Geometry of directions, without text: how similar they are, how many fit, and when a sum can be read back."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_steer_retriever.sae.iterative_thresholding import pursue
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.iterative_thresholding import refine
 
-# Directions that are drawn at once.
+# Directions drawn at once.
 _BATCH = 500
-# Of a pursuit that nobody waits for; a query's takes fewer.
+# More refinement steps than a query takes: nobody waits for these.
 RECOVERY_STEPS = 30
 CLOSE = 0.2
-"""Two directions are nearly orthogonal if the size of their cosine is below this."""
+"""Two directions are nearly orthogonal if the absolute cosine is below this."""
 
 
 class Cosines(NamedTuple):
-    """How near the rows of a dictionary are to each other.
+    """Similarity of the rows of a dictionary.
 
     Attributes:
-        pairs: Cosines of all pairs of a sample.
-        nearest: Of each of the sample, the cosine with its nearest of all rows.
+        pairs: Cosines of all pairs within a sample.
+        nearest: Cosine of each sampled row with the nearest of all rows.
     """
 
     pairs: Array
@@ -39,12 +39,12 @@ class Cosines(NamedTuple):
 
 
 def cosines(directions: Array, sample: int = 1_000, seed: int = 0) -> Cosines:
-    """Cosines within a sample of unit rows, and of the sample with its nearest among all rows.
+    """Returns the cosines within a sample of unit rows, and of each sampled row with the nearest of all rows.
 
     Args:
         directions: (n, d), unit rows.
-        sample: How many rows are looked at.
-        seed: Of the draw.
+        sample: Size of the sample.
+        seed: Seed of the sample.
     """
     rows = np.random.default_rng(seed).permutation(len(directions))[:sample]
     every = directions[rows] @ directions.T
@@ -54,13 +54,13 @@ def cosines(directions: Array, sample: int = 1_000, seed: int = 0) -> Cosines:
 
 
 def directions_that_fit(d: int, drawn: int = 20_000, limit: float = CLOSE, seed: int = 0) -> int:
-    """How many random directions are kept if each is refused whose cosine with one already kept reaches the limit.
+    """Returns how many random directions fit: each is kept if its cosines with all kept ones stay below the limit.
 
     Args:
         d: Dimensions.
-        drawn: How many are tried.
-        limit: Of the cosine's size.
-        seed: Of the draws.
+        drawn: Number of directions tried.
+        limit: Limit of the absolute cosine.
+        seed: Seed of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
     kept = torch.empty((drawn, d))
@@ -85,23 +85,23 @@ def plant(n: int, k: int, trials: int, seed: int = 0) -> Tensor:
 
 
 def recovered(directions: Tensor, planted: Tensor, steps: int = RECOVERY_STEPS, seed: int = 0) -> NDArray[np.float64]:
-    """Share of planted features that are among as many read back from their sum, for each trial.
+    """Returns, for each trial, the share of the planted features that are recovered from their sum.
 
-    Amounts are drawn evenly from .5 to 1.5. Without steps the features of the largest products with the sum are read;
-    with steps the package's pursuit starts from these.
+    Each is added with a random amount from .5 to 1.5. Without steps, the features with the largest products with it
+    are taken; with steps, the package's refinement starts from these.
 
     Args:
         directions: (n, d), unit rows.
         planted: (trials, k) features.
-        steps: Of the pursuit.
-        seed: Of the amounts.
+        steps: Steps of the refinement.
+        seed: Seed of the amounts.
     """
     k = planted.shape[1]
     amounts = 0.5 + torch.rand(planted.shape, generator=torch.Generator().manual_seed(seed))
     sums = (amounts[:, :, None] * directions[planted]).sum(dim=1)
     found = (sums @ directions.T).topk(k, dim=1).indices
     if steps:
-        found, values = pursue(sums, directions, found, torch.zeros(found.shape), steps)
+        found, values = refine(sums, directions, found, torch.zeros(found.shape), steps)
         found = found.masked_fill(values <= 0, -1)
     hits = (found[:, :, None] == planted[:, None, :]).any(dim=1).sum(dim=1)
     shares: NDArray[np.float64] = hits.numpy() / k
@@ -109,12 +109,12 @@ def recovered(directions: Tensor, planted: Tensor, steps: int = RECOVERY_STEPS, 
 
 
 class Recovery(NamedTuple):
-    """What is read back from sums of K features, mean over trials.
+    """Features recovered from sums of K features, mean over trials.
 
     Attributes:
-        name: Of the way.
-        counts: The K.
-        shares: For each the share of the planted features that is found.
+        name: Name of the method.
+        counts: The values of K.
+        shares: Share of the planted features that is found, for each K.
     """
 
     name: str
@@ -128,13 +128,13 @@ class Recovery(NamedTuple):
 
 
 def recovery_curves(decoder: Array, random: Array, counts: Sequence[int], trials: int) -> tuple[Recovery, ...]:
-    """Recovery as K grows, of a random dictionary's and of an SAE's features.
+    """Returns the recovery as K grows, for the features of a random dictionary and of an SAE.
 
     Args:
         decoder: (n, d) the SAE's directions.
         random: (n, d) random unit directions.
-        counts: The K.
-        trials: Sums for each.
+        counts: The values of K.
+        trials: Sums for each K.
     """
     own, drawn = torch.from_numpy(decoder.copy()), torch.from_numpy(random.copy())
     n = len(own)
@@ -144,21 +144,8 @@ def recovery_curves(decoder: Array, random: Array, counts: Sequence[int], trials
         return Recovery(name, tuple(counts), tuple(shares))
 
     return (
-        curve("random directions, pursuit", drawn, RECOVERY_STEPS),
+        curve("random directions, refinement", drawn, RECOVERY_STEPS),
         curve("random directions, largest products", drawn, 0),
-        curve("this SAE's, pursuit", own, RECOVERY_STEPS),
+        curve("this SAE's, refinement", own, RECOVERY_STEPS),
         curve("this SAE's, largest products", own, 0),
     )
-
-
-__all__ = [
-    "CLOSE",
-    "RECOVERY_STEPS",
-    "Cosines",
-    "Recovery",
-    "cosines",
-    "directions_that_fit",
-    "plant",
-    "recovered",
-    "recovery_curves",
-]

@@ -1,4 +1,4 @@
-"""The tutorial's pictures, each made of what was measured, in the style of the package's own plots."""
+"""Draws the tutorial's pictures from the measurements, in the style of the package's own plots."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "0.65"
 _LONGEST_NAME = 44
 _DPI, _COLOURS = 110, 128
-# Ranks that the slopes show.
+# Ranks shown.
 _SHOWN = 16
 
 
 def save(canvas: Figure, path: Path) -> None:
-    """Write a PNG of few colours: a third of the size, and nobody sees the difference."""
+    """Write a PNG with few colours: a third of the size without a visible difference."""
     drawn = io.BytesIO()
     canvas.savefig(drawn, dpi=_DPI)
     Image.open(drawn).convert("RGB").quantize(_COLOURS).save(path, optimize=True)
@@ -44,7 +44,7 @@ def short(text: str, longest: int = _LONGEST_NAME) -> str:
 
 
 def draw_directions(sae: Cosines, random: Cosines, fitting: Mapping[int, int]) -> Figure:
-    """Five directions in a plane; cosines of a dictionary beside random ones; how many directions fit."""
+    """Draw five directions in a plane, cosines of a dictionary and of random ones, and how many directions fit."""
     canvas = new_canvas(12.6, 3.9)
     plane, pairs, room = canvas.subplots(1, 3, width_ratios=(1, 1.15, 1.15))
     _draw_plane(plane)
@@ -97,7 +97,7 @@ def _draw_plane(axes: Axes) -> None:
 
 
 def draw_recovery(curves: Sequence[Recovery], rest: Mapping[str, Mapping[int, float]], k: int) -> Figure:
-    """How many planted features are found; how much of real texts a code leaves over."""
+    """Draw how many planted features are found, and how much of real texts a code leaves unexplained."""
     canvas = new_canvas(11.4, 4.4)
     left, right = canvas.subplots(1, 2, width_ratios=(1.25, 1))
     for place, curve in enumerate(curves):
@@ -120,7 +120,7 @@ def draw_recovery(curves: Sequence[Recovery], rest: Mapping[str, Mapping[int, fl
 
 
 def draw_decomposition(parts: Attribution, text: str, names: int) -> Figure:
-    """The parts of an embedding's product with itself, which sum to one."""
+    """Draw the parts of an embedding's product with itself, which sum to one."""
     top = parts.features[:names]
     others = sum(part.value for part in parts.features[names:])
     rows = [(short(part.label), part.value, _BLUE) for part in top]
@@ -145,7 +145,7 @@ def draw_decomposition(parts: Attribution, text: str, names: int) -> Figure:
 def draw_senses(
     reading: Reading, shown: Sequence[SenseFeature], named: NDArray[np.bool_], catalog: FeatureCatalog
 ) -> Figure:
-    """What features of a meaning answer to: dots are texts, full where the feature is among the text's names."""
+    """Draw the matches of texts with the features of meanings; a dot is full if the feature labels the text."""
     canvas = new_canvas(11.4, 3.2 * ((len(shown) + 1) // 2) + 0.3)
     grid = canvas.subplots((len(shown) + 1) // 2, 2, squeeze=False)
     for axes, found in zip(grid.flat, shown, strict=False):
@@ -173,7 +173,7 @@ def draw_senses(
 
 
 def draw_frequencies(frequency: NDArray[np.float64], scores: Sequence[float], clear_from: float) -> Figure:
-    """How often each feature is among the names of a passage, by rank; how well its label detects it."""
+    """Draw how often each feature labels a passage, by rank, and how well labels detect their features."""
     canvas = new_canvas(11.4, 3.8)
     left, right = canvas.subplots(1, 2)
     alive = np.sort(frequency[frequency > 0])[::-1]
@@ -199,7 +199,7 @@ def draw_frequencies(frequency: NDArray[np.float64], scores: Sequence[float], cl
 
 
 def draw_steering(shown: Steered, benefit: Benefit) -> Figure:
-    """Ranks of one question's sentences as the strength grows; all questions' mean share and cost."""
+    """Draw the ranks of one question's sentences as the strength grows, and the mean effect and cost over questions."""
     canvas = new_canvas(11.4, 4.9)
     left, right = canvas.subplots(1, 2)
     ranks = [{name: rank for rank, name in enumerate(ids, start=1)} for ids in shown.rankings]

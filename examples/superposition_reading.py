@@ -1,4 +1,4 @@
-"""What needs text: what directions answer to, which features tell meanings apart, what stands in for what."""
+"""Measurements on text: what directions respond to, which features separate meanings, and which are absorbed."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from numpy.typing import NDArray
 from superposition_texts import SENSES
 
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
-# Of each meaning's eight sentences the first four choose a direction, the last four judge it.
+# The first four of a meaning's eight sentences choose a direction, the last four test it.
 CHOSEN_ON = 4
-# A feature that fewer passages had when the SAE was made has no unit to speak of.
+# A feature that occurred in fewer training passages has no reliable unit.
 _SEEN = 20
 _TOP = 5
 PRESENT = 0.6
-"""From this many of its units of match on a steering takes a feature as wholly present (`presence.py`)."""
+"""A feature counts as present from this match on, in its own unit."""
 STANDS_IN = 0.4
-"""Another active feature stands in for an absent one from this cosine of their directions on."""
+"""An active feature stands in for an absent one if the cosine of their directions is at least this."""
 
 Share = NDArray[np.float64]
 
 
 class Reading(NamedTuple):
-    """Texts as an SAE reads them.
+    """Texts with their embeddings and codes.
 
     Attributes:
-        texts: N of them.
-        groups: (N,) which meaning of `SENSES` a text was written for; -1 for other texts.
+        texts: N texts.
+        groups: (N,) the meaning in `SENSES` that a text was written for; -1 for other texts.
         vectors: (N, d) embeddings.
         codes: (N, K) codes.
         matches: (N, n) `<d_f, x - b>`.
@@ -44,7 +45,7 @@ class Reading(NamedTuple):
 
     @property
     def written(self) -> NDArray[np.bool_]:
-        """(N,) which of the texts have a meaning."""
+        """(N,) mask of the texts that have a meaning."""
         return self.groups >= 0
 
 
@@ -55,13 +56,13 @@ def read(sae: TopKSAE, texts: Sequence[str], groups: Sequence[int], vectors: Arr
 
 
 def products(vectors: Array, directions: Array) -> Array:
-    """(N, m) of N vectors with m directions."""
+    """(N, m) dot products of N vectors with m directions."""
     return np.asarray(vectors @ directions.T, dtype=np.float32)
 
 
 def has_name(reading: Reading, n: int, names: int) -> NDArray[np.bool_]:
-    """(N, n) which features are among a text's names: the first few of its code."""
-    return _mask(reading.codes.leading(names), n)
+    """(N, n) mask of the features that label each text: the strongest few of its code."""
+    return _mask(reading.codes.truncate(names), n)
 
 
 def _mask(codes: Codes[NDArray[Any]], n: int) -> NDArray[np.bool_]:
@@ -83,13 +84,13 @@ def title(catalog: FeatureCatalog, feature: int) -> str:
 
 
 class Purity(NamedTuple):
-    """How far the texts that a direction answers to most are about one thing.
+    """How often the best texts of a direction have one meaning.
 
     Attributes:
-        name: Of the set of directions.
-        directions: How many of it at least five texts are named by.
-        share: Of the pairs of such a direction's five best texts, those of one meaning; mean.
-        chosen: Those directions, the most named first.
+        name: Name of the set of directions.
+        directions: Number of directions that label at least five texts.
+        share: Share of pairs of such a direction's five best texts that have one meaning; mean over directions.
+        chosen: These directions; the ones that label most texts first.
     """
 
     name: str
@@ -104,13 +105,13 @@ def both_ways(vectors: Array) -> Array:
 
 
 def purity(name: str, scores: Array, groups: NDArray[np.int64], names: int = 8) -> Purity:
-    """Purity of a set of directions: a text is named by those it matches best.
+    """Returns the purity of a set of directions; a text is labelled by those it matches best.
 
     Args:
-        name: Of the set.
+        name: Name of the set.
         scores: (N, m) texts against directions.
         groups: (N,) meanings.
-        names: By how many directions a text is named.
+        names: Number of directions that label a text.
     """
     best = np.argpartition(-scores, names - 1, axis=1)[:, :names]
     counts = np.bincount(best.ravel(), minlength=scores.shape[1])
@@ -130,13 +131,13 @@ def best_texts(reading: Reading, scores: Share | Array, count: int = 3) -> list[
 
 
 class Told(NamedTuple):
-    """How well single directions tell the two meanings of a word apart, on sentences that have not chosen them.
+    """How well single directions separate the two meanings of a word, on sentences that did not choose them.
 
     Attributes:
-        name: Of the set of directions.
+        name: Name of the set of directions.
         auroc: Mean over words and meanings.
-        perfect: For how many of these every sentence is on the right side.
-        of: How many there are.
+        perfect: Number of meanings without a mistake.
+        of: Number of meanings.
     """
 
     name: str
@@ -146,10 +147,10 @@ class Told(NamedTuple):
 
 
 def tell_apart(name: str, scores: Array, groups: NDArray[np.int64]) -> Told:
-    """Choose, for each meaning, the direction with the clearest difference on half of the sentences; judge on the rest.
+    """Returns how well the best direction separates each meaning: chosen on half of the sentences, tested on the rest.
 
     Args:
-        name: Of the set of directions.
+        name: Name of the set of directions.
         scores: (N, m).
         groups: (N,) meanings, those of a word next to each other.
     """
@@ -164,7 +165,7 @@ def tell_apart(name: str, scores: Array, groups: NDArray[np.int64]) -> Told:
 
 
 def tell_apart_by_examples(vectors: Array, groups: NDArray[np.int64]) -> Told:
-    """The same by all dimensions together: the difference of the mean embeddings of both halves that choose."""
+    """The same with all dimensions together: the difference of the meanings' mean embeddings."""
     found = []
     for group in range(len(SENSES)):
         own, other = vectors[groups == group], vectors[groups == (group ^ 1)]
@@ -181,14 +182,14 @@ def auroc(positive: Array, negative: Array) -> float:
 
 
 class SenseFeature(NamedTuple):
-    """The feature that names one meaning of a word best.
+    """The feature that labels one meaning of a word best.
 
     Attributes:
         group: Place of the meaning in `SENSES`.
         feature: Its id.
-        own: In how many of the four sentences that have not chosen it it is among the names.
-        other: In how many of the other meaning's last four.
-        elsewhere: In how many sentences of the other words.
+        own: Number of the meaning's last four sentences that it labels.
+        other: Number of the other meaning's last four sentences that it labels.
+        elsewhere: Number of sentences of the other words that it labels.
         margin: Smallest match of the own eight sentences less the largest of the other's, in the feature's unit.
     """
 
@@ -201,12 +202,12 @@ class SenseFeature(NamedTuple):
 
 
 def sense_features(reading: Reading, named: NDArray[np.bool_], catalog: FeatureCatalog) -> tuple[SenseFeature, ...]:
-    """For each meaning the feature that most of its first four sentences and fewest of the other's are named by.
+    """Returns, for each meaning, the feature that labels most of its first four sentences and fewest of the other's.
 
     Args:
         reading: The sentences.
-        named: (N, n) which features are among the names.
-        catalog: Units, and which features have a name: only these are chosen.
+        named: (N, n) mask of the features that label each text.
+        catalog: Units and labels; only features with a label are chosen.
     """
     groups, matches = reading.groups, reading.matches
     labelled = np.array([bool(feature.label) for feature in catalog.features])
@@ -235,13 +236,13 @@ def sense_features(reading: Reading, named: NDArray[np.bool_], catalog: FeatureC
 
 
 class Absorption(NamedTuple):
-    """How often a feature is absent from the code of a text that points its way.
+    """How often a feature is missing from the code of a text that matches it.
 
     Attributes:
-        strong: Pairs of a text and a feature that is wholly present in it, by its match.
-        absent: Share of these in which the feature is not active.
-        replaced: Share of the absent ones in which an active feature is near the absent one.
-        example: Absent feature, what stands in for it, and in how many texts; the most frequent pair.
+        strong: Pairs of a text and a feature that is present by its match.
+        absent: Share of these pairs in which the feature is not active.
+        replaced: Share of the absent ones in which a similar feature is active.
+        example: The most frequent pair: absent feature, the feature that stands in for it, number of texts.
     """
 
     strong: int
@@ -251,7 +252,7 @@ class Absorption(NamedTuple):
 
 
 def absorption(reading: Reading, sae: TopKSAE, catalog: FeatureCatalog) -> Absorption:
-    """Look for features that a text should have, by their directions, and has not."""
+    """Count the features that a text should have by its match, and does not have in its code."""
     calibration = catalog.calibration
     unit = np.where(calibration.count >= _SEEN, calibration.match_unit, np.inf)
     strong = reading.matches >= PRESENT * unit
@@ -275,7 +276,7 @@ def absorption(reading: Reading, sae: TopKSAE, catalog: FeatureCatalog) -> Absor
 
 
 def unexplained(sae: TopKSAE, vectors: Array, k: int) -> float:
-    """Share of the squared length of embeddings, less the bias, that a code of K features leaves over; median."""
+    """Median share of the squared length of embeddings, less the bias, that a code of K features does not explain."""
     rest = vectors - sae.decode(sae.encode(vectors, k=k))
     shares = (rest**2).sum(axis=1) / ((vectors - sae.bias) ** 2).sum(axis=1)
     return float(np.median(shares))

@@ -1,4 +1,4 @@
-"""What features buy in a search: ambiguous questions steered to one meaning, beside a word added to them."""
+"""Steers ambiguous questions to one meaning, and compares that with adding a word to the question."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from superposition_texts import SENSES, Sense, question
 from sae_steer_retriever import AmbiguousFeatureError, Hit, SteeredRetriever, UnknownFeatureError
 
 STRENGTHS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
-# As many as there are sentences of one meaning: all places can be right.
+# As many as a meaning has sentences, so that all places can be right.
 PLACES = 8
 
 
@@ -21,10 +21,10 @@ class Steered(NamedTuple):
     Attributes:
         group: Place of the wanted meaning in `SENSES`.
         rankings: For each strength the ids of all sentences, best first.
-        shares: For each strength the share of the first eight that have the wanted meaning.
-        kept: For each strength the mean unsteered score of the first eight, over that of the unsteered search's.
+        shares: For each strength the share of the first eight hits that have the wanted meaning.
+        kept: For each strength the mean unsteered score of the first eight, divided by that of the unsteered search.
         appended: The share if the meaning is added to the question instead.
-        appended_kept: And what that keeps of the unsteered score of the question as it was.
+        appended_kept: The kept score if the meaning is added to the question instead.
         error: Largest difference between a score and the sum of its parts.
     """
 
@@ -38,11 +38,11 @@ class Steered(NamedTuple):
 
 
 class Benefit(NamedTuple):
-    """All questions together.
+    """The results of all questions.
 
     Attributes:
-        steered: Those whose meaning the SAE has features for.
-        unnamed: The meanings that it has none for.
+        steered: Questions for whose meaning the SAE has features.
+        unnamed: Meanings without features.
     """
 
     steered: tuple[Steered, ...]
@@ -65,7 +65,7 @@ class Benefit(NamedTuple):
 
 
 def sentence_ids() -> list[str]:
-    """An id for every sentence: place of its meaning, place of itself."""
+    """An id for every sentence: place of its meaning / its own place."""
     return [f"{group}/{place}" for group, sense in enumerate(SENSES) for place in range(len(sense.sentences))]
 
 
@@ -75,7 +75,7 @@ def group_of(sentence_id: str) -> int:
 
 
 def steer_all(retriever: SteeredRetriever) -> Benefit:
-    """Ask about every word, once for each of its meanings; a meaning without features is passed over."""
+    """Ask about every word, once for each meaning that has features."""
     steered, unnamed = [], []
     for group, sense in enumerate(SENSES):
         try:
@@ -122,6 +122,3 @@ def _kept(ids: Sequence[str], plain: dict[str, float], best: float) -> float:
 def _error(hit: Hit) -> float:
     assert hit.attribution is not None  # it is asked for
     return abs(hit.attribution.total - hit.score)
-
-
-__all__ = ["PLACES", "STRENGTHS", "Benefit", "Steered", "group_of", "sentence_ids", "steer_all"]

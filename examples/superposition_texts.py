@@ -1,4 +1,4 @@
-"""Twelve words of two meanings each, eight sentences a meaning: the text that the tutorial's pictures are made of."""
+"""Texts of the tutorial: twelve words with two meanings each, and eight sentences per meaning."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ class Sense(NamedTuple):
     """One meaning of a word.
 
     Attributes:
-        word: The word, which every sentence has.
-        meaning: What a person would type to ask for this meaning.
-        sentences: Eight of them.
+        word: The word, which every sentence contains.
+        meaning: The word a user would type to ask for this meaning.
+        sentences: Eight sentences.
     """
 
     word: str
@@ -20,7 +20,7 @@ class Sense(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Such as "bank (money)"."""
+        """Word and meaning, such as "bank (money)"."""
         return f"{self.word} ({self.meaning})"
 
 
@@ -248,12 +248,9 @@ SENSES = (
 )  # fmt: skip
 
 FULL_SENTENCE = "The central bank raised interest rates again, and people with a mortgage will pay for it."
-"""What the tutorial takes apart."""
+"""The sentence that the tutorial takes apart."""
 
 
 def question(word: str) -> str:
-    """A question that leaves open which meaning is meant."""
+    """A question about the word that fits both meanings."""
     return f"What is there to know about the {word}?"
-
-
-__all__ = ["FULL_SENTENCE", "SENSES", "Sense", "question"]

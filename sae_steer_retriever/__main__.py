@@ -1,4 +1,4 @@
-"""The command line, `sae-steer`: train an SAE, index documents, search and explore, look at features, measure."""
+"""The command line `sae-steer`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sae_steer_retriever.cli import audit, evaluate, explore, features, index, s
 from sae_steer_retriever.cli.runner import main_of
 
 _EXAMPLE = """\
-example:
+examples:
   sae-steer train --corpus ./docs --output ./sae
   sae-steer index --corpus ./docs --sae ./sae --store ./chroma
   sae-steer features search employment --sae ./sae
@@ -35,7 +35,7 @@ _COMMANDS = {
 
 
 class _CommandParser(argparse.ArgumentParser):
-    """Adds its arguments when it is first used: the help of one command does not load what another one needs."""
+    """Adds its arguments at first use, so that one command does not load the modules of another."""
 
     def __init__(
         self,
@@ -56,7 +56,8 @@ class _CommandParser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sae-steer",
-        description="See why a passage was retrieved, and steer what is retrieved, with named features.",
+        description="See why a passage was retrieved and steer what is retrieved, with the named features of a sparse "
+        "autoencoder (SAE).",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -72,10 +73,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Runs a command.
 
     Args:
-        argv: The arguments; those of the process if None.
+        argv: The arguments; the process' own if None.
 
     Returns:
         The exit code: 0 ok, 1 failed, 2 usage, 130 interrupted.

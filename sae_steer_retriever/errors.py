@@ -1,18 +1,28 @@
-"""The errors a user can meet: each says what was given, what was expected and what to do."""
+"""The errors that a user can meet. Each message says what was given, what was expected and what to do."""
 
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
-# Characters of what a user gave that an error repeats.
+# Characters of a user's input that an error repeats.
 _LONGEST_QUOTE = 80
-# Longer than any name; to compare more would take seconds.
+# Longer than any name. Comparing more would take seconds.
 _LONGEST_NAME = 200
 
 
 class SAESteerError(Exception):
-    """Base of every expected failure; the command line prints it as one line and exits with 1."""
+    """Base class of every expected failure. The command line prints it as one line and exits with 1.
+
+    Example:
+        >>> from sae_steer_retriever import SAESteerError, TopKSAE
+        >>> try:
+        ...     TopKSAE.from_pretrained("./no-such-folder")
+        ... except SAESteerError as error:
+        ...     print(type(error).__name__)
+        ArtifactError
+    """
 
 
 class ArtifactError(SAESteerError, ValueError):
@@ -20,19 +30,19 @@ class ArtifactError(SAESteerError, ValueError):
 
 
 class MismatchError(SAESteerError, ValueError):
-    """Two parts do not belong together: another encoder, dimension, or another SAE's companion collection."""
+    """Two parts do not belong together: their encoders, dimensions or SAEs differ."""
 
 
 class CorpusError(SAESteerError, ValueError):
-    """A corpus cannot be read, is empty, or is too small for what is asked of it."""
+    """A corpus cannot be read, is empty, or is too small for the task."""
 
 
 class SteeringError(SAESteerError, ValueError):
-    """A steering is malformed: a strength that is no finite number, an unknown side, another SAE's policy."""
+    """A steering is malformed: its strength is not a finite number, its side is unknown, or its SAE is another."""
 
 
 class UnknownFeatureError(SAESteerError, LookupError):
-    """No feature answers to a name. The message lists the nearest names."""
+    """No feature has the name. The message lists the nearest names."""
 
 
 class AmbiguousFeatureError(SAESteerError, LookupError):
@@ -40,7 +50,7 @@ class AmbiguousFeatureError(SAESteerError, LookupError):
 
 
 class StoreError(SAESteerError, RuntimeError):
-    """The vector store cannot be reached, or refuses what it is asked."""
+    """The vector store cannot be reached, or refuses a request."""
 
 
 class MissingExtraError(SAESteerError, ImportError):
@@ -52,8 +62,8 @@ class MissingExtraError(SAESteerError, ImportError):
 
 
 def quoted(given: object) -> str:
-    """What a user gave, as an error shows it: its `repr`, cut where it is long."""
-    # Cut before, too: the `repr` of a huge text is a larger one.
+    """Returns a user's input as an error shows it: its `repr`, cut if it is long."""
+    # Cut before `repr`, too: that of a huge text would be huge.
     text = repr(given[: _LONGEST_QUOTE + 1] if isinstance(given, str) else given)
     if len(text) <= _LONGEST_QUOTE + 2:  # with its quotation marks
         return text
@@ -61,8 +71,24 @@ def quoted(given: object) -> str:
     return f"{text[:_LONGEST_QUOTE]}...{size}"
 
 
+def excerpt(text: str, characters: int = _LONGEST_QUOTE) -> str:
+    """Returns a text on one line, cut to at most `characters` with "…" at its end."""
+    line = " ".join(text.split())
+    return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message without its full stop; its type's name if it has no message."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def warn_renamed(former: str, current: str) -> None:
+    """Warns the caller's caller that a public name has changed; the former one works for one minor version."""
+    warnings.warn(f"{former} is now {current}; the old name will be removed.", DeprecationWarning, stacklevel=3)
+
+
 def nearest_names(given: str, known: Iterable[str], limit: int = 5) -> list[str]:
-    """The known names that are spelt most like `given`, best first; a long text is no name misspelt."""
+    """Returns the known names that are spelt most like `given`, best first; none for a long text."""
     if len(given) > _LONGEST_NAME:
         return []
     return difflib.get_close_matches(given.lower(), sorted(set(known)), n=limit, cutoff=0.6)

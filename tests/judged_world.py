@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from small_world import World
 from toy import ToyEmbedder
 
-from sae_steer_retriever.corpus.read_corpus import Corpus, Passage
+from benchmarks.paper.fits import FitSeries
+from benchmarks.paper.seed_average import JudgedSet
+from sae_steer_retriever.corpus.passage import Corpus, Passage
 from sae_steer_retriever.evaluate.bootstrap import Estimate
-from sae_steer_retriever.evaluate.datasets import RetrievalSet
-from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.fidelity import ROWS, Fidelity
-from sae_steer_retriever.evaluate.fits import FitSeries
 from sae_steer_retriever.evaluate.metrics import Quality
-from sae_steer_retriever.evaluate.seed_average import JudgedSet
+from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet, embed_set
 from sae_steer_retriever.train.config import TrainConfig
 
-CONFIG = TrainConfig(latents=32, k=4, k_names=2, steps=4, batch_size=32, list_queries=4, list_size=4, sentences=0)
+CONFIG = TrainConfig(latents=32, k=4, k_labels=2, steps=4, batch_size=32, list_queries=4, list_size=4, sentences=0)
 
 
 def judged_set(name: str, seed: int = 0, documents: int = 48, queries: int = 8) -> JudgedSet:
@@ -62,41 +65,57 @@ def fidelity_of(
     )  # fmt: skip
 
 
-class MeaningOf:
+def meaning_of(
+    sae: float | None,
+    random: float = 0.7,
+    kmeans: float = 0.75,
+    *,
+    labelled: float = 0.7,
+    scored: float = 0.6,
+    recurrence: float = 0.5,
+) -> dict[str, Any]:
     """The JSON object of a `Meaning` with these medians of the hard label AUROC."""
-
-    def __init__(
-        self,
-        sae: float | None,
-        random: float = 0.7,
-        kmeans: float = 0.75,
-        *,
-        labelled: float = 0.7,
-        scored: float = 0.6,
-        recurrence: float = 0.5,
-    ) -> None:
-        self._body = {
-            "passages": 48, "latents": 32, "k": 4, "k_names": 2, "seed": 0,
+    return {
+        "passages": 48, "latents": 32, "k": 4, "k_names": 2, "seed": 0,
+        "dictionaries": {
+            name: {
+                "labelled": 16, "share_labelled": labelled, "scored": 12, "share_scored": scored,
+                "auroc_random": _median(own), "auroc_hard": _median(own), "coherence": _median(0.3),
+                "frequencies": {"k_names": {"dead": 0.0, "rare": 0.1, "maximum": 0.3}},
+            }
+            for name, own in {"sae": sae, "random": random, "kmeans": kmeans}.items()
+        },
+        "random_passages": _median(0.0),
+        "recurrence": {
+            "steps": 600, "passages": [24, 24], "threshold": 0.7,
             "dictionaries": {
-                name: {
-                    "labelled": 16, "share_labelled": labelled, "scored": 12, "share_scored": scored,
-                    "auroc_random": _median(own), "auroc_hard": _median(own), "coherence": _median(0.3),
-                    "frequencies": {"k_names": {"dead": 0.0, "rare": 0.1, "maximum": 0.3}},
-                }
-                for name, own in {"sae": sae, "random": random, "kmeans": kmeans}.items()
+                name: {"recurrence": recurrence, "held_out_coherence": _median(0.2)}
+                for name in ("sae", "random", "kmeans")
             },
-            "random_passages": _median(0.0),
-            "recurrence": {
-                "steps": 600, "passages": [24, 24], "threshold": 0.7,
-                "dictionaries": {
-                    name: {"recurrence": recurrence, "held_out_coherence": _median(0.2)}
-                    for name in ("sae", "random", "kmeans")
-                },
-            },
-        }  # fmt: skip
+        },
+    }  # fmt: skip
 
-    def to_json(self) -> dict[str, object]:
-        return self._body
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_judged_folder(world: World, folder: Path) -> Path:
+    """The world's docstrings in BEIR layout; the second sentence of some asks for its docstring."""
+    (folder / "qrels").mkdir()
+    rows = [{"_id": name, "text": text} for name, text in zip(world.ids, world.texts, strict=True)]
+    queries, qrels = [], ["query-id\tcorpus-id\tscore"]
+    for name, text in zip(world.ids, world.texts, strict=True):
+        sentences = " ".join(text.split()).split(". ")
+        if len(sentences) > 1 and len(sentences[1]) > 30 and len(queries) < 40:
+            queries.append({"_id": f"q{len(queries)}", "text": sentences[1]})
+            qrels.append(f"{queries[-1]['_id']}\t{name}\t1")
+    assert len(queries) == 40
+    write_rows(folder / "corpus.jsonl", rows)
+    write_rows(folder / "queries.jsonl", queries)
+    (folder / "qrels" / "test.tsv").write_text("\n".join(qrels) + "\n", encoding="utf-8")
+    return folder
 
 
 def _median(value: float | None) -> dict[str, float | int | None]:

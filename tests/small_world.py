@@ -18,8 +18,10 @@ from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.labelling.gather_evidence import name_matches
 from sae_steer_retriever.labelling.keyword_labels import label_features
 from sae_steer_retriever.retriever import SteeredRetriever
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.sae.directions import data_directions, spherical_kmeans
-from sae_steer_retriever.sae.topk_sae import Array, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.chroma_store import ChromaStore
 
 MODULES = (
@@ -89,7 +91,7 @@ def world_embedder(
 
 @pytest.fixture(scope="session")
 def world(embedder: SentenceTransformerEmbedder, world_embedder: CachedEmbedder) -> World:
-    """About 300 docstrings, and k-means directions of their embeddings as an SAE (n = 64, k = 16, k_names = 4)."""
+    """About 300 docstrings, and k-means directions of their embeddings as an SAE (n = 64, k = 16, k_labels = 4)."""
     ids, texts, metadatas = collect()
     vectors = world_embedder.embed_documents(texts)
     mean = vectors.mean(axis=0)
@@ -98,7 +100,7 @@ def world(embedder: SentenceTransformerEmbedder, world_embedder: CachedEmbedder)
     # Started at points drawn evenly: the draws of k-means++ depend on the last digits of the embeddings.
     points = torch.nn.functional.normalize(torch.from_numpy(centred), dim=1)
     directions = spherical_kmeans(points, data_directions(points, 64, generator, noise=0.05))
-    config = SAEConfig(d=vectors.shape[1], n=64, k=16, k_names=4, encoder=embedder.spec)
+    config = SAEConfig(d=vectors.shape[1], n=64, k=16, k_labels=4, encoder=embedder.spec)
     # Half the projection: overlapping directions would otherwise reconstruct the same part several times.
     sae = TopKSAE(0.3 * directions, torch.zeros(64), directions, torch.tensor(mean), config)
     names = sae.encode(vectors, k=4)
@@ -116,7 +118,7 @@ def _private_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="session")
 def filled_folder(world: World, world_embedder: CachedEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Chroma folder with the world's passages and their companion, and the saved SAE in `sae/`."""
+    """A Chroma folder with the world's passages and their sidecar, and the saved SAE in `sae/`."""
     folder = tmp_path_factory.mktemp("world")
     world.sae.save_pretrained(folder / "sae")
     world.catalog.save(folder / "sae")

@@ -13,9 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import K_NAMES, D, N, catalog_for, random_sae, unit_rows
+from toy import K_LABELS, D, N, catalog_for, random_sae, unit_rows
 
-from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
@@ -40,7 +41,7 @@ def test_a_sum_of_orthogonal_features_is_read_back_whole(k: int, seed: int) -> N
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1000))
-def test_a_pursuit_reads_back_a_few_of_more_features_than_dimensions(seed: int) -> None:
+def test_a_refinement_reads_back_a_few_of_more_features_than_dimensions(seed: int) -> None:
     directions = torch.from_numpy(unit_rows(seed, 512, 128))
     planted = geometry.plant(512, 5, trials=20, seed=seed)
     assert all(len(set(row)) == 5 for row in planted.tolist())
@@ -84,7 +85,7 @@ def test_a_direction_is_judged_on_sentences_that_have_not_chosen_it() -> None:
 
 
 def test_the_planted_feature_of_a_meaning_is_found() -> None:
-    sae = random_sae(n=N, k=K_NAMES)
+    sae = random_sae(n=N, k=K_LABELS)
     vectors = unit_rows(3, len(GROUPS))
     catalog = catalog_for(sae, unit_rows(4, 200))
     found = reading.read(sae, [""] * len(GROUPS), GROUPS, vectors)
@@ -113,7 +114,7 @@ def test_a_relative_that_takes_a_features_place_is_absorption() -> None:
 def test_more_features_leave_less_unexplained() -> None:
     drawn = random_sae()
     tensors = (drawn.W_enc, drawn.b_enc, drawn.W_dec, drawn.b_dec)
-    sae = TopKSAE(*tensors, dataclasses.replace(drawn.config, pursuit_steps=20))
+    sae = TopKSAE(*tensors, dataclasses.replace(drawn.config, refine_steps=20))
     vectors = unit_rows(0, 50)
     left = [reading.unexplained(sae, vectors, k) for k in (1, 4, D)]
     assert left == sorted(left, reverse=True)

@@ -11,9 +11,11 @@ import torch
 from sae_steer_retriever.features.calibration import calibrate
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import Feature, LabelScore
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
-D, N, K, K_NAMES = 16, 32, 6, 3
+D, N, K, K_LABELS = 16, 32, 6, 3
 
 
 def word_vector(word: str, d: int = D) -> Array:
@@ -45,7 +47,7 @@ def random_sae(
     d: int = D,
     n: int = N,
     k: int = K,
-    k_names: int = K_NAMES,
+    k_labels: int = K_LABELS,
     *,
     shift: float = 0.0,
     encoder: str = "toy/words",
@@ -54,7 +56,7 @@ def random_sae(
     random = np.random.default_rng(seed)
     directions = random.normal(size=(n, d))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    config = SAEConfig(d=d, n=n, k=k, k_names=k_names, encoder=EncoderSpec(name=encoder, dimension=d))
+    config = SAEConfig(d=d, n=n, k=k, k_labels=k_labels, encoder=EncoderSpec(name=encoder, dimension=d))
     return TopKSAE(
         torch.tensor(directions + 0.1 * random.normal(size=(n, d)), dtype=torch.float32),
         torch.tensor(0.1 * random.normal(size=n) + shift, dtype=torch.float32),
@@ -72,7 +74,7 @@ def unit_rows(seed: int, rows: int, d: int = D) -> Array:
 
 def catalog_for(sae: TopKSAE, vectors: Array, *, score_spread: float = 0.2) -> FeatureCatalog:
     """Features called "feature 0 name", ... with units from the vectors."""
-    codes = sae.encode(vectors, k=sae.config.k_names)
+    codes = sae.encode(vectors, k=sae.config.k_labels)
     calibration = calibrate([codes], n=sae.config.n, score_spread=score_spread)
     features = [
         Feature(

@@ -1,10 +1,10 @@
-"""Gathers the texts that the shipped SAE is trained on, but for duplicates and for what measures the result.
+"""Gathers the training texts of the bundled SAE, without duplicates and without texts of the test sets.
 
     python train/base_corpus.py --data DATA --clones CLONES --output base
     sae-steer train --config train/recipes/base-minilm.toml --corpus base/corpus.jsonl --queries base/queries.jsonl \
         --output base/sae
 
-The sources stand in `train/base-sources.toml`. `manifest.json` records what each of them gave and a hash of its texts.
+The sources are listed in `train/base-sources.toml`. `manifest.json` records what each gave and a hash of its texts.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from base_readers import READERS, Text, rows
 
+from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.corpus.query_texts import query_texts
-from sae_steer_retriever.corpus.read_corpus import Passage
 
 SOURCES = Path(__file__).with_name("base-sources.toml")
-# As other work on contamination does: thirteen words in a row are no coincidence.
+# Thirteen words in a row are no coincidence; other work on contamination uses the same number.
 SHARED_WORDS = 13
 SHORTEST = 12
 SEED = 0
@@ -37,7 +37,7 @@ SEED = 0
 
 @dataclass
 class Count:
-    """What became of a source's texts."""
+    """Counts of a source's texts, by what happened to them."""
 
     read: int = 0
     short: int = 0
@@ -54,7 +54,7 @@ def words(text: str) -> list[str]:
 
 
 def shingles(text: str) -> Iterator[int]:
-    """A hash of every thirteen consecutive words; of the whole text where it is shorter."""
+    """Hashes of all runs of thirteen words; one hash of the whole text if it is shorter."""
     own = words(text)
     for start in range(max(1, len(own) - SHARED_WORDS + 1)):
         joined = " ".join(own[start : start + SHARED_WORDS])
@@ -62,7 +62,7 @@ def shingles(text: str) -> Iterator[int]:
 
 
 class Sieve:
-    """Lets a text pass once, and never one of the sets that measure the result."""
+    """Keeps each text once, and none that overlaps with a test set."""
 
     def __init__(self, measured_on: Iterable[Path]) -> None:
         self._seen: set[bytes] = set()
@@ -72,7 +72,7 @@ class Sieve:
                 self._measured.update(shingles(f"{text.title} {text.text}"))
 
     def keep(self, text: Text, count: Count) -> bool:
-        """Whether the text stays; `count` says why not."""
+        """Whether the text is kept; counts the reason if not."""
         whole = f"{text.title} {text.text}"
         count.read += 1
         if len(text.text) < SHORTEST:
@@ -96,7 +96,7 @@ def place(path: str, roots: dict[str, Path]) -> Path:
 
 
 def gather(sources: list[dict[str, Any]], sieve: Sieve, roots: dict[str, Path], output: Path) -> dict[str, Any]:
-    """Write corpus.jsonl and queries.jsonl; returns the manifest."""
+    """Write corpus.jsonl and queries.jsonl; return the manifest."""
     manifest: dict[str, Any] = {}
     with (
         (output / "corpus.jsonl").open("w", encoding="utf-8") as corpus,
@@ -122,14 +122,14 @@ def gather(sources: list[dict[str, Any]], sieve: Sieve, roots: dict[str, Path], 
 
 
 def write(stream: TextIO, row: dict[str, str]) -> bytes:
-    """One line of JSON, without what is empty; returned as well."""
+    """Write one line of JSON without empty fields; return the line."""
     line = json.dumps({key: value for key, value in row.items() if value}, ensure_ascii=False)
     stream.write(line + "\n")
     return line.encode()
 
 
 def write_sentences(queries: TextIO, kept: Sequence[Text], source: dict[str, Any]) -> int:
-    """Titles and sentences of a source's passages, as queries; returns how many there are."""
+    """Write titles and sentences of a source's passages as queries; return their number."""
     if not (per_passage := source.get("sentences", 0)):
         return 0
     passages = [Passage(str(row), f"{text.title}\n{text.text}".strip(), text.title) for row, text in enumerate(kept)]
@@ -140,11 +140,13 @@ def write_sentences(queries: TextIO, kept: Sequence[Text], source: dict[str, Any
 
 
 def main() -> None:
-    """Gather what the arguments name."""
+    """Gather the sources."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of base, perspectives and the measured sets")
-    parser.add_argument("--clones", type=Path, required=True, help="folder of clones of the repositories named")
-    parser.add_argument("--output", type=Path, required=True, help="where corpus, queries and manifest go")
+    parser.add_argument("--data", type=Path, required=True, help="folder with base/, perspectives/ and the test sets")
+    parser.add_argument(
+        "--clones", type=Path, required=True, help="folder with clones of the repositories in base-sources.toml"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for corpus, queries and manifest")
     arguments = parser.parse_args()
     csv.field_size_limit(10_000_000)
     settings = tomllib.loads(SOURCES.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How each kind of source in `base-sources.toml` is read: one function a kind, from its path to `Text`s."""
+"""Readers of the sources in `base-sources.toml`: one function per kind, from a path to `Text`s."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 class Text(NamedTuple):
-    """One text, and the title that stands ahead of it."""
+    """A text and its title."""
 
     text: str
     title: str = ""
@@ -47,7 +47,7 @@ def clean(text: str | None) -> str:
 
 
 def rows(path: Path, source: dict[str, Any]) -> Iterator[Text]:
-    """JSON Lines with `text` and perhaps `title`: of one `split`, or up to a `last_id`, where the source names it."""
+    """JSON Lines with `text` and perhaps `title`; a source can choose one `split`, or ids up to `last_id`."""
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
@@ -56,13 +56,13 @@ def rows(path: Path, source: dict[str, Any]) -> Iterator[Text]:
 
 
 def _number(row: dict[str, Any]) -> float:
-    """A row's id where that is a number, and 0 where it is none."""
+    """A row's id if it is a number, else 0."""
     own = str(row.get("_id", ""))
     return int(own) if own.isdecimal() else 0
 
 
 def standard_library(path: Path, source: dict[str, Any]) -> Iterator[Text]:
-    """What the example of the same name collects."""
+    """The passages of `examples/standard_library.py`."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
     from standard_library import collect
 
@@ -70,7 +70,7 @@ def standard_library(path: Path, source: dict[str, Any]) -> Iterator[Text]:
 
 
 def debian_packages(path: Path, source: dict[str, Any]) -> Iterator[Text]:
-    """Name and short description of each package, but for the parts that programs are divided into."""
+    """Name and short description of each Debian package, without libraries, headers, data and documentation."""
     listed = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, text=True, check=True).stdout
     for entry in listed.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in entry.splitlines() if ": " in line and line[0] != " ")
@@ -89,13 +89,13 @@ def records(path: Path, source: dict[str, Any]) -> Iterator[Text]:
 
 
 def medquad(path: Path, source: dict[str, Any]) -> Iterator[Text]:
-    """The answers, each below what it is about."""
+    """The answers of MedQuAD, each titled with its topic."""
     longest = source["first_characters"]
     yield from (Text(answer[:longest], focus) for focus, _, answer in _medquad(path) if len(answer) > 80)
 
 
 def medquad_questions(path: Path, source: dict[str, Any]) -> Iterator[Text]:
-    """The questions."""
+    """The questions of MedQuAD."""
     yield from (Text(question.replace(" ?", "?")) for _, question, _ in _medquad(path))
 
 
@@ -108,13 +108,13 @@ def _medquad(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def pubmedqa(path: Path, source: dict[str, Any]) -> Iterator[Text]:
-    """Abstract below its title, which is a question."""
+    """Abstracts of PubMedQA, each titled with its question."""
     for entry in json.loads(path.read_text(encoding="utf-8")).values():
         yield Text(clean(" ".join([*entry["CONTEXTS"], entry["LONG_ANSWER"]])), entry["QUESTION"])
 
 
 def scitldr(path: Path, source: dict[str, Any]) -> Iterator[Text]:
-    """Abstract below its title."""
+    """Abstracts of SciTLDR with their titles."""
     for file in files(path):
         for line in file.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
@@ -122,7 +122,7 @@ def scitldr(path: Path, source: dict[str, Any]) -> Iterator[Text]:
 
 
 def genia(path: Path, source: dict[str, Any]) -> Iterator[Text]:
-    """Abstracts, told apart by the fields UI, TI and AB."""
+    """Abstracts of GENIA, with the fields UI, TI and AB."""
     for file in files(path):
         title = ""
         for sentences in _fields(list(_sentences(file))):
@@ -140,7 +140,7 @@ def _fields(sentences: list[list[str]]) -> Iterator[list[list[str]]]:
 
 
 def tokens(path: Path, source: dict[str, Any]) -> Iterator[Text]:
-    """Passages of six sentences of files with a token a line."""
+    """Passages of six sentences from files with one token per line."""
     for file in files(path):
         sentences = list(_sentences(file))
         for start in range(0, len(sentences), _PASSAGE_SENTENCES):
@@ -148,7 +148,7 @@ def tokens(path: Path, source: dict[str, Any]) -> Iterator[Text]:
 
 
 def token_sentences(path: Path, source: dict[str, Any]) -> Iterator[Text]:
-    """Single sentences of such files."""
+    """Single sentences from files with one token per line."""
     for file in files(path):
         yield from (Text(joined([sentence])) for sentence in _sentences(file) if 6 <= len(sentence) <= 50)
 

@@ -1,4 +1,4 @@
-"""Writes a trained SAE as it ships: `python train/ship.py base/sae` fills `sae_steer_retriever/sae/pretrained/`."""
+"""Writes the bundled SAE: `python train/ship.py base/sae` fills `sae_steer_retriever/sae/pretrained/`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import argparse
 import sys
 from pathlib import Path
 
-from sae_steer_retriever.sae.bundled import SHIPPED_FOLDER
+from shipment import write_shipment
+
+from sae_steer_retriever.sae.bundled import BUNDLED_FOLDER
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.shipment import write_shipment
 
 
 def main() -> None:
-    """Write it, and say how large it is."""
+    """Write the SAE, and print the size of its files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sae", type=Path, help="folder that `sae-steer train` wrote")
-    parser.add_argument("--output", type=Path, help="another folder than the package's own")
+    parser.add_argument("--output", type=Path, help="folder to write to (default: the package's own)")
     arguments = parser.parse_args()
     name = TopKSAE.from_pretrained(arguments.sae).config.encoder.name.removeprefix("sentence-transformers/")
-    folder = arguments.output or SHIPPED_FOLDER / name
+    folder = arguments.output or BUNDLED_FOLDER / name
     shipment = write_shipment(arguments.sae, folder)
     for file, size in shipment.sizes.items():
         sys.stdout.write(f"{size / 2**20:8.2f} MiB  {file}\n")

@@ -1,1 +1,1 @@
-"""What a RAG store is about, what its retrieval cannot explain, what steering would change: `sae-steer audit`."""
+"""The audit: a report on the topics, the retrieval and the steerability of an existing RAG store."""

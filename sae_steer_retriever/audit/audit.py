@@ -1,10 +1,10 @@
-"""An audit of a RAG store: all its sections from one reading of the store, as one result."""
+"""An audit of a RAG store: all sections, from one reading of the store."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,80 +14,54 @@ from sae_steer_retriever.audit.exposure import ExposureGaps, exposure_gaps
 from sae_steer_retriever.audit.hubs import Hubs, hubs
 from sae_steer_retriever.audit.near_duplicates import NearDuplicates, near_duplicates
 from sae_steer_retriever.audit.query_gaps import QueryGaps, query_gaps
+from sae_steer_retriever.audit.read_only_store import ReadOnlyStore
 from sae_steer_retriever.audit.steerability import Steerability, steerability
 from sae_steer_retriever.audit.subject import Subject
 from sae_steer_retriever.audit.top_hits import top_hits
 from sae_steer_retriever.audit.unexplained import UnexplainedRetrieval, unexplained_retrieval
 from sae_steer_retriever.encoders.embedders import Embedder
+from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
 
-if TYPE_CHECKING:
-    from sae_steer_retriever.audit.read_only_store import ReadOnlyStore
-    from sae_steer_retriever.features.catalog import FeatureCatalog
-
-Section = TypeVar("Section")
 _HITS = 10
-_STEPS = 7
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """What was looked at of what there is.
+    """The store and the samples of an audit."""
 
-    Attributes:
-        collection: Name of the documents collection.
-        passages: How many it has.
-        coded: How many were read as codes.
-        has_companion: Whether these were stored; else they were made of the vectors for the audit.
-        queries: How many were asked.
-        queries_given: How many there were.
-        origin: Where they are from: "file" or "sentences".
-        k: Hits of each that were looked at.
-        seed: Of all that was drawn at random.
-        encoder: That made the vectors.
-        fingerprint: Of the SAE.
-    """
-
-    collection: str
-    passages: int
-    coded: int
-    has_companion: bool
-    queries: int
-    queries_given: int
-    origin: str
-    k: int
+    collection: str  # name of the documents collection
+    passages: int  # how many passages it has
+    coded: int  # how many of them have a known code
+    has_sidecar: bool  # whether the codes are from the sidecar collection; else the audit made them from the vectors
+    queries: int  # how many queries were asked
+    queries_given: int  # how many there were before sampling
+    origin: str  # where the queries are from: "file" or "sentences"
+    k: int  # hits of each query
     seed: int
-    encoder: str
+    encoder: str  # the encoder of the vectors
     fingerprint: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """What is known of a store after an audit.
+    """The results of an audit."""
 
-    Attributes:
-        sampled: What was looked at.
-        topics: What the corpus is about.
-        gaps: What queries ask for, and what the corpus lacks.
-        hubs: What is retrieved for everything.
-        duplicates: What is there twice.
-        unexplained: Retrieval that names do not explain.
-        exposure: What is hardly ever retrieved, and what too often.
-        steerability: What steering would change.
-    """
-
-    sampled: Sampled
-    topics: CorpusTopics
-    gaps: QueryGaps
-    hubs: Hubs
-    duplicates: NearDuplicates
-    unexplained: UnexplainedRetrieval
-    exposure: ExposureGaps
-    steerability: Steerability
+    sampled: Sampled  # the store and the samples
+    topics: CorpusTopics  # what the corpus is about
+    gaps: QueryGaps  # what queries ask for, and what the corpus lacks
+    hubs: Hubs  # passages and features that unrelated queries retrieve
+    duplicates: NearDuplicates  # copies and near-duplicates
+    unexplained: UnexplainedRetrieval  # retrieval that named features do not explain
+    exposure: ExposureGaps  # features that are rarer or more frequent among the hits than among the passages
+    steerability: Steerability  # what steering would change
 
     def to_json(self) -> dict[str, Any]:
         """All figures, as one JSON object."""
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(self)
+        sampled = data["sampled"]
+        sampled["has_companion"] = sampled.pop("has_sidecar")  # the key of the first release
+        return data
 
 
 def audit(
@@ -99,48 +73,37 @@ def audit(
     seed: int = 0,
     progress: bool = False,
 ) -> Audit:
-    """Look at a store through its features and some queries.
+    """Returns an audit of a store; nothing is written to it.
 
     Args:
-        store: The passages and their codes; nothing is written to it.
+        store: The passages and their codes.
         catalog: Names of the SAE's features.
         embedder: The SAE's encoder.
-        queries: The questions.
-        seed: Of what is drawn at random.
-        progress: Whether to show progress bars on stderr.
+        queries: The queries to ask.
+        seed: Seed of all samples.
+        progress: Whether to show a progress bar on stderr.
 
     Raises:
         StoreError: The store does not answer.
+
+    Example:
+        >>> from sae_steer_retriever.audit.audited_queries import sentences_of_passages
+        >>> from sae_steer_retriever.audit.read_only_store import ReadOnlyStore
+        >>> from sae_steer_retriever.store.chroma_store import client_of
+        >>> client, name = client_of(store.documents)
+        >>> reader = ReadOnlyStore(client, name, sae)
+        >>> found = audit(reader, catalog, embedder, sentences_of_passages(reader, embedder, limit=10))
+        >>> found.sampled.queries
+        10
     """
     hits = top_hits(queries.vectors, store.stored, min(_HITS, len(store.ids) - 1), queries.sources)
     subject = Subject(store, catalog, queries, hits, seed)
     retriever = SteeredRetriever(store, embedder, catalog)
-    with tqdm(total=_STEPS, desc="auditing", unit="part", disable=None if progress else True) as bar:
-
-        def done(part: Callable[[Subject], Section]) -> Section:
-            found = part(subject)
-            bar.update()
-            return found
-
-        return Audit(
-            sampled=_sampled(subject),
-            topics=done(corpus_topics),
-            gaps=done(query_gaps),
-            hubs=done(hubs),
-            duplicates=done(near_duplicates),
-            unexplained=done(unexplained_retrieval),
-            exposure=done(exposure_gaps),
-            steerability=done(lambda asked: steerability(asked, retriever)),
-        )
-
-
-def _sampled(subject: Subject) -> Sampled:
-    store, queries = subject.store, subject.queries
-    return Sampled(
+    sampled = Sampled(
         collection=store.documents.name,
         passages=len(store.ids),
         coded=len(store.coded),
-        has_companion=store.has_companion,
+        has_sidecar=store.has_sidecar,
         queries=len(queries),
         queries_given=queries.given,
         origin=queries.origin,
@@ -149,6 +112,14 @@ def _sampled(subject: Subject) -> Sampled:
         encoder=store.sae.config.encoder.name,
         fingerprint=store.sae.fingerprint,
     )
-
-
-__all__ = ["Audit", "Sampled", "audit"]
+    parts: dict[str, Callable[[Subject], Any]] = {
+        "topics": corpus_topics,
+        "gaps": query_gaps,
+        "hubs": hubs,
+        "duplicates": near_duplicates,
+        "unexplained": unexplained_retrieval,
+        "exposure": exposure_gaps,
+        "steerability": lambda subject: steerability(subject, retriever),
+    }
+    bar = tqdm(parts.items(), desc="auditing", unit="part", disable=None if progress else True)
+    return Audit(sampled, **{name: part(subject) for name, part in bar})

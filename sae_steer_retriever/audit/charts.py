@@ -1,4 +1,4 @@
-"""Charts of an audit as inline SVG: they take the page's colours, and say in words what they show."""
+"""Charts of the report as inline SVG, which takes the page's colours (dark mode) and describes itself in words."""
 
 from __future__ import annotations
 
@@ -7,33 +7,22 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-# So narrow that its letters can be read on a telephone.
+from sae_steer_retriever.errors import excerpt
+
+# Narrow enough to be read on a phone.
 _WIDTH = 420
 _LEFT, _RIGHT, _ROW, _LABEL = 168, 50, 26, 20
 
 
 class Chart(NamedTuple):
-    """A drawing.
+    """A drawing."""
 
-    Attributes:
-        svg: The element; all texts in it are escaped.
-        caption: One sentence on how to read it.
-    """
-
-    svg: str
-    caption: str
+    svg: str  # the SVG element; all its texts are escaped
+    caption: str  # one sentence on how to read it
 
 
 def histogram(counts: Sequence[int], title: str, axis: str, caption: str, labels: Sequence[str] = ()) -> Chart:
-    """Bars side by side.
-
-    Args:
-        counts: One a bar.
-        title: What is counted.
-        axis: What lies along the bars.
-        caption: How to read it.
-        labels: Under the bars; the shares from 0 to 1 if there are none.
-    """
+    """Returns a histogram with a label for each bar; without labels the axis shows shares from 0 to 1."""
     height, base = 190, 140
     step = (_WIDTH - 20) / len(counts)
     most = max(max(counts), 1)
@@ -46,7 +35,7 @@ def histogram(counts: Sequence[int], title: str, axis: str, caption: str, labels
             parts.append(_text(10 + (place + 0.5) * step, base - tall - 4, f"{count:,}", "middle"))
     if not labels:
         parts += [_text(10 + share * (_WIDTH - 20), base + 16, f"{share:.0%}", "middle") for share in (0.1, 0.5, 0.9)]
-    parts.append(_line(10, base, _WIDTH - 10, base))
+    parts.append(f'<line class="axis" x1="10.0" y1="{base:.1f}" x2="{_WIDTH - 10:.1f}" y2="{base:.1f}"/>')
     parts.append(_text(_WIDTH / 2, height - 12, axis, "middle"))
     told = ", ".join(f"{count:,}" for count in counts)
     return Chart(_svg(height, title, f"{axis}. From left to right: {told}.", parts), caption)
@@ -55,22 +44,13 @@ def histogram(counts: Sequence[int], title: str, axis: str, caption: str, labels
 def bars(
     names: Sequence[str], values: Sequence[float], title: str, caption: str, others: Sequence[float] | None = None
 ) -> Chart:
-    """Bars below each other, each with its name and its share; perhaps with a mark for another share.
-
-    Args:
-        names: One a bar.
-        values: Shares.
-        title: What they are.
-        caption: How to read it.
-        others: Where the marks are.
-    """
-    marks = others if others is not None else []
-    most = max([*values, *marks, 1e-9])
+    """Returns horizontal bars for named shares, with a mark on each for the second share (`others`) if there is one."""
+    most = max([*values, *(others or ()), 1e-9])
     room = _WIDTH - _LEFT - _RIGHT
     parts, told = [], []
     for place, (name, value) in enumerate(zip(names, values, strict=True)):
         top = 8 + place * _ROW
-        parts.append(_text(_LEFT - 8, top + 14, _cut(name), "end"))
+        parts.append(_text(_LEFT - 8, top + 14, excerpt(name, _LABEL), "end"))
         parts.append(_bar(_LEFT, top + 3, room * value / most, 14, "bar"))
         end = value
         if others is not None:
@@ -83,16 +63,9 @@ def bars(
 
 
 def ratios(rows: Sequence[tuple[str, float, float, float]], title: str, caption: str) -> Chart:
-    """Ratios with their intervals around 1, on a logarithmic axis.
-
-    Args:
-        rows: Names, ratios, lower and upper ends.
-        title: What they are.
-        caption: How to read it.
-    """
+    """Returns ratios (name, ratio, lower and upper end) with their intervals, on a logarithmic axis."""
     ends = [value for _, *values in rows for value in values if value > 0]
-    lowest = min([*ends, 0.5])
-    low, high = math.log(max(lowest, 1 / 64)), math.log(max([*ends, 2.0]))
+    low, high = math.log(max(min([*ends, 0.5]), 1 / 64)), math.log(max([*ends, 2.0]))
     room = _WIDTH - _LEFT - 30
 
     def across(value: float) -> float:
@@ -104,12 +77,12 @@ def ratios(rows: Sequence[tuple[str, float, float, float]], title: str, caption:
     for place, (name, ratio, least, most) in enumerate(rows):
         middle = 20 + place * _ROW
         kind = "under" if most < 1 else "over"
-        parts.append(_text(_LEFT - 8, middle + 4, _cut(name), "end"))
+        parts.append(_text(_LEFT - 8, middle + 4, excerpt(name, _LABEL), "end"))
         parts.append(
             f'<line class="{kind}" x1="{across(least):.1f}" y1="{middle}" x2="{across(most):.1f}" y2="{middle}"/>'
         )
         x = across(ratio)
-        # Shapes differ, too: colours alone are not for everybody.
+        # The shapes differ, too, for readers who cannot tell the colours apart.
         parts.append(
             f'<circle class="{kind}" cx="{x:.1f}" cy="{middle}" r="5"/>'
             if kind == "over"
@@ -130,20 +103,9 @@ def _svg(height: float, title: str, description: str, parts: Sequence[str]) -> s
 
 
 def _bar(x: float, y: float, width: float, height: float, kind: str) -> str:
-    shown = max(width, 0.0), max(height, 0.0)
-    return f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{shown[0]:.1f}" height="{shown[1]:.1f}"/>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="axis" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+    width, height = max(width, 0.0), max(height, 0.0)
+    return f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= _LABEL else name[: _LABEL - 1].rstrip() + "…"
-
-
-__all__ = ["Chart", "bars", "histogram", "ratios"]

@@ -1,4 +1,4 @@
-"""Exposure: which perspectives of a collection are hardly ever among the hits, and which are there too often."""
+"""Exposure: features and families that are rarer or more frequent among the hits than among the passages."""
 
 from __future__ import annotations
 
@@ -12,71 +12,62 @@ from scipy.sparse import csr_array
 from scipy.stats import norm
 
 from sae_steer_retriever.audit.subject import Subject
+from sae_steer_retriever.evaluate.bootstrap import Estimate
 
 SHOWN = 10
-# Only what chance would put in so many places is tested: with fewer, absence says nothing.
+# A feature is tested if at least this many hits would have it by chance: with fewer, absence means nothing.
 _EXPECTED_PLACES = 10.0
-# Nor is what fewer passages have.
+# And if at least this many passages have it.
 _PASSAGES = 10
-# Share of what is listed that may be listed by chance.
+# False discovery rate of the lists.
 _ERROR = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Exposure:
-    """How often hits have a perspective, beside how often passages do.
-
-    Attributes:
-        name: Of the feature, or of the family.
-        id: Its number.
-        is_family: Whether it is a family.
-        passage_share: Share of the passages that have it.
-        place_share: Share of all top-k places whose passage has it.
-        ratio: The second over the first: 1 is as often as passages drawn at random would have it.
-        low: Lower end of its interval.
-        high: Upper end.
-        query_share: Share of the queries that have it: what is asked for.
-    """
+    """A feature or family, with its share of the hits and of the passages."""
 
     name: str
     id: int
-    is_family: bool
-    passage_share: float
-    place_share: float
-    ratio: float
-    low: float
-    high: float
-    query_share: float
+    is_family: bool  # whether it is a family
+    passage_share: float  # share of the passages that have it
+    place_share: float  # share of all top-k hits that have it
+    ratio: float  # `place_share` over `passage_share`; 1 for hits drawn at random
+    low: float  # lower end of the ratio's interval
+    high: float  # upper end
+    query_share: float  # share of the queries that have it
+
+    @property
+    def reference(self) -> str:
+        """The id as users write it: "#12", "family:3"."""
+        return f"family:{self.id}" if self.is_family else f"#{self.id}"
+
+    @property
+    def estimate(self) -> Estimate:
+        """The ratio with its interval."""
+        return Estimate(self.ratio, self.low, self.high)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExposureGaps:
-    """Perspectives that are under- and over-served.
+    """Under- and over-served features and families."""
 
-    Attributes:
-        tested: How many features and families were frequent enough to be tested.
-        confidence: Of each interval, so that 95 of 100 intervals that are listed hold.
-        under: Those whose interval lies below 1, the largest loss of places first.
-        under_count: How many there are.
-        over: Those whose interval lies above 1, the largest gain of places first.
-        over_count: How many there are.
-    """
-
-    tested: int
-    confidence: float
-    under: tuple[Exposure, ...]
-    under_count: int
-    over: tuple[Exposure, ...]
-    over_count: int
+    tested: int  # how many features and families were frequent enough for a test
+    confidence: float  # confidence of each interval, chosen so that 95 of 100 listed intervals hold
+    under: tuple[Exposure, ...]  # those with an interval below 1, the largest loss of hits first
+    under_count: int  # how many there are
+    over: tuple[Exposure, ...]  # those with an interval above 1, the largest gain of hits first
+    over_count: int  # how many there are
 
 
 def exposure_gaps(subject: Subject) -> ExposureGaps:
-    """Compare the share of top-k places with the share of passages, for frequent features and families.
+    """Returns the frequent features and families whose share of the top-k hits differs from that of the passages.
 
-    Hits of one query are alike, so places are worth less than independent draws: the variance of a query's count, over
-    that of `k` independent places, is the design effect (Kish 1965). It is each perspective's own, but no less than the
-    median one. Intervals are Wilson's, over places divided by it. Which are listed is Benjamini & Hochberg's choice at
-    .05, by the test that these intervals invert; they are widened for it (Benjamini & Yekutieli 2005).
+    The hits of one query resemble each other, so they count less than independent draws. The design effect (Kish 1965)
+    is the variance of a query's count over that of `k` independent draws: each feature has its own, at least the
+    median one. The number of hits is divided by it for Wilson's intervals. Benjamini & Hochberg's procedure at .05
+    selects the lists, by the test that the intervals invert; the intervals are widened to match (Benjamini &
+    Yekutieli 2005).
     """
     clear = np.nonzero(subject.clear & (subject.count >= _PASSAGES))[0]
     places = [subject.hit_names[:, clear], subject.family_names(subject.hit_names)]
@@ -88,38 +79,25 @@ def exposure_gaps(subject: Subject) -> ExposureGaps:
     tested = np.nonzero((share * total >= _EXPECTED_PLACES) & (share * len(subject.store.coded) >= _PASSAGES))[0]
     effect = design_effect(counts[:, tested], subject.k)
     confidence = _confidence(counts[:, tested].sum(axis=0) / total, share[tested], total / effect)
+    perspectives = [(subject.catalog.name(feature), feature, False) for feature in clear.tolist()]
+    perspectives += [(family.name, family.id, True) for family in subject.catalog.families]
     found = []
-    for place, row in enumerate(tested.tolist()):
-        hits = float(counts[:, row].sum())
-        low, high = wilson(hits / total, total / effect[place], confidence)
-        is_family = row >= len(clear)
-        number = subject.catalog.families[row - len(clear)].id if is_family else int(clear[row])
-        name = subject.catalog.families[row - len(clear)].name if is_family else subject.catalog.name(number)
-        own = float(share[row])
-        found.append(
-            Exposure(
-                name,
-                number,
-                is_family,
-                own,
-                hits / total,
-                hits / total / own,
-                low / own,
-                high / own,
-                float(demand[row]),
-            )
-        )
+    for row, own_effect in zip(tested.tolist(), effect.tolist(), strict=True):
+        seen, own = float(counts[:, row].sum()) / total, float(share[row])
+        low, high = wilson(seen, total / own_effect, confidence)
+        ratios = seen / own, low / own, high / own
+        found.append(Exposure(*perspectives[row], own, seen, *ratios, float(demand[row])))
     under = sorted((one for one in found if one.high < 1), key=lambda one: one.place_share - one.passage_share)
     over = sorted((one for one in found if one.low > 1), key=lambda one: one.passage_share - one.place_share)
     return ExposureGaps(len(tested), confidence, tuple(under[:SHOWN]), len(under), tuple(over[:SHOWN]), len(over))
 
 
 def design_effect(counts: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """(m,) how many places are worth one independent one; at least 1 and at least the median.
+    """Returns (m,) how many hits count as one independent draw; at least 1 and at least the median.
 
     Args:
-        counts: (Q, m) hits of each query that have each perspective.
-        k: Hits a query.
+        counts: (Q, m) hits of each query that have each feature or family.
+        k: Hits of each query.
     """
     if not counts.size:
         return np.ones(counts.shape[1])
@@ -133,12 +111,12 @@ def design_effect(counts: NDArray[np.float64], k: int) -> NDArray[np.float64]:
 
 
 def wilson(share: float, trials: float, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (1927); it has a width where the proportion is 0 or 1.
+    """Returns Wilson's score interval of a proportion (1927); its width is positive even at 0 and 1.
 
     Args:
-        share: What was seen.
-        trials: Of how many independent draws; need not be whole.
-        confidence: E.g. 0.95.
+        share: The proportion.
+        trials: The number of independent draws; need not be whole.
+        confidence: Its confidence, e.g. 0.95.
     """
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
@@ -147,7 +125,7 @@ def wilson(share: float, trials: float, confidence: float) -> tuple[float, float
 
 
 def _confidence(seen: NDArray[np.float64], expected: NDArray[np.float64], trials: NDArray[np.float64]) -> float:
-    """Of intervals: those that exclude what is expected are then the ones that Benjamini & Hochberg choose."""
+    """The confidence at which the intervals without the expected share are those that Benjamini & Hochberg select."""
     deviation = np.abs(seen - expected) / np.sqrt(expected * (1 - expected) / trials)
     surprise = np.sort(2 * norm.sf(deviation))
     steps = _ERROR * np.arange(1, len(surprise) + 1) / max(len(surprise), 1)
@@ -156,11 +134,8 @@ def _confidence(seen: NDArray[np.float64], expected: NDArray[np.float64], trials
 
 
 def _by_query(places: csr_array, k: int) -> NDArray[np.float64]:
-    """(Q, m) counts of (Q k, m) places."""
+    """(Q, m) counts of (Q k, m) hits."""
     rows, columns = places.nonzero()
     counts = np.zeros((places.shape[0] // k, places.shape[1]))
     np.add.at(counts, (rows // k, columns), 1)
     return counts
-
-
-__all__ = ["Exposure", "ExposureGaps", "design_effect", "exposure_gaps", "wilson"]

@@ -1,4 +1,4 @@
-"""Hubs: passages and features that are retrieved for everything, by k-occurrence over the queries."""
+"""Hubs: passages and features that unrelated queries retrieve, by k-occurrence."""
 
 from __future__ import annotations
 
@@ -12,101 +12,69 @@ from sae_steer_retriever.audit.subject import Excerpt, NamedFeature, Subject
 from sae_steer_retriever.features.search import HUB_FROM
 
 _SHOWN = 10
-# A hub is retrieved more often than the most retrieved of all passages would be by chance, but for this probability.
+# Probability that, by chance, the most retrieved of all passages is counted as a hub.
 _CHANCE = 0.05
 _LARGEST_COUNT = 5
-# Standard errors beyond chance from which a feature is listed: thousands are looked at.
+# A feature is listed from this many standard errors above chance (thousands are tested) ...
 _ERRORS = 4.0
-# And share of the queries: a rare feature that comes with one topic is no hub.
+# ... and from this share of the queries: a rare feature of one topic is not a hub.
 _QUERY_SHARE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class HubPassage:
-    """A passage that many queries find.
-
-    Attributes:
-        passage: Which one.
-        occurrence: In the top k of how many queries it is.
-        likeness: Mean cosine between any two of these queries: near that of all queries, it is found for everything.
-    """
+    """A passage among the hits of many queries."""
 
     passage: Excerpt
-    occurrence: int
-    likeness: float
+    occurrence: int  # its k-occurrence: how many queries have it among their top k
+    likeness: float  # mean cosine between two of these queries; if it is near that of all queries, they are unrelated
 
 
 @dataclasses.dataclass(frozen=True)
 class HubFeature:
-    """A feature that many top k hold.
-
-    Attributes:
-        feature: Which one.
-        share: Share of the queries with a hit that has it.
-        expected: The same, were hits drawn at random from the passages.
-        passage_share: Share of the passages that have it.
-    """
+    """A feature among the hits of many queries."""
 
     feature: NamedFeature
-    share: float
-    expected: float
-    passage_share: float
+    share: float  # share of the queries with a hit that has it
+    expected: float  # the same share for hits drawn at random
+    passage_share: float  # share of the passages that have it
 
 
 @dataclasses.dataclass(frozen=True)
 class Hubs:
-    """How evenly passages are retrieved.
-
-    Attributes:
-        k: Hits a query.
-        queries: Number of queries.
-        skewness: Of k-occurrence over all passages.
-        expected_skewness: Were every query's hits drawn at random.
-        never: Share of the passages that no query finds.
-        expected_never: By chance.
-        largest: The largest k-occurrence.
-        hub_from: A passage is a hub from this k-occurrence on.
-        hubs: How many are.
-        hub_places: Share of all top-k places that they take.
-        likeness: Mean cosine between any two queries.
-        passages: The passages found most often, of the hubs.
-        features: The features in most top k, beyond what chance gives.
-        frequent: Features that more than a tenth of the passages have: they tell little.
-        counts: Passages found 0, 1, 2, 3, 4 times and 5 times or more.
-        expected_counts: By chance.
-    """
+    """How evenly the passages are retrieved."""
 
     k: int
     queries: int
-    skewness: float
-    expected_skewness: float
-    never: float
-    expected_never: float
-    largest: int
-    hub_from: int
-    hubs: int
-    hub_places: float
-    likeness: float
-    passages: tuple[HubPassage, ...]
-    features: tuple[HubFeature, ...]
-    frequent: tuple[NamedFeature, ...]
-    counts: tuple[int, ...]
-    expected_counts: tuple[float, ...]
+    skewness: float  # skewness of k-occurrence over all passages
+    expected_skewness: float  # the same for hits drawn at random
+    never: float  # share of the passages that no query retrieves
+    expected_never: float  # the same by chance
+    largest: int  # the largest k-occurrence
+    hub_from: int  # the smallest k-occurrence of a hub
+    hubs: int  # how many passages are hubs
+    hub_places: float  # share of all top-k places that hubs take
+    likeness: float  # mean cosine between two queries
+    passages: tuple[HubPassage, ...]  # the hubs with the largest k-occurrence
+    features: tuple[HubFeature, ...]  # the features furthest above chance
+    frequent: tuple[NamedFeature, ...]  # features that more than a tenth of the passages have
+    counts: tuple[int, ...]  # passages with a k-occurrence of 0, 1, 2, 3, 4, and 5 or more
+    expected_counts: tuple[float, ...]  # the same by chance
 
 
 def hubs(subject: Subject) -> Hubs:
-    """Count in how many top k each passage and each feature is.
+    """Returns how many queries have each passage, and each feature, among their top k.
 
-    Hubness is the skewness of k-occurrence (Radovanovic, Nanopoulos & Ivanovic, JMLR 11, 2010). Without it every
-    passage has the same chance k / N at each of Q queries, and k-occurrence is binomial.
+    Hubness is the skewness of k-occurrence (Radovanovic, Nanopoulos & Ivanovic, JMLR 11, 2010). Without hubs every
+    passage has the chance k / N at each of Q queries, so k-occurrence is binomial.
     """
     passages, queries, k = len(subject.store.ids), len(subject.queries), subject.k
     occurrence = np.bincount(subject.hits.rows.reshape(-1), minlength=passages)
     chance = k / passages
-    # The largest of N binomials is above this once in twenty times.
+    # With probability .05 the largest of N binomials is at least this.
     hub_from = int(binom.isf(_CHANCE / passages, queries, chance)) + 1
     is_hub = occurrence >= hub_from
-    ranked = np.argsort(-occurrence, kind="stable")[:_SHOWN]
+    ranked = [row for row in np.argsort(-occurrence, kind="stable")[:_SHOWN].tolist() if is_hub[row]]
     expected = binom.pmf(np.arange(_LARGEST_COUNT), queries, chance) * passages
     counts = np.bincount(np.minimum(occurrence, _LARGEST_COUNT), minlength=_LARGEST_COUNT + 1)
     return Hubs(
@@ -120,8 +88,11 @@ def hubs(subject: Subject) -> Hubs:
         hub_from=hub_from,
         hubs=int(is_hub.sum()),
         hub_places=float(occurrence[is_hub].sum() / (queries * k)),
-        likeness=_likeness(subject, np.arange(queries)),
-        passages=_passages(subject, [row for row in ranked.tolist() if is_hub[row]], occurrence),
+        likeness=_likeness(subject, np.ones(queries, dtype=bool)),
+        passages=tuple(
+            HubPassage(excerpt, int(occurrence[row]), _likeness(subject, (subject.hits.rows == row).any(axis=1)))
+            for row, excerpt in zip(ranked, subject.excerpts(ranked), strict=True)
+        ),
         features=_features(subject),
         frequent=tuple(
             subject.named(feature)
@@ -134,29 +105,17 @@ def hubs(subject: Subject) -> Hubs:
 
 
 def skewness(values: NDArray[np.integer]) -> float:
-    """The third standardised moment; 0 where all values are the same."""
+    """The third standardised moment; 0 if all values are equal."""
     away = values - values.mean()
     spread = float(np.sqrt((away**2).mean()))
     return float((away**3).mean() / spread**3) if spread > 0 else 0.0
 
 
-def _likeness(subject: Subject, rows: NDArray[np.int64]) -> float:
-    """Mean cosine between any two of some queries."""
-    if len(rows) < 2:
-        return 1.0
-    total = subject.queries.vectors[rows].sum(axis=0)
-    return float((total @ total - len(rows)) / (len(rows) * (len(rows) - 1)))
-
-
-def _passages(subject: Subject, rows: list[int], occurrence: NDArray[np.int64]) -> tuple[HubPassage, ...]:
-    return tuple(
-        HubPassage(
-            excerpt,
-            int(occurrence[row]),
-            _likeness(subject, np.nonzero((subject.hits.rows == row).any(axis=1))[0]),
-        )
-        for row, excerpt in zip(rows, subject.excerpts(rows), strict=True)
-    )
+def _likeness(subject: Subject, chosen: NDArray[np.bool_]) -> float:
+    """Mean cosine between two of the chosen queries."""
+    vectors = subject.queries.vectors[chosen]
+    count, total = len(vectors), vectors.sum(axis=0)
+    return float((total @ total - count) / (count * (count - 1))) if count > 1 else 1.0
 
 
 def _features(subject: Subject) -> tuple[HubFeature, ...]:
@@ -174,6 +133,3 @@ def _features(subject: Subject) -> tuple[HubFeature, ...]:
         for row in np.argsort(-beyond, kind="stable")[:_SHOWN].tolist()
         if beyond[row] > 0
     )
-
-
-__all__ = ["HubFeature", "HubPassage", "Hubs", "hubs", "skewness"]

@@ -1,101 +1,94 @@
-"""Near-duplicates: exact copies of texts, groups by cosine, and how many places among the hits they waste."""
+"""Near-duplicates: exact copies of texts, groups by cosine, and the hits that they waste."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.audit.subject import Excerpt, Subject
+from sae_steer_retriever.audit.audited_queries import sample_rows
+from sae_steer_retriever.audit.subject import Subject
 
 COSINES = (0.98, 0.95)
-_SHOWN, _IDS = 10, 20
-# Cosines that are worked out at most: all pairs of 40,000 passages, or of a sample with all.
+_SHOWN, _IDS, _SHOWN_IDS = 10, 20, 5
+# Most cosines that are computed: all pairs of 40,000 passages, or those of a sample with all passages.
 _MOST_PAIRS = 1_600_000_000
-# And at a time.
+# Cosines in memory at a time.
 _TILE_COSINES = 50_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class DuplicateGroup:
-    """Passages that say the same.
+    """Passages with the same or nearly the same text."""
 
-    Attributes:
-        passages: How many.
-        ids: The first of them.
-        text: The beginning of one of them.
-    """
+    passages: int  # how many there are
+    ids: tuple[str, ...]  # their first ids
+    text: str  # the beginning of the first text
 
-    passages: int
-    ids: tuple[str, ...]
-    text: str
+    @property
+    def shown_ids(self) -> str:
+        """The first ids, in words."""
+        shown = ", ".join(self.ids[:_SHOWN_IDS])
+        more = self.passages - min(len(self.ids), _SHOWN_IDS)
+        return f"{shown} and {more:,} more" if more else shown
 
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-    """Groups at one level.
+    """Groups of one kind."""
 
-    Attributes:
-        cosine: From which passages are alike; None for the same text.
-        groups: How many groups there are.
-        extra: Passages beyond the first of each group.
-        wasted: Share of the top-k places of hits that are alike one ranked higher for the same query.
-        largest: The largest groups.
-    """
+    cosine: float | None  # the smallest cosine of near-duplicates; None for passages with the same text
+    groups: int  # how many groups there are
+    extra: int  # passages beyond the first of each group
+    wasted: float  # share of the top-k places whose hit repeats one that ranks higher for the same query
+    largest: tuple[DuplicateGroup, ...]  # the largest groups
 
-    cosine: float | None
-    groups: int
-    extra: int
-    wasted: float
-    largest: tuple[DuplicateGroup, ...]
+    @property
+    def criterion(self) -> str:
+        """How its groups were found, in words."""
+        return "the same text" if self.cosine is None else f"cosine ≥ {self.cosine:g}"
 
 
 @dataclasses.dataclass(frozen=True)
 class NearDuplicates:
-    """Copies of passages.
+    """Copies and near-duplicates among the passages."""
 
-    Attributes:
-        passages: All passages.
-        compared: How many of them were compared with all others: all, or a sample drawn at random.
-        levels: The same text, then each cosine.
-    """
-
-    passages: int
-    compared: int
-    levels: tuple[Duplicates, ...]
+    passages: int  # how many passages there are
+    compared: int  # how many were compared with all others: all, or a random sample
+    levels: tuple[Duplicates, ...]  # the groups with the same text, then those of each cosine
 
 
 def near_duplicates(subject: Subject) -> NearDuplicates:
-    """Group passages by text and by cosine, and look for both among the hits of each query.
+    """Returns groups of passages by text and by cosine, and the hits that repeat a higher one.
 
-    Texts are the same if they are so with white space collapsed. A group by cosine is a passage and all later ones that
-    are at least so near to it and in no group yet; passages with the same vector count once until groups are listed.
-    Beyond 40,000 passages a sample is compared with all.
+    Texts are compared with white space collapsed. A group by cosine is a passage and all later passages in no group
+    yet that are at least that near to it; passages with equal vectors are compared once. With more than 40,000
+    passages a random sample is compared with all.
     """
-    count = len(subject.store.ids)
-    digest = _digests(subject)
-    exact = [rows for rows in _alike(digest) if len(rows) > 1]
+    digests = _digests(subject)
+    exact = [rows for rows in _alike(digests) if len(rows) > 1]
+    repeated = [1 - len(set(row)) / len(row) for row in digests[subject.hits.rows].tolist()]
     compared, found = _by_cosine(subject)
-    same = [digest[subject.hits.rows[:, place]] for place in range(subject.k)]
-    wasted = [_repeated(np.stack(same, axis=1)), *(_near_hits(subject, cosine) for cosine in COSINES)]
-    levels = zip((None, *COSINES), (exact, *found), wasted, strict=True)
-    return NearDuplicates(
-        count, compared, tuple(_level(subject, cosine, groups, lost) for cosine, groups, lost in levels)
-    )
+    levels = [_level(subject, None, exact, float(np.mean(repeated)))]
+    levels += [
+        _level(subject, cosine, groups, _near_hits(subject, cosine))
+        for cosine, groups in zip(COSINES, found, strict=True)
+    ]
+    return NearDuplicates(len(subject.store.ids), compared, tuple(levels))
 
 
 def groups_by_cosine(
     vectors: NDArray[np.float32], among: NDArray[np.int64], cosines: Sequence[float]
 ) -> list[list[list[int]]]:
-    """For each cosine the groups of at least two rows, each with the first that leads it.
+    """Returns for each cosine the groups of two or more rows, each group with its leader first.
 
     Args:
         vectors: (N, d) unit rows.
-        among: Rows that may lead, ascending; a leader takes rows of all N that are in no group.
+        among: Rows that may lead a group, ascending; a leader takes any of the N rows that are in no group.
         cosines: Smallest cosines with the leader.
     """
     free = np.ones((len(cosines), len(vectors)), dtype=bool)
@@ -122,17 +115,11 @@ def groups_by_cosine(
 
 def _by_cosine(subject: Subject) -> tuple[int, list[list[list[int]]]]:
     vectors = subject.store.unit_vectors(np.arange(len(subject.store.ids)))
-    alike = list(_alike(np.array([hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in vectors])))
+    alike = _alike([hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in vectors])
     first = np.array([rows[0] for rows in alike])
-    order = np.argsort(first, kind="stable")
-    alike, first = [alike[place] for place in order.tolist()], first[order]
-    distinct = vectors[first]
-    most = max(1, _MOST_PAIRS // max(len(first), 1))
-    among = np.arange(len(first))
-    if len(first) > most:
-        among = np.sort(np.random.default_rng(subject.seed).choice(len(first), most, replace=False))
+    among = sample_rows(len(first), max(1, _MOST_PAIRS // max(len(first), 1)), subject.seed)
     found = []
-    for groups in groups_by_cosine(distinct, among, COSINES):
+    for groups in groups_by_cosine(vectors[first], among, COSINES):
         inside = {place for group in groups for place in group}
         whole = [[row for place in group for row in alike[place]] for group in groups]
         whole += [rows for place, rows in enumerate(alike) if len(rows) > 1 and place not in inside]
@@ -141,7 +128,7 @@ def _by_cosine(subject: Subject) -> tuple[int, list[list[list[int]]]]:
 
 
 def _digests(subject: Subject) -> NDArray[np.object_]:
-    """(N,) digests of the passages' texts with white space collapsed; those without a text are all different."""
+    """(N,) digests of the passages' texts with white space collapsed; passages without a text all differ."""
     row_of = {name: row for row, name in enumerate(subject.store.ids)}
     digests = np.array([f"#{row}".encode() for row in range(len(row_of))], dtype=object)
     for ids, texts in subject.store.text_pages():
@@ -152,20 +139,16 @@ def _digests(subject: Subject) -> NDArray[np.object_]:
     return digests
 
 
-def _alike(keys: Sequence[object] | NDArray[np.object_]) -> list[list[int]]:
+def _alike(keys: Iterable[object]) -> list[list[int]]:
+    """Groups of rows with equal keys, in the order of their first rows."""
     rows_of: defaultdict[object, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
         rows_of[key].append(row)
     return list(rows_of.values())
 
 
-def _repeated(keys: NDArray[np.object_]) -> float:
-    """Share of the places of (Q, k) keys that an earlier place of the same row has, too."""
-    return float(np.mean([1 - len(set(row)) / len(row) for row in keys.tolist()]))
-
-
 def _near_hits(subject: Subject, cosine: float) -> float:
-    """Share of the hits that are near one ranked higher."""
+    """Share of the hits that are near one that ranks higher."""
     lost = 0
     for rows in subject.hits.rows:
         vectors = subject.store.unit_vectors(rows)
@@ -175,7 +158,7 @@ def _near_hits(subject: Subject, cosine: float) -> float:
 
 def _level(subject: Subject, cosine: float | None, groups: list[list[int]], wasted: float) -> Duplicates:
     largest = sorted(groups, key=lambda rows: (-len(rows), rows[0]))[:_SHOWN]
-    excerpts: list[Excerpt] = subject.excerpts([rows[0] for rows in largest])
+    excerpts = subject.excerpts([rows[0] for rows in largest])
     return Duplicates(
         cosine=cosine,
         groups=len(groups),
@@ -186,6 +169,3 @@ def _level(subject: Subject, cosine: float | None, groups: list[list[int]], wast
             for rows, excerpt in zip(largest, excerpts, strict=True)
         ),
     )
-
-
-__all__ = ["COSINES", "DuplicateGroup", "Duplicates", "NearDuplicates", "groups_by_cosine", "near_duplicates"]

@@ -1,4 +1,4 @@
-"""A copy of an embedded Chroma's folder: Chroma writes to its folder when it is opened, even if nothing is changed."""
+"""Copies the folder of an embedded Chroma, because Chroma writes to its folder whenever it opens it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sae_steer_retriever.errors import StoreError
-
-DATABASE = "chroma.sqlite3"
-"""What an embedded Chroma keeps in its folder, beside the vectors."""
+from sae_steer_retriever.store.connection import DATABASE
 
 
 @contextlib.contextmanager
 def private_copy(folder: Path) -> Iterator[Path]:
-    """A copy to look at, which is removed afterwards; not a byte of the original changes.
+    """Yields a temporary copy of the folder; the original does not change.
 
-    The database is copied by SQLite's own backup, so that it is whole while another process writes to it.
+    SQLite's own backup copies the database, so that the copy is consistent while another process writes.
 
     Args:
-        folder: Of an embedded Chroma.
+        folder: Folder of an embedded Chroma.
 
     Raises:
-        StoreError: It cannot be read, or there is no room for a copy of it.
+        StoreError: The folder cannot be read, or there is no space for a copy.
     """
-    # On Windows a file that Chroma still maps cannot be removed; the system's own cleaning takes it.
+    # On Windows a file that Chroma still maps cannot be removed; the system removes it later.
     with tempfile.TemporaryDirectory(prefix="sae-steer-audit-", ignore_cleanup_errors=True) as temporary:
         target = Path(temporary) / "chroma"
         try:
@@ -41,10 +39,7 @@ def private_copy(folder: Path) -> Iterator[Path]:
         except (OSError, shutil.Error, sqlite3.Error) as error:
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             raise StoreError(
-                f"cannot copy {folder} ({size / 2**20:,.0f} MB) to {temporary}, which an audit looks at instead of the "
-                f"store itself: {error}. The environment variable TMPDIR names another place."
+                f"cannot copy {folder} ({size / 2**20:,.0f} MB) to {temporary}: {error}. An audit reads a copy of the "
+                "store; set the environment variable TMPDIR to a folder with enough space."
             ) from error
         yield target
-
-
-__all__ = ["DATABASE", "private_copy"]

@@ -1,4 +1,4 @@
-"""What queries ask for: which features they activate, which of these the corpus lacks, and whose best hit is weak."""
+"""Query gaps: the features that queries ask for, those that the corpus lacks, and queries with a weak best hit."""
 
 from __future__ import annotations
 
@@ -12,85 +12,57 @@ from sae_steer_retriever.audit.subject import Excerpt, NamedFeature, Subject, sh
 
 SHOWN = 10
 WEAK_BELOW = -2.0
-"""Robust z-score of a query's best score from which it counts as weak."""
+"""A best hit is weak if the robust z-score of its score is below this."""
 
-# A corpus lacks what at most so many passages have, or one in so many of them.
+# The corpus lacks a feature if at most this many passages have it, or one in this many.
 _LACKING, _LACKING_SHARE = 2, 5000
-# One query's activation of a rare feature is chance; these many, and this share of the queries, are a need.
+# A feature counts as asked for from this many queries and this share of them: a single one may be chance.
 _ASKED, _ASKED_SHARE = 2, 0.005
-# A query asks for what it matches at this share of the match of a passage that strongly has it, not for every name.
+# A query asks for a label latent that it matches at this share of the match of a passage that strongly has it.
 _MEANT = 0.6
-# A robust z-score: the median absolute deviation of a normal distribution is .6745 standard deviations.
+# The median absolute deviation of a normal distribution is .6745 standard deviations.
 _NORMAL = 0.6745
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A feature that queries activate.
-
-    Attributes:
-        feature: Which one.
-        queries: How many queries ask for it: they have it among their names, and match it clearly.
-        query_share: Their share.
-        passages: How many passages have it.
-        passage_share: Their share.
-        example: One of the queries.
-    """
+    """A feature that queries ask for."""
 
     feature: NamedFeature
-    queries: int
-    query_share: float
-    passages: int
-    passage_share: float
-    example: str
+    queries: int  # how many queries ask for it: it is one of their label latents, and they clearly match it
+    query_share: float  # the share of these queries
+    passages: int  # how many passages have it
+    passage_share: float  # the share of these passages
+    example: str  # one of the queries
 
 
 @dataclasses.dataclass(frozen=True)
 class WeakQuery:
-    """A query whose best hit is weak beside those of the others.
-
-    Attributes:
-        query: Its text.
-        score: Plain score of its best hit.
-        deviation: Robust z-score of that among all queries.
-        best: The hit.
-    """
+    """A query with a best hit that is weak compared with those of the other queries."""
 
     query: str
-    score: float
-    deviation: float
+    score: float  # unsteered score of its best hit
+    deviation: float  # robust z-score of that score among all queries
     best: Excerpt
 
 
 @dataclasses.dataclass(frozen=True)
 class QueryGaps:
-    """What queries ask for, and what the corpus lacks of it.
+    """The features that queries ask for and those that the corpus lacks, and weak best hits."""
 
-    Attributes:
-        asked: The clear features that most queries activate.
-        lacking: Clear features that queries activate and nearly no passage has.
-        lacking_count: How many there are.
-        lacking_from: A feature counts as lacking up to so many passages.
-        asked_from: And from so many queries on.
-        lacking_queries: Share of the queries that activate one of them.
-        median_best: Median plain score of the best hits.
-        weak: The weakest of the weak queries.
-        weak_queries: How many there are.
-    """
-
-    asked: tuple[Asked, ...]
-    lacking: tuple[Asked, ...]
-    lacking_count: int
-    lacking_from: int
-    asked_from: int
-    lacking_queries: float
-    median_best: float
-    weak: tuple[WeakQuery, ...]
-    weak_queries: int
+    asked: tuple[Asked, ...]  # the features with a clear label that most queries ask for
+    lacking: tuple[Asked, ...]  # those that queries ask for and hardly any passage has
+    lacking_count: int  # how many there are
+    lacking_from: int  # most passages that may have a lacking feature
+    asked_from: int  # fewest queries that ask for a lacking feature
+    lacking_queries: float  # share of the queries that ask for one of them
+    median_best: float  # median unsteered score of the best hits
+    weak: tuple[WeakQuery, ...]  # the queries with the weakest best hits
+    weak_queries: int  # how many queries have a weak best hit
 
 
 def query_gaps(subject: Subject) -> QueryGaps:
-    """Compare the queries' names with the passages', and the queries' best scores with each other."""
+    """Compare the queries' features with the passages', and the queries' best scores with each other."""
     meant = _meant(subject)
     queries = np.asarray(meant.sum(axis=0), dtype=np.int64).reshape(-1)
     asked_from = max(_ASKED, int(np.ceil(_ASKED_SHARE * len(subject.queries))))
@@ -102,6 +74,8 @@ def query_gaps(subject: Subject) -> QueryGaps:
     best = np.asarray(subject.hits.scores[:, 0], dtype=np.float64)
     deviation = deviations(best)
     weak = np.nonzero(deviation < WEAK_BELOW)[0]
+    shown = weak[np.argsort(deviation[weak], kind="stable")][:SHOWN]
+    excerpts = subject.excerpts(subject.hits.rows[shown, 0].tolist())
     return QueryGaps(
         asked=tuple(_asked(subject, feature, meant) for feature in order.tolist() if queries[feature]),
         lacking=tuple(_asked(subject, feature, meant) for feature in rare[:SHOWN]),
@@ -110,20 +84,23 @@ def query_gaps(subject: Subject) -> QueryGaps:
         asked_from=asked_from,
         lacking_queries=float(touched.mean()),
         median_best=float(np.median(best)),
-        weak=_weak(subject, weak[np.argsort(deviation[weak], kind="stable")][:SHOWN], best, deviation),
+        weak=tuple(
+            WeakQuery(shortened(subject.queries.texts[row]), float(best[row]), float(deviation[row]), excerpt)
+            for row, excerpt in zip(shown.tolist(), excerpts, strict=True)
+        ),
         weak_queries=len(weak),
     )
 
 
 def deviations(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(Q,) robust z-scores, `.6745 (s - median) / MAD`; 0 where all scores are the same."""
+    """(Q,) robust z-scores, `.6745 (s - median) / MAD`; 0 if all scores are equal."""
     away = scores - np.median(scores)
     spread = float(np.median(np.abs(away)))
     return np.asarray(_NORMAL * away / spread if spread > 0 else np.zeros_like(away), dtype=np.float64)
 
 
 def _meant(subject: Subject) -> csr_array:
-    """(Q, n) ones where a query matches one of its names, `<d_f, q - b> / u_f`, clearly."""
+    """(Q, n) ones where a query clearly matches one of its label latents, by `<d_f, q - b> / u_f`."""
     sae, names = subject.store.sae, subject.query_names.tocoo()
     centred = subject.queries.vectors[names.row] - sae.bias
     matches = np.einsum("ij,ij->i", centred, sae.decoder[names.col])
@@ -141,16 +118,3 @@ def _asked(subject: Subject, feature: int, meant: csr_array) -> Asked:
         float(subject.frequency[feature]),
         shortened(subject.queries.texts[int(own[0])]),
     )
-
-
-def _weak(
-    subject: Subject, rows: NDArray[np.int64], best: NDArray[np.float64], deviation: NDArray[np.float64]
-) -> tuple[WeakQuery, ...]:
-    excerpts = subject.excerpts(subject.hits.rows[rows, 0].tolist())
-    return tuple(
-        WeakQuery(shortened(subject.queries.texts[row]), float(best[row]), float(deviation[row]), excerpt)
-        for row, excerpt in zip(rows.tolist(), excerpts, strict=True)
-    )
-
-
-__all__ = ["WEAK_BELOW", "Asked", "QueryGaps", "WeakQuery", "deviations", "query_gaps"]

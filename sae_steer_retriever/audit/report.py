@@ -1,4 +1,4 @@
-"""The report of an audit: one page to read as HTML and as Markdown."""
+"""The report of an audit, as one HTML page and as Markdown."""
 
 from __future__ import annotations
 
@@ -9,15 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_steer_retriever.audit.audit import Audit
-from sae_steer_retriever.audit.retrieval_sections import (
-    exposure_section,
-    hubs_section,
-    steerability_section,
-    unexplained_section,
-)
-from sae_steer_retriever.audit.section import Section
+from sae_steer_retriever.audit.sections import sections
 from sae_steer_retriever.audit.summary import summary
-from sae_steer_retriever.audit.topic_sections import duplicates_section, gaps_section, topics_section
 from sae_steer_retriever.errors import MissingExtraError
 from sae_steer_retriever.evaluate.page import TEMPLATE_FILE
 from sae_steer_retriever.evaluate.table import escape_markdown
@@ -27,26 +20,13 @@ PAGE_FILE, TEXT_FILE, DATA_FILE = "audit.html", "audit.md", "audit.json"
 _TEMPLATE = "audit.html.jinja"
 
 
-def sections(audit: Audit) -> tuple[Section, ...]:
-    """The parts of the report, in order."""
-    return (
-        topics_section(audit),
-        gaps_section(audit),
-        hubs_section(audit),
-        duplicates_section(audit),
-        unexplained_section(audit),
-        exposure_section(audit),
-        steerability_section(audit),
-    )
-
-
 def title(audit: Audit) -> str:
     """The heading of the report."""
     return f"Audit of {audit.sampled.collection}"
 
 
 def looked_at(audit: Audit) -> str:
-    """What was looked at, and what of it was drawn at random."""
+    """The store and the samples, in words."""
     seen = audit.sampled
     if seen.origin == "file":
         asked = f"{seen.queries:,} queries"
@@ -54,32 +34,22 @@ def looked_at(audit: Audit) -> str:
             asked += f" drawn from {seen.queries_given:,}"
     else:
         asked = (
-            f"{seen.queries:,} sentences drawn from the passages in place of queries (none were given; the passage "
-            "that a sentence is from is left out of its hits; real queries say more)"
+            f"{seen.queries:,} sentences drawn from the passages in place of queries, as no queries were given (real "
+            "queries tell more; the passage that a sentence is from is left out of its hits)"
         )
-    codes = (
-        "" if seen.has_companion else "; there is no companion of this SAE, so the stored vectors were encoded for it"
-    )
+    codes = "" if seen.has_sidecar else ", encoded for this audit as there is no sidecar collection of this SAE"
     if seen.coded < seen.passages:
-        codes += f", of {seen.coded:,} passages drawn at random: features are counted over these"
+        codes += f"; features are counted over {seen.coded:,} passages drawn at random"
     return (
-        f"{seen.passages:,} passages{codes}. {asked[0].upper()}{asked[1:]}. Seed {seen.seed}, encoder {seen.encoder}, "
-        f"SAE {seen.fingerprint}. Nothing was written to the store."
+        f"{seen.passages:,} passages{codes}. {asked}. Seed {seen.seed}, encoder {seen.encoder}, SAE "
+        f"{seen.fingerprint}. Nothing was written to the store."
     )
 
 
 def write_report(audit: Audit, folder: Path, *, data: bool = False) -> list[Path]:
-    """Write `audit.html` and `audit.md`; the page needs nothing beside it.
+    """Returns the files written to a folder: `audit.html`, `audit.md`, and with `data` also `audit.json`.
 
-    Passages, ids, queries and labels are anybody's texts: all are escaped.
-
-    Args:
-        audit: What to tell.
-        folder: Made if it is not there.
-        data: Whether to write `audit.json`, too.
-
-    Returns:
-        The files.
+    Passages, ids, queries and labels may hold any text: all are escaped.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -100,25 +70,21 @@ def to_text(audit: Audit) -> str:
 def to_markdown(audit: Audit) -> str:
     """The whole report in Markdown, without charts."""
     parts = [f"# {escape_markdown(title(audit))}", escape_markdown(looked_at(audit))]
-    parts.append(
-        "\n".join(
-            f"{number}. **{'Fine' if finding.fine else 'Look'}:** {escape_markdown(finding.sentence)}"
-            for number, finding in enumerate(summary(audit), start=1)
-        )
-    )
+    findings = [(finding.fine, escape_markdown(finding.sentence)) for finding in summary(audit)]
+    lines = [f"{row}. **{'Fine' if fine else 'Look'}:** {text}" for row, (fine, text) in enumerate(findings, start=1)]
+    parts.append("\n".join(lines))
     for section in sections(audit):
-        parts.append(f"## {escape_markdown(section.title)}")
-        parts.append(escape_markdown(section.answer))
+        parts += [f"## {escape_markdown(section.title)}", escape_markdown(section.answer)]
         parts += [f"*How to read it:* {_code(section.reading)}", f"*What to do:* {_code(section.action)}"]
         parts += [table.to_markdown().rstrip() for table in section.tables]
         if section.code:
             parts.append("\n".join(f"    {line}" for line in section.code))
-        parts.append(f"*Exactly:* {_code(section.definition)}")
+        parts.append(f"*Definition:* {_code(section.definition)}")
     return "\n\n".join(parts) + "\n"
 
 
 def to_html(audit: Audit) -> str:
-    """The whole report as one page.
+    """Returns the whole report as one page.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -140,14 +106,14 @@ def to_html(audit: Audit) -> str:
         "findings": summary(audit),
         "sections": sections(audit),
         "parts_of": lambda text: enumerate(text.split("`")),
-        # Drawn by us: markup, not text.
+        # Our own charts are markup, not text.
         "drawn": Markup,
     }
     return environment.get_template(_TEMPLATE).render(told)
 
 
 def require_pages() -> None:
-    """See to it before anything is measured that a page can be made.
+    """Check that the page can be made, before anything is measured.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -157,23 +123,10 @@ def require_pages() -> None:
 
 
 def _code(text: str) -> str:
-    """Our own sentence, whose code stays code."""
+    """Our own sentence in Markdown; text between backticks stays code."""
     return "`".join(part if place % 2 else _escaped(part) for place, part in enumerate(text.split("`")))
 
 
 def _escaped(part: str) -> str:
-    """A part of a sentence with its spaces at both ends."""
+    """Escaped text that keeps a space at either end."""
     return " " * part.startswith(" ") + escape_markdown(part) + " " * part.endswith(" ")
-
-
-__all__ = [
-    "DATA_FILE",
-    "PAGE_FILE",
-    "TEXT_FILE",
-    "require_pages",
-    "sections",
-    "to_html",
-    "to_markdown",
-    "to_text",
-    "write_report",
-]

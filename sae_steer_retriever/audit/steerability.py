@@ -1,4 +1,4 @@
-"""Which steerings would change most: the real search, before and after, for the most frequent features and families."""
+"""Steerability: searches with and without a steering, for the most frequent features and families."""
 
 from __future__ import annotations
 
@@ -9,75 +9,52 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from sae_steer_retriever.audit.audited_queries import sample_rows
 from sae_steer_retriever.audit.subject import Subject
 from sae_steer_retriever.errors import SAESteerError
 from sae_steer_retriever.features.search import HUB_FROM
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.topk_sae import Codes
-from sae_steer_retriever.search.query_drift import query_drift
+from sae_steer_retriever.search.query_cosine import query_cosine
 from sae_steer_retriever.steering.policy import Steering
 
 STRENGTH = 0.5
 _FEATURES, _FAMILIES, _QUERIES = 10, 5, 20
-# Of fewer passages than this no top k can be filled.
+# Fewest passages with a feature: with fewer, it cannot fill a top k.
 _PASSAGES = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class SteeringEffect:
-    """What steering by +0.5 does to the top k, on average over queries.
+    """The effect of steering by +0.5 on the top k, averaged over queries."""
 
-    Attributes:
-        name: Of the feature, or of the family.
-        steer: What is written as `steer=`.
-        passage_share: Share of the passages that have it.
-        replaced: Share of the top k that is new.
-        with_before: Share of the top k that has it, before.
-        with_after: And after.
-        drift: One minus the cosine between the query and the tilted query.
-        score_lost: How much lower the mean plain score of the top k is.
-    """
-
-    name: str
-    steer: dict[str, float]
-    passage_share: float
-    replaced: float
-    with_before: float
-    with_after: float
-    drift: float
-    score_lost: float
+    name: str  # the name of the feature or family
+    steer: dict[str, float]  # the value for `steer=`
+    passage_share: float  # share of the passages that have it
+    replaced: float  # share of the top k that is new
+    with_before: float  # share of the unsteered top k that has it
+    with_after: float  # share of the steered top k that has it
+    drift: float  # one minus the cosine between the query and the shifted query
+    score_lost: float  # fall of the mean unsteered score of the top k
 
     @property
     def line(self) -> str:
-        """To be copied into a call of `search`."""
+        """An argument for `search`, as Python code."""
         return f"steer={self.steer!r}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Steerability:
-    """What steerings would change.
+    """The effects of steerings."""
 
-    Attributes:
-        queries: How many queries each was tried on.
-        k: Hits of each.
-        effects: The one that changes most first.
-        silent: Names that were tried and could not be steered by, with the reason.
-    """
-
-    queries: int
+    queries: int  # how many queries each steering was tried on
     k: int
-    effects: tuple[SteeringEffect, ...]
-    silent: tuple[tuple[str, str], ...] = ()
+    effects: tuple[SteeringEffect, ...]  # the effects, the largest change first
+    silent: tuple[tuple[str, str], ...] = ()  # names that cannot be used for steering, with the reason
 
 
 def steerability(subject: Subject, retriever: SteeredRetriever) -> Steerability:
-    """Search a sample of the queries with and without each steering.
-
-    Args:
-        subject: What is audited.
-        retriever: Over its store.
-    """
-    queries = _sample(subject)
+    """Returns the mean effects of steerings on a sample of the queries."""
+    queries = sample_rows(len(subject.queries), _QUERIES, subject.seed).tolist()
     tried = _tried(subject)
     plain = {query: _top(retriever, subject, query, None) for query in queries}
     effects, silent = [], []
@@ -94,16 +71,8 @@ def steerability(subject: Subject, retriever: SteeredRetriever) -> Steerability:
     return Steerability(len(queries), subject.k, tuple(ordered), tuple(silent))
 
 
-def _sample(subject: Subject) -> list[int]:
-    count = len(subject.queries)
-    if count <= _QUERIES:
-        return list(range(count))
-    drawn: list[int] = np.sort(np.random.default_rng(subject.seed).choice(count, _QUERIES, replace=False)).tolist()
-    return drawn
-
-
 def _tried(subject: Subject) -> list[tuple[str, str, tuple[int, ...], float]]:
-    """Names to show, names to steer by, their features, and the share of the passages that have them."""
+    """Display names, names for `steer=`, their features, and the share of the passages that have them."""
     enough = subject.clear & (subject.count >= _PASSAGES) & (subject.frequency <= HUB_FROM)
     order = np.argsort(-np.where(enough, subject.frequency, 0), kind="stable")[:_FEATURES]
     found: list[tuple[str, str, tuple[int, ...], float]] = [
@@ -120,7 +89,7 @@ def _tried(subject: Subject) -> list[tuple[str, str, tuple[int, ...], float]]:
 
 
 def _written(subject: Subject, feature: int) -> str:
-    """The label where it means this feature alone, else the id."""
+    """The label if it means this feature alone, else the id."""
     label = subject.catalog[feature].label
     try:
         alone = subject.catalog.resolve(label).features == (feature,)
@@ -132,7 +101,7 @@ def _written(subject: Subject, feature: int) -> str:
 def _top(
     retriever: SteeredRetriever, subject: Subject, query: int, steering: Steering | None
 ) -> tuple[list[str], float]:
-    """Ids of the top k, and their mean plain score."""
+    """Ids of the top k, and their mean unsteered score."""
     hits = retriever.search(
         subject.queries.texts[query],
         k=subject.k,
@@ -151,25 +120,23 @@ def _change(
     features: tuple[int, ...],
     before: tuple[list[str], float],
 ) -> tuple[float, float, float, float, float]:
-    """Share replaced, share with the features before and after, drift, plain score lost."""
+    """Share replaced, shares with the features before and after, drift, score lost."""
     ids, score = _top(retriever, subject, query, steering)
-    code = Codes(*(part[query : query + 1] for part in subject.queries.codes))
-    embedding = subject.queries.vectors[query]
-    sae, calibration = subject.store.sae, subject.catalog.calibration
-    drift = 1 - query_drift(steering, embedding, code, sae, calibration).cosine
+    embedding, code = subject.queries.vectors[query], subject.query_code(query)
+    drift = 1 - query_cosine(steering, embedding, code, subject.store.sae, subject.catalog.calibration).cosine
     new = len(set(ids) - set(before[0])) / max(len(ids), 1)
     return new, _having(subject, before[0], features), _having(subject, ids, features), drift, before[1] - score
 
 
 def _having(subject: Subject, ids: list[str], features: tuple[int, ...]) -> float:
-    """The share of some passages that has any of some features among its names."""
-    names = subject.store.codes(ids).leading(subject.store.sae.config.k_names)
+    """The share of some passages that have any of some features."""
+    names = subject.store.codes(ids).truncate(subject.store.sae.config.k_labels)
     return float((np.isin(names.indices, features) & (names.values > 0)).any(axis=1).mean()) if ids else 0.0
 
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Leave out what a plan warns of, once for every query: drift is reported instead."""
+    """Silences a plan's warnings, one for every query: the table reports drift instead."""
     logger = logging.getLogger("sae_steer_retriever.steering.plan")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -177,6 +144,3 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-__all__ = ["STRENGTH", "Steerability", "SteeringEffect", "steerability"]

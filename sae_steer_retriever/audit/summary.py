@@ -1,155 +1,111 @@
-"""The first lines of an audit: what matters most, with its figure, and what is fine."""
+"""The summary of an audit: the most important findings, with their figures, and what is fine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from sae_steer_retriever.audit.audit import Audit
 
 LINES = 5
-"""Lines of a summary at most."""
+"""Most findings of a summary."""
 
-# From these shares on something is worth a line among the findings; below, it is worth one among what is fine.
+# A finding is a problem from these shares on (for coverage: below).
 _COVERED, _WASTED, _NOT_NAMED, _LACKING, _WEAK, _HUB_PLACES = 0.95, 0.02, 0.05, 0.05, 0.05, 0.10
-# Median share of a passage's variance that is left unexplained, from which the SAE knows too little of the corpus, and
-# share of names that are far more frequent than where they were made, from which they may mean something else.
+# The SAE does not fit the corpus from this median unexplained share of a passage's variance on, and from this share
+# of label latents on whose features are far more frequent here than in the text that they were labelled on.
 _UNKNOWN, _FOREIGN = 0.5, 0.3
 
 
 class Finding(NamedTuple):
-    """One line.
+    """One finding."""
 
-    Attributes:
-        fine: Whether there is nothing to do.
-        share: Of passages, queries or places that it is about: what comes first.
-        sentence: With its figure.
-    """
-
-    fine: bool
-    share: float
-    sentence: str
+    fine: bool  # whether there is nothing to do
+    share: float  # share of the passages, queries or places that are affected; larger ones come first
+    sentence: str  # the finding with its figure
 
 
 def summary(audit: Audit) -> tuple[Finding, ...]:
-    """At most five findings: what to do something about, the largest share first, then what is fine.
+    """Returns at most five findings: problems, the largest share first, then what is fine.
 
-    At least one line tells what is fine, if anything is.
+    At least one line says what is fine, if anything is.
     """
-    judges: tuple[Callable[[Audit], Finding | None], ...] = (
-        _coverage,
-        _duplicates,
-        _unexplained,
-        _lacking,
-        _weak,
-        _hubs,
-        _exposure,
-        _foreign,
-    )
-    found = [finding for finding in (judge(audit) for judge in judges) if finding is not None]
+    found = _findings(audit)
     wrong = sorted((finding for finding in found if not finding.fine), key=lambda finding: -finding.share)
     fine = [finding for finding in found if finding.fine]
     shown = wrong[: LINES - min(len(fine), 1)]
     return (*shown, *fine[: LINES - len(shown)])
 
 
-def _foreign(audit: Audit) -> Finding | None:
-    middle, foreign = audit.topics.unexplained.quantiles[2], audit.topics.foreign
-    if foreign >= _FOREIGN and middle < _UNKNOWN:
-        return Finding(
-            False,
-            foreign,
-            f"{foreign:.0%} of all names in the corpus are of features that are ten times as frequent here as in the "
-            "text that they were named on: fit or adapt an SAE on this corpus (`sae-steer train`) for names that fit "
-            "it.",
-        )
-    if middle < _UNKNOWN:
-        return None
-    return Finding(
-        False,
-        middle,
-        f"The SAE leaves {middle:.0%} of a typical passage unexplained: it was fitted on other text. "
-        "Fit or adapt one on this corpus (`sae-steer train`) before you trust the names below.",
-    )
-
-
-def _coverage(audit: Audit) -> Finding:
-    covered = audit.topics.coverage
-    sentence = f"{covered:.0%} of the passages have at least one feature whose label held where it was made."
-    return Finding(covered >= _COVERED, 1 - covered, sentence)
-
-
-def _duplicates(audit: Audit) -> Finding:
-    exact, near = audit.duplicates.levels[0], audit.duplicates.levels[1]
-    k = audit.sampled.k
-    if near.wasted >= _WASTED or exact.wasted >= _WASTED:
-        lost = max(near.wasted, exact.wasted)
-        return Finding(
-            False,
-            lost,
-            f"{lost:.1%} of the top-{k} places repeat a hit above them: {exact.extra:,} exact copies and "
-            f"{near.extra:,} passages of cosine .98 or more to another. Remove them.",
-        )
-    sentence = f"Near-duplicates take {near.wasted:.1%} of the top-{k} places ({near.extra:,} passages have a twin)."
-    return Finding(True, near.wasted, sentence)
-
-
-def _unexplained(audit: Audit) -> Finding:
-    found = audit.unexplained
-    share = found.unexplained / found.queries
-    if share >= _NOT_NAMED:
+def _findings(audit: Audit) -> list[Finding]:
+    topics, gaps, hubs, unexplained, exposure = audit.topics, audit.gaps, audit.hubs, audit.unexplained, audit.exposure
+    passages, queries, k = audit.sampled.passages, audit.sampled.queries, audit.sampled.k
+    exact, near, *_ = audit.duplicates.levels
+    wasted, not_named = max(near.wasted, exact.wasted), unexplained.unexplained / unexplained.queries
+    middle, weak = topics.unexplained.quantiles[2], gaps.weak_queries / queries
+    lacking = gaps.lacking[0].feature.name if gaps.lacking else ""
+    covered = f"{topics.coverage:.0%} of the passages have at least one feature with a reliable label."
+    found = [
+        Finding(topics.coverage >= _COVERED, 1 - topics.coverage, covered),
+        _finding(
+            wasted >= _WASTED,
+            wasted,
+            f"{wasted:.1%} of the top-{k} places repeat a higher hit: there are {exact.extra:,} exact copies, and "
+            f"{near.extra:,} passages with a cosine of .98 or more to another. Remove them.",
+            f"Near-duplicates waste {near.wasted:.1%} of the top-{k} places; {near.extra:,} passages nearly repeat "
+            "another.",
+        ),
+        _finding(
+            not_named >= _NOT_NAMED,
+            not_named,
+            f"{not_named:.0%} of the queries share no named feature with any of their {unexplained.depth} best hits, "
+            "so these hits cannot be explained in words.",
+            f"{1 - not_named:.0%} of the queries share a named feature with one of their best hits.",
+        ),
+        _finding(
+            gaps.lacking_queries >= _LACKING,
+            gaps.lacking_queries,
+            f"{gaps.lacking_queries:.0%} of the queries ask for a feature that hardly any passage has, most often: "
+            f'"{lacking}".',
+            f"The corpus has what queries ask for: only {gaps.lacking_queries:.1%} of them ask for a feature that "
+            "hardly any passage has.",
+        ),
+        _finding(
+            hubs.hub_places >= _HUB_PLACES,
+            hubs.hub_places,
+            f"{hubs.hubs:,} hub passages ({hubs.hubs / passages:.1%}) take {hubs.hub_places:.0%} of the top-{k} "
+            f"places. One of them is a hit of {hubs.largest / hubs.queries:.0%} of the queries.",
+            f"Hub passages take {hubs.hub_places:.1%} of the top-{k} places.",
+        ),
+    ]
+    if weak >= _WEAK:
+        sentence = f"{weak:.0%} of the queries have a weak best hit compared with the other queries."
+        found.insert(4, Finding(False, weak, sentence))
+    if exposure.under:
+        first = exposure.under[0]
         sentence = (
-            f"{share:.0%} of the queries share no named feature with any of their {found.depth} best hits: "
-            "why these were retrieved cannot be said in words."
+            f"{exposure.under_count} of {exposure.tested} frequent features and families are under-served, most of all "
+            f'"{first.name}": {first.passage_share:.1%} of the passages have it, but only {first.place_share:.1%} of '
+            f"the top-{k} hits."
         )
-        return Finding(False, share, sentence)
-    return Finding(True, share, f"{1 - share:.0%} of the queries share a named feature with one of their best hits.")
-
-
-def _lacking(audit: Audit) -> Finding:
-    share = audit.gaps.lacking_queries
-    if share >= _LACKING:
-        first = audit.gaps.lacking[0].feature.name
-        sentence = f"{share:.0%} of the queries ask for something that nearly no passage has, first of all: {first}."
-        return Finding(False, share, sentence)
-    lacking = f"{share:.1%} of them name something that nearly no passage has" if share else "in all of them"
-    return Finding(True, share, f"What queries ask for is there: {lacking}.")
-
-
-def _weak(audit: Audit) -> Finding | None:
-    share = audit.gaps.weak_queries / audit.sampled.queries
-    if share < _WEAK:
-        return None
-    sentence = f"{share:.0%} of the queries have a best hit that is weak beside those of the others."
-    return Finding(False, share, sentence)
-
-
-def _hubs(audit: Audit) -> Finding:
-    found = audit.hubs
-    if found.hub_places >= _HUB_PLACES:
+        found.append(Finding(False, first.passage_share - first.place_share, sentence))
+    else:
+        sentence = f"None of the {exposure.tested} frequent features and families is under-served."
+        found.append(Finding(True, 0.0, sentence))
+    if middle >= _UNKNOWN:
         sentence = (
-            f"{found.hubs:,} hub passages ({found.hubs / audit.sampled.passages:.1%}) take {found.hub_places:.0%} of "
-            f"the top-{found.k} places; one is a hit of {found.largest / found.queries:.0%} of the queries."
+            f"The SAE leaves {middle:.0%} of a typical passage unexplained: it was fitted on other text. Fit or adapt "
+            "an SAE on this corpus (`sae-steer train`) before you trust the labels below."
         )
-        return Finding(False, found.hub_places, sentence)
-    return Finding(True, found.hub_places, f"Hub passages take {found.hub_places:.1%} of the top-{found.k} places.")
-
-
-def _exposure(audit: Audit) -> Finding:
-    found = audit.exposure
-    if found.under:
-        first = found.under[0]
-        lost = first.passage_share - first.place_share
+        found.append(Finding(False, middle, sentence))
+    elif topics.foreign >= _FOREIGN:
         sentence = (
-            f"{found.under_count} of {found.tested} frequent perspectives are under-served; most: {first.name}, in "
-            f"{first.passage_share:.1%} of the passages and {first.place_share:.1%} of the top-{audit.sampled.k} "
-            "places."
+            f"{topics.foreign:.0%} of the passages' label latents are features that are ten times as frequent here as "
+            "in the text that they were labelled on. Fit or adapt an SAE on this corpus (`sae-steer train`) for labels "
+            "that fit it."
         )
-        return Finding(False, lost, sentence)
-    sentence = (
-        f"No frequent perspective is under-served: {found.tested} were tested against the share of their passages."
-    )
-    return Finding(True, 0.0, sentence)
+        found.append(Finding(False, topics.foreign, sentence))
+    return found
 
 
-__all__ = ["LINES", "Finding", "summary"]
+def _finding(is_problem: bool, share: float, problem: str, fine: str) -> Finding:
+    return Finding(not is_problem, share, problem if is_problem else fine)

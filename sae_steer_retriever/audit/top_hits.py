@@ -1,4 +1,4 @@
-"""The plain best hits of many queries at once: exact, in tiles of passages."""
+"""The exact best hits of many queries at once, in tiles of passages."""
 
 from __future__ import annotations
 
@@ -7,33 +7,28 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.store.code_index import StoredVectors
 
-# Scores held at once.
+# Scores in memory at a time.
 _TILE_SCORES = 8_000_000
 
 
 class TopHits(NamedTuple):
-    """For each of Q queries the best hits, best first.
+    """The best hits of Q queries, best first."""
 
-    Attributes:
-        rows: (Q, k) rows of the passages.
-        scores: (Q, k) their plain scores.
-    """
-
-    rows: NDArray[np.int64]
-    scores: Array
+    rows: NDArray[np.int64]  # (Q, k) rows of the passages
+    scores: Array  # (Q, k) their unsteered scores
 
 
 def top_hits(queries: Array, stored: StoredVectors, k: int, without: NDArray[np.int64] | None = None) -> TopHits:
-    """The `k` passages with the largest plain scores, ties in the order of their rows.
+    """Returns the `k` passages with the largest unsteered scores; ties are in the order of their rows.
 
     Args:
         queries: (Q, d) unit vectors.
         stored: N passages, in score space.
         k: How many; fewer than N.
-        without: (Q,) a row that a query must not find, -1 for none.
+        without: (Q,) a row that is left out of a query's hits, -1 for none.
     """
     vectors, offsets = stored
     count = len(queries)
@@ -52,6 +47,3 @@ def top_hits(queries: Array, stored: StoredVectors, k: int, without: NDArray[np.
         order = np.lexsort((rows, -found))[:, :k]
         best = TopHits(np.take_along_axis(rows, order, axis=1), np.take_along_axis(found, order, axis=1))
     return best
-
-
-__all__ = ["TopHits", "top_hits"]

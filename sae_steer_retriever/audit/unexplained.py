@@ -1,4 +1,4 @@
-"""Unexplained retrieval: queries whose best hits share no named feature with them."""
+"""Unexplained retrieval: queries that share no named feature with their best hits."""
 
 from __future__ import annotations
 
@@ -8,59 +8,45 @@ import numpy as np
 
 from sae_steer_retriever.audit.subject import Excerpt, Subject, shortened
 from sae_steer_retriever.explain.attribution import Attribution, Explainer
-from sae_steer_retriever.sae.topk_sae import Codes
 from sae_steer_retriever.store.code_index import StoredVectors
 
 DEPTH = 5
-"""Hits of each query that are looked at."""
+"""How many hits of each query are examined."""
 
 _SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class UnexplainedQuery:
-    """A query whose best hits share no clear feature with it.
-
-    Attributes:
-        query: Its text.
-        named_share: Mean share of its best hits' scores from features with a clear label.
-        unexplained_share: Mean share that the SAE does not reconstruct of the query, by size.
-        names: What the query itself is about, by its clear features.
-        best: Its best hit.
-    """
+    """A query that shares no feature with a clear label with its best hits."""
 
     query: str
-    named_share: float
-    unexplained_share: float
-    names: tuple[str, ...]
+    named_share: float  # mean share of its best hits' scores that features with a clear label contribute
+    unexplained_share: float  # mean share that the SAE does not reconstruct, by absolute size
+    names: tuple[str, ...]  # the query's own features with a clear label
     best: Excerpt
+
+    @property
+    def about(self) -> str:
+        """The names, in words."""
+        return "; ".join(self.names) or "none with a clear label"
 
 
 @dataclasses.dataclass(frozen=True)
 class UnexplainedRetrieval:
-    """How much of retrieval can be put in names.
-
-    Attributes:
-        queries: Number of queries.
-        depth: Hits of each that were looked at.
-        unexplained: How many queries share no clear feature with any of these.
-        named_share: Mean share of a hit's score from features with a clear label.
-        unexplained_share: Mean share of a hit's score that the SAE does not reconstruct of the query, by size.
-        shared: Mean number of clear features that a query shares with one of these hits.
-        worst: Queries that share none, the least named first.
-    """
+    """How much of the retrieval named features explain."""
 
     queries: int
-    depth: int
-    unexplained: int
-    named_share: float
-    unexplained_share: float
-    shared: float
-    worst: tuple[UnexplainedQuery, ...]
+    depth: int  # how many hits of each were examined
+    unexplained: int  # how many queries share no feature with a clear label with any of these hits
+    named_share: float  # mean share of a hit's score that features with a clear label contribute
+    unexplained_share: float  # mean share of a hit's score that the SAE does not reconstruct, by absolute size
+    shared: float  # mean number of features with a clear label that a query shares with a hit
+    worst: tuple[UnexplainedQuery, ...]  # the queries that share none, the smallest `named_share` first
 
 
 def unexplained_retrieval(subject: Subject) -> UnexplainedRetrieval:
-    """Decompose the scores of every query's best hits as a search explains them, and compare names."""
+    """Decompose the scores of every query's best hits, as a search explains them, and compare features."""
     depth = min(DEPTH, subject.k)
     clear = np.nonzero(subject.clear)[0]
     queries = subject.query_names[:, clear]
@@ -91,19 +77,18 @@ def unexplained_retrieval(subject: Subject) -> UnexplainedRetrieval:
 
 
 def _shares(subject: Subject, query: int, depth: int) -> tuple[float, float]:
-    """The mean shares of named features, and of what is not reconstructed, in the scores of a query's best hits."""
-    codes = Codes(*(part[query : query + 1] for part in subject.queries.codes))
-    explainer = Explainer(subject.queries.vectors[query], codes, subject.store.sae, subject.catalog.name)
+    """Mean shares of named features and of the residual in the scores of a query's best hits."""
+    code = subject.query_code(query)
+    explainer = Explainer(subject.queries.vectors[query], code, subject.store.sae, subject.catalog.name)
     rows = subject.hits.rows[query, :depth]
     stored = StoredVectors(*(np.asarray(part[rows]) for part in subject.store.stored))
     found = [explainer.explain(x, offset=float(offset)) for x, offset in zip(*stored, strict=True)]
-    return float(np.mean([_named(part, subject) for part in found])), float(
-        np.mean([part.unexplained for part in found])
-    )
+    named, rest = np.mean([(_named(part, subject), part.unexplained) for part in found], axis=0).tolist()
+    return named, rest
 
 
 def _named(attribution: Attribution, subject: Subject) -> float:
-    """The share of all parts by size that features with a clear label have."""
+    """The share of features with a clear label in the parts of a score, by absolute size."""
     sizes = [abs(part.value) for part in attribution.features]
     whole = sum(sizes) + abs(attribution.bias) + abs(attribution.residual)
     named = sum(abs(part.value) for part in attribution.features if subject.clear[part.feature])
@@ -111,9 +96,6 @@ def _named(attribution: Attribution, subject: Subject) -> float:
 
 
 def _names(subject: Subject, query: int) -> tuple[str, ...]:
-    features = subject.queries.codes.leading(subject.store.sae.config.k_names)
+    features = subject.queries.codes.truncate(subject.store.sae.config.k_labels)
     active = features.indices[query][features.values[query] > 0]
     return tuple(subject.catalog.name(feature) for feature in active.tolist() if subject.clear[feature])[:3]
-
-
-__all__ = ["DEPTH", "UnexplainedQuery", "UnexplainedRetrieval", "unexplained_retrieval"]

@@ -1,4 +1,4 @@
-"""`sae-steer audit`: what a store is about, where its retrieval cannot be explained, what steering would change."""
+"""`sae-steer audit`: report on the topics, the retrieval and the steerability of a store."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_steer_retriever.cli.outcome import Outcome, UsageError
-from sae_steer_retriever.cli.runner import add_common_arguments, count
+from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, count
 from sae_steer_retriever.cli.store_options import (
     StoreLocation,
     add_store_arguments,
@@ -23,51 +22,40 @@ if TYPE_CHECKING:
 
     from sae_steer_retriever.audit.audit import Audit
 
-SUMMARY = "report what a store is about, what its retrieval cannot explain, and what steering would change"
+SUMMARY = "report what a store is about, what is wrong with its retrieval, and what steering would change"
 DEFAULT_OUTPUT = Path("audit")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    add = parser.add_argument
     add_store_arguments(parser)
-    parser.add_argument(
-        "--sae",
-        metavar="DIR",
-        help="folder of the SAE; if not given, the one the collection was indexed with, or the one that ships",
-    )
-    parser.add_argument(
+    add("--sae", metavar="DIR", help="folder of the SAE (default: the one of the collection, else the bundled one)")
+    add(
         "--queries",
         type=Path,
         metavar="FILE",
-        help="what people ask: one query a line, or .jsonl with `text` or `query` (default: sentences of the passages)",
+        help="real queries: one a line, or .jsonl with `text` or `query` (default: sentences of the passages)",
     )
-    parser.add_argument(
-        "--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help="folder for the report (default: audit)"
-    )
-    parser.add_argument(
-        "--limit-queries",
-        type=count,
-        default=500,
-        metavar="N",
-        help="at most N queries, drawn at random (default: 500)",
-    )
-    parser.add_argument(
+    add("--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help="folder for the report (default: audit)")
+    add("--limit-queries", type=count, default=500, metavar="N", help="ask at most N random queries (default: 500)")
+    add(
         "--limit-passages",
         type=count,
         default=50_000,
         metavar="N",
-        help="without a companion, encode at most N passages, drawn at random (default: 50000)",
+        help="without a sidecar collection, encode at most N random passages (default: 50000)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of all random samples (default: 0)")
     add_common_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Audit. Nothing is written to the store: of an embedded one a private copy is looked at.
+    """Returns the summary, all figures, and the files of the report; nothing is written to the store.
 
     Raises:
-        UsageError: The store, the collection, the SAE or the queries are not there.
-        SAESteerError: The parts do not belong together, or there are too few passages or queries.
+        UsageError: The store, the collection, the SAE or the queries do not exist.
+        SAESteerError: The SAE does not fit the store, or there are too few passages or queries.
     """
     if arguments.queries is not None and not arguments.queries.is_file():
         raise UsageError(f"--queries: no such file: {arguments.queries}")
@@ -101,7 +89,7 @@ def _audit(arguments: argparse.Namespace, client: ClientAPI) -> Audit:
     progress = not arguments.quiet
     cached = CachedEmbedder(embedder, progress=progress)
     drawn = {"limit": arguments.limit_queries, "seed": arguments.seed}
-    # Before the store is read, which takes longer: a file that holds no queries is refused at once.
+    # Before the store is read, which takes longer, so that an unusable file of queries fails at once.
     given = None if arguments.queries is None else queries_of_file(arguments.queries, sae, cached, **drawn)
     store = ReadOnlyStore(
         client, arguments.collection, sae, limit=arguments.limit_passages, seed=arguments.seed, progress=progress
@@ -112,11 +100,12 @@ def _audit(arguments: argparse.Namespace, client: ClientAPI) -> Audit:
 
 @contextlib.contextmanager
 def _opened(store: StoreLocation) -> Iterator[ClientAPI]:
-    """A client of the store or, of an embedded one, of a private copy."""
-    from sae_steer_retriever.audit.private_copy import DATABASE, private_copy
+    """Yields a client of a server, or of a private copy of an embedded store."""
+    from sae_steer_retriever.audit.private_copy import private_copy
+    from sae_steer_retriever.store.connection import DATABASE
 
     if store.folder is None or not (store.folder / DATABASE).is_file():
-        yield store.connect(create=False)  # a server, or the error for a folder that is no store
+        yield store.connect(create=False)  # a server, or an error for a folder without a store
         return
     with private_copy(store.folder) as folder:
         yield StoreLocation(folder).connect(create=False)

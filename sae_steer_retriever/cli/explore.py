@@ -1,4 +1,4 @@
-"""`sae-steer explore`: a page to look at features, turn them like knobs and watch the ranking move."""
+"""`sae-steer explore`: serve the web page that shows features and steers by them."""
 
 from __future__ import annotations
 
@@ -8,67 +8,58 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sae_steer_retriever.cli.outcome import Outcome, UsageError
-from sae_steer_retriever.cli.runner import add_common_arguments
-from sae_steer_retriever.cli.store_options import add_sae_argument, add_store_arguments, require_collection, sae_of
+from sae_steer_retriever.cli.runner import Outcome, add_common_arguments, number_type
+from sae_steer_retriever.cli.store_options import add_sae_argument, add_store_arguments, open_retriever
 
-if TYPE_CHECKING:
-    from sae_steer_retriever.steering.policy import Steering
-
-SUMMARY = "open a page to look at features, steer with sliders and watch the ranking move"
-# Those of `explorer.running`, which needs the extra.
+SUMMARY = "serve a web page that shows features and steers by them with sliders"
+# As in `explorer.running`, which needs the `explorer` extra.
 _HOST, _PORT = "127.0.0.1", 8765
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    add = parser.add_argument
     add_store_arguments(parser)
     add_sae_argument(parser)
-    parser.add_argument("--policy", metavar="FILE", help="steering saved before, which the bench starts with")
-    parser.add_argument(
-        "--host", default=_HOST, metavar="HOST", help=f"address to listen on (default: {_HOST}, this machine alone)"
+    add("--policy", metavar="FILE", help="file of a saved steering that the page starts with")
+    add("--host", default=_HOST, metavar="HOST", help=f"address to listen on (default: {_HOST}, this machine only)")
+    add(
+        "--port",
+        type=number_type(int, 0, 65535, "a port from 0 to 65535"),
+        default=_PORT,
+        metavar="N",
+        help=f"port; 0 takes a free one (default: {_PORT})",
     )
-    parser.add_argument(
-        "--port", type=_port, default=_PORT, metavar="N", help=f"port; 0 takes one that is free (default: {_PORT})"
+    add(
+        "--token",
+        metavar="TEXT",
+        help="token that every browser must bring (default: a random one, if other machines can reach --host)",
     )
-    parser.add_argument(
-        "--token", metavar="TEXT", help="token that every browser must bring; made up where --host is not this machine"
-    )
-    parser.add_argument("--open", action="store_true", help="open a browser, too")
+    add("--open", action="store_true", help="open a browser, too")
     add_common_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Serve until interrupted.
+    """Returns the address of the page, once it was served until interrupted.
 
     Raises:
-        UsageError: The store, the collection, the SAE or the policy is not there.
-        SAESteerError: The address is taken, the parts do not belong together, or the store does not answer.
+        UsageError: The store, the collection, the SAE or the policy does not exist.
+        SAESteerError: The address is taken, the SAE does not fit the store, or the store does not answer.
     """
-    policy = _policy(arguments.policy)
     from sae_steer_retriever.explorer.python_code import StoreAddress
     from sae_steer_retriever.explorer.running import Explorer
-    from sae_steer_retriever.retriever import SteeredRetriever
 
-    location = arguments.store
-    client = location.connect(create=False)
-    require_collection(client, location, arguments.collection)
-    sae = sae_of(arguments.sae, client, arguments.collection)
-    retriever = SteeredRetriever.open(
-        sae, client=client, collection=arguments.collection, create=False, steering=policy
-    )
+    retriever, location = open_retriever(arguments), arguments.store
     folder = None if location.folder is None else location.folder.resolve()
-    # Code finds the store's own SAE as this command did.
+    # A copied script finds the store's own SAE as this command does.
     own = arguments.sae
     own = str(Path(own).resolve()) if own is not None and Path(own).is_dir() else own
     address = StoreAddress(arguments.collection, folder, location.host, location.port, own)
     explorer = Explorer(retriever, host=arguments.host, port=arguments.port, token=arguments.token, address=address)
     _announce(explorer.url, arguments)
-    if not arguments.verbose:  # the page says it, and a slider would say it a hundred times
-        for module in ("plan", "steering"):
-            logging.getLogger(f"sae_steer_retriever.{module}").setLevel(logging.ERROR)
+    if not arguments.verbose:  # the page shows these warnings, and moving a slider would log hundreds
+        logging.getLogger("sae_steer_retriever.steering").setLevel(logging.ERROR)
     if arguments.open:
         import webbrowser
 
@@ -79,25 +70,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 
 def _announce(url: str, arguments: argparse.Namespace) -> None:
-    """Said at once: the outcome of a server comes when it ends."""
+    """Print the address at once: the outcome is printed when the server ends."""
     line = json.dumps({"url": url}) if arguments.json else f"explorer: {url}  (Ctrl+C ends it)"
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-def _policy(path: str | None) -> Steering | None:
-    if path is None:
-        return None
-    from sae_steer_retriever.steering.policy import Steering
-
-    if not Path(path).is_file():
-        raise UsageError(f"--policy {path!r}: no such file; `sae-steer search --save-policy` writes one.")
-    return Steering.load(path)
-
-
-def _port(text: str) -> int:
-    with contextlib.suppress(ValueError):
-        number = int(text)
-        if 0 <= number <= 65535:
-            return number
-    raise argparse.ArgumentTypeError(f"{text!r}: expected a port from 0 to 65535")

@@ -1,4 +1,4 @@
-"""`sae-steer features label`: name the features of an SAE again, by keywords or by a language model."""
+"""`sae-steer features label`: names the features of an SAE again, by keywords or by a language model."""
 
 from __future__ import annotations
 
@@ -11,76 +11,70 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sae_steer_retriever.cli.outcome import Outcome, UsageError
-from sae_steer_retriever.cli.runner import add_common_arguments, count
+from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, count, number_type
+from sae_steer_retriever.cli.store_options import require_path
 from sae_steer_retriever.errors import CorpusError
 
 if TYPE_CHECKING:
     from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
     from sae_steer_retriever.encoders.vector_rows import VectorRows
     from sae_steer_retriever.features.catalog import FeatureCatalog
-    from sae_steer_retriever.labelling.label_estimate import Price
-    from sae_steer_retriever.labelling.label_results import LabellingResult
-    from sae_steer_retriever.labelling.llm_labels import Progress
+    from sae_steer_retriever.labelling.llm_labels import LabellingResult, Price, Progress
     from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 logger = logging.getLogger(__name__)
 
 SUMMARY = "name the features again, by keywords or by a language model"
-# As `interpret.language_model` has them, which is not imported for a help text.
+# Equal to the defaults of `labelling.language_model`, which is slow to import.
 _TIMEOUT, _CONCURRENCY = 60.0, 8
 _SHOWN_FAILURES, _SHOWN_LABELS = 20, 10
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, nested: bool = False) -> None:
-    """Add the options.
-
-    Args:
-        parser: Gets them.
-        nested: Whether the parser around this one has a `--limit` too: then only one that is given counts.
-    """
-    # SUPPRESS: it may also stand before the word `label`.
-    parser.add_argument("--sae", default=argparse.SUPPRESS, metavar="DIR", help="folder of the SAE")
-    parser.add_argument(
-        "--corpus", type=Path, required=True, metavar="PATH", help="what the SAE was trained on: file or folder"
-    )
-    parser.add_argument(
+    """Adds the options; `--limit` without a default if `nested`, as a parent parser then has it, too."""
+    add = parser.add_argument
+    # SUPPRESS: --sae may also stand before the word `label`.
+    add("--sae", default=argparse.SUPPRESS, metavar="DIR", help="folder of the SAE")
+    add("--corpus", type=Path, required=True, metavar="PATH", help="the SAE's training documents: a file or a folder")
+    add(
         "--label-with",
         metavar="PROVIDER:MODEL",
-        help="language model, e.g. openai:gpt-4o-mini or ollama:llama3.2 (extra: llm); without it: keywords",
+        help="language model, e.g. openai:gpt-4o-mini or ollama:llama3.2 (extra: llm) (default: keywords)",
     )
-    parser.add_argument("--estimate", action="store_true", help="say what the language model would cost, and stop")
-    parser.add_argument("--yes", action="store_true", help="ask the language model without asking first")
-    parser.add_argument(
+    add("--estimate", action="store_true", help="print what the language model would cost, and stop")
+    add("--yes", action="store_true", help="start without asking for confirmation")
+    add(
         "--limit",
         type=count,
         default=argparse.SUPPRESS if nested else None,
         metavar="N",
-        help="only the N most frequent features (default: all named)",
+        help="label only the N most frequent features (default: all named features)",
     )
-    parser.add_argument(
+    add(
         "--price-per-million",
-        type=_price,
+        type=number_type(float, 0.0, sys.float_info.max, "a price of at least 0"),
         nargs=2,
         metavar=("IN", "OUT"),
-        help="price of a million tokens read, and of a million written: the estimate then has a price",
+        help="prices of a million input and output tokens; the estimate then includes the price",
     )
-    parser.add_argument(
-        "--timeout", type=_seconds, default=_TIMEOUT, metavar="S", help=f"seconds for a reply (default: {_TIMEOUT:g})"
+    add(
+        "--timeout",
+        type=number_type(float, 0.1, sys.float_info.max, "a number of seconds of at least 0.1"),
+        default=_TIMEOUT,
+        metavar="S",
+        help=f"seconds to wait for a reply (default: {_TIMEOUT:g})",
     )
-    parser.add_argument(
+    add(
         "--concurrency",
         type=count,
         default=_CONCURRENCY,
         metavar="N",
-        help=f"prompts under way at once (default: {_CONCURRENCY})",
+        help=f"prompts sent at the same time (default: {_CONCURRENCY})",
     )
     add_common_arguments(parser, nested=True)
 
 
 class _Opened(NamedTuple):
-    """The SAE and what its features are named by."""
-
     folder: Path
     sae: TopKSAE
     embedder: CachedEmbedder
@@ -91,22 +85,21 @@ class _Opened(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Name the features, or say what that would cost.
+    """Returns the new labels and their scores, or the estimated cost.
 
     Raises:
-        UsageError: The options do not go together, what they name is not there, or --yes is missing.
+        UsageError: The options contradict each other, a file does not exist, or --yes is missing.
         MissingExtraError: The language model's packages are not installed.
         SAESteerError: The SAE or the corpus is damaged, or the language model cannot be set up.
     """
     location = getattr(arguments, "sae", None)
     if getattr(arguments, "store", None) is not None:
-        raise UsageError("label reads a corpus and writes to an SAE's folder: give --sae DIR in place of --store.")
+        raise UsageError("label writes to an SAE's folder, not to a store: give --sae DIR in place of --store.")
     if location is None:
         raise UsageError("whose features? Name an SAE with --sae DIR.")
     if not Path(location).is_dir():
         raise UsageError(f"--sae: no such folder: {location}")
-    if not arguments.corpus.exists():
-        raise UsageError(f"--corpus: no such file or folder: {arguments.corpus}")
+    require_path("--corpus", arguments.corpus)
     if arguments.label_with is None:
         if arguments.estimate or arguments.limit is not None or arguments.price_per_million is not None:
             raise UsageError("--estimate, --limit and --price-per-million go with --label-with: keywords cost nothing.")
@@ -124,18 +117,18 @@ def _by_keywords(opened: _Opened) -> Outcome:
     from sae_steer_retriever.features.calibration import calibrate
     from sae_steer_retriever.features.catalog import FeatureCatalog
     from sae_steer_retriever.features.evidence import with_tries, write_evidence
-    from sae_steer_retriever.labelling.gather_evidence import name_matches, read_names
+    from sae_steer_retriever.labelling.gather_evidence import name_matches, read_label_latents
     from sae_steer_retriever.labelling.keyword_labels import label_features
 
     sae, vectors = opened.sae, opened.vectors
-    calibration, names = _catalog(opened).calibration, read_names(sae, vectors)
-    if calibration.rows == len(opened.ids):  # its own corpus: an SAE of an earlier version has no units of match
+    calibration, names = _catalog(opened).calibration, read_label_latents(sae, vectors)
+    if calibration.rows == len(opened.ids):  # an SAE of an earlier version has no match units
         counted = calibrate([names], sae.config.n, calibration.score_spread, [name_matches(sae, vectors, names)])
         calibration = dataclasses.replace(calibration, match_unit=counted.match_unit)
     report = label_features(
         sae, calibration, opened.ids, opened.texts, vectors, opened.embedder, names=names, seed=opened.seed
     )
-    # The wrong corpus must not cost the labels that are there.
+    # A wrong corpus must not overwrite the existing labels.
     if not report.labelled:
         raise CorpusError(
             f"no feature is in enough of the {len(opened.ids):,} passages of this corpus to be labelled: nothing was "
@@ -149,7 +142,7 @@ def _by_keywords(opened: _Opened) -> Outcome:
         f"median label score {report.auroc_random:.2f} against random passages, {report.auroc_hard:.2f} against near "
         f"misses\nwritten: {opened.folder}"
     )
-    # As it is read again: under the names that a person gave.
+    # Loaded again: it then has the names that a person gave.
     catalog = FeatureCatalog.load(opened.folder, opened.sae.fingerprint)
     data = {
         "label_with": None,
@@ -162,7 +155,7 @@ def _by_keywords(opened: _Opened) -> Outcome:
 
 
 def _tries(opened: _Opened) -> dict[int, Any]:
-    """The tries that were kept with the evidence; none where it is damaged, which labelling again mends."""
+    """Returns the tries stored with the evidence; none if it is damaged: labelling writes it anew."""
     from sae_steer_retriever.errors import ArtifactError
     from sae_steer_retriever.features.evidence import read_evidence
 
@@ -176,13 +169,12 @@ def _tries(opened: _Opened) -> dict[int, Any]:
 
 def _by_model(arguments: argparse.Namespace, name: str) -> Outcome:
     from sae_steer_retriever.features.catalog_files import read_catalog, write_catalog
-    from sae_steer_retriever.labelling.corpus_halves import LabelHalves
+    from sae_steer_retriever.labelling.keyword_labels import LabelHalves
     from sae_steer_retriever.labelling.label_cache import LabelCache, default_label_cache
-    from sae_steer_retriever.labelling.label_estimate import Price, estimate_labels
     from sae_steer_retriever.labelling.language_model import as_language_model
-    from sae_steer_retriever.labelling.llm_labels import label_prompts, label_with
+    from sae_steer_retriever.labelling.llm_labels import Price, estimate_labels, label_prompts, label_with
 
-    # Before anything is embedded, unless nothing will be asked: a missing package or key is told at once.
+    # Before anything is embedded, so that a missing package or key is reported at once.
     model = None
     if not arguments.estimate:
         model = as_language_model(name, timeout=arguments.timeout, concurrency=arguments.concurrency)
@@ -211,7 +203,7 @@ def _by_model(arguments: argparse.Namespace, name: str) -> Outcome:
             limit=arguments.limit,
             progress=progress,
         )
-    # The files, not the catalog: that has the names that a person gave over the generated ones.
+    # Read from the files: in the catalog the names that a person gave cover the generated ones.
     parts = read_catalog(opened.folder, opened.sae.fingerprint)
     features, embeddings = result.applied(parts.features, parts.label_embeddings)
     write_catalog(opened.folder, *parts._replace(features=features, label_embeddings=embeddings))
@@ -220,7 +212,7 @@ def _by_model(arguments: argparse.Namespace, name: str) -> Outcome:
 
 
 def _open(arguments: argparse.Namespace) -> _Opened:
-    """The SAE, and its corpus as it was read for the training."""
+    """Opens the SAE and reads its corpus with the settings of the training."""
     from sae_steer_retriever.corpus.read_corpus import read_corpus
     from sae_steer_retriever.encoders.embedders import as_embedder
     from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
@@ -247,8 +239,8 @@ def _catalog(opened: _Opened) -> FeatureCatalog:
     catalog = FeatureCatalog.load(opened.folder, opened.sae.fingerprint)
     if catalog.calibration.rows != len(opened.ids):
         logger.warning(
-            "the SAE's features were counted in %d passages, this corpus has %d: labels and scores are of this one, "
-            "frequencies and units stay",
+            "the SAE's features were counted in %d passages, but this corpus has %d: labels and scores are made from "
+            "this corpus, frequencies and units stay",
             catalog.calibration.rows,
             len(opened.ids),
         )
@@ -256,22 +248,21 @@ def _catalog(opened: _Opened) -> FeatureCatalog:
 
 
 def _confirm(line: str, arguments: argparse.Namespace) -> None:
-    """Show what it will cost, and go on only if that is wanted."""
+    """Shows the cost and asks for confirmation."""
     if arguments.yes:
         if not arguments.quiet:
             sys.stderr.write(f"{line}\n")
         return
     if not sys.stdin.isatty():
-        raise UsageError(f"{line}. Nothing was asked: --yes asks the language model, --estimate only says this.")
+        raise UsageError(f"{line}. The language model was not asked: confirm with --yes.")
     sys.stderr.write(f"{line}\ngo on? [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().casefold() not in ("y", "yes"):
-        raise UsageError("nothing was asked.")
+        raise UsageError("stopped: the language model was not asked.")
 
 
 @contextlib.contextmanager
 def _progress(arguments: argparse.Namespace) -> Iterator[Progress]:
-    """A bar on stderr."""
     from tqdm import tqdm
 
     with tqdm(desc="labelling", unit="prompt", disable=True if arguments.quiet else None) as bar:
@@ -288,7 +279,7 @@ def _result_lines(result: LabellingResult) -> list[str]:
     named = sorted(result.features.values(), key=lambda feature: -feature.frequency)
     lines += [f"    #{feature.id} {feature.name}" for feature in named[:_SHOWN_LABELS]]
     if len(named) > _SHOWN_LABELS:
-        lines.append(f"    and {len(named) - _SHOWN_LABELS} more (sae-steer features lists them)")
+        lines.append(f"    and {len(named) - _SHOWN_LABELS} more (`sae-steer features` lists them)")
     failures = list(result.failures.items())
     lines += [
         f"    kept #{feature}: {failure.reason}: {failure.detail}" for feature, failure in failures[:_SHOWN_FAILURES]
@@ -296,19 +287,3 @@ def _result_lines(result: LabellingResult) -> list[str]:
     if len(failures) > _SHOWN_FAILURES:
         lines.append(f"    and {len(failures) - _SHOWN_FAILURES} more (--json lists all)")
     return lines
-
-
-def _price(text: str) -> float:
-    return _number(text, least=0.0, expected="a price of at least 0")
-
-
-def _seconds(text: str) -> float:
-    return _number(text, least=0.1, expected="a number of seconds of at least 0.1")
-
-
-def _number(text: str, least: float, expected: str) -> float:
-    with contextlib.suppress(ValueError):
-        number = float(text)
-        if least <= number < float("inf"):
-            return number
-    raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")

@@ -1,4 +1,4 @@
-"""What the options of `sae-steer features` name: an SAE with its catalog, and the store where one is given."""
+"""The options of `sae-steer features`: an SAE with its catalog, and a store."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from sae_steer_retriever.cli.outcome import UsageError
-from sae_steer_retriever.cli.runner import add_common_arguments, count
-from sae_steer_retriever.cli.store_options import DEFAULT_COLLECTION, StoreLocation, require_collection, sae_of
+from sae_steer_retriever.cli.runner import UsageError, add_common_arguments, count
+from sae_steer_retriever.cli.store_options import DEFAULT_COLLECTION, StoreLocation, open_store
 from sae_steer_retriever.errors import ArtifactError
-from sae_steer_retriever.sae.bundled import require_shipped
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -28,54 +26,42 @@ DEFAULT_LIMIT = 20
 
 
 def add_options(parser: argparse.ArgumentParser, *, nested: bool) -> None:
-    """Add the options, which may stand before or after the word for what to do.
-
-    Args:
-        parser: Gets them.
-        nested: Whether the parser around this one has them too.
-    """
-
-    def default(value: object) -> Any:  # noqa: ANN401 - argparse takes any default
-        return argparse.SUPPRESS if nested else value
-
+    """Adds the options, which may stand before or after the action; after it they are `nested` and have no defaults."""
+    default = argparse.SUPPRESS if nested else None
     parser.add_argument(
         "--sae",
-        default=default(None),
+        default=default,
         metavar="DIR|NAME",
-        help="the SAE: a folder, a hub id, or the name of one that ships (default: the store's, else what ships)",
+        help="the SAE: a folder, a hub id, or the name of a bundled SAE (default: the store's, else the bundled one)",
     )
     parser.add_argument(
         "--store",
         type=StoreLocation.parse,
-        default=default(None),
+        default=default,
         metavar="DIR|http://HOST:PORT",
-        help="a store: its SAE is used where --sae is not given, and `show` shows its passages",
+        help="a store: a folder of an embedded Chroma, or a Chroma server; `show` then prints its passages",
     )
     parser.add_argument(
         "--collection",
-        default=default(DEFAULT_COLLECTION),
+        default=default or DEFAULT_COLLECTION,
         metavar="NAME",
-        help=f"the store's documents collection (default: {DEFAULT_COLLECTION})",
+        help=f"name of the store's documents collection (default: {DEFAULT_COLLECTION})",
     )
     parser.add_argument(
         "--limit",
         type=count,
-        default=default(None),
+        default=default,
         metavar="N",
-        help=f"features to list at most (default: {DEFAULT_LIMIT}; 5 a side for contrast)",
+        help=f"list at most N features (default: {DEFAULT_LIMIT}; for contrast 5 per side)",
     )
     add_common_arguments(parser, nested=nested)
 
 
 def required_text(words: Sequence[str], question: str) -> str:
-    """The words of an argument as one text.
-
-    Args:
-        words: As they were typed.
-        question: That an empty text leaves open, for the error.
+    """Returns the words of an argument as one text; a question such as "show what?" begins the error.
 
     Raises:
-        UsageError: There is nothing but spaces.
+        UsageError: The text is empty.
     """
     text = " ".join(words).strip()
     if not text:
@@ -84,14 +70,7 @@ def required_text(words: Sequence[str], question: str) -> str:
 
 
 class OpenedCatalog(NamedTuple):
-    """An SAE, its catalog, and the store if there is one.
-
-    Attributes:
-        sae: The SAE.
-        folder: Where it is.
-        catalog: Its features.
-        client: The store.
-    """
+    """An SAE, its catalog, and the store if one is given."""
 
     sae: TopKSAE
     folder: Path
@@ -100,53 +79,41 @@ class OpenedCatalog(NamedTuple):
 
 
 def open_catalog(arguments: argparse.Namespace) -> OpenedCatalog:
-    """Load what the options name.
+    """Returns the SAE, the catalog and the store that the options name.
 
     Raises:
-        UsageError: What is named is not there.
-        SAESteerError: The SAE is damaged, none is named and none ships, or the store does not answer.
+        UsageError: The store or the collection does not exist.
+        SAESteerError: The SAE is damaged or not found, or the store does not answer.
     """
     from sae_steer_retriever.features.catalog import FeatureCatalog
-    from sae_steer_retriever.sae.topk_sae import TopKSAE, resolve_folder
+    from sae_steer_retriever.store.recorded_sae import opened_sae
 
-    client = None
-    location = arguments.sae if arguments.sae or arguments.store else str(require_shipped())
-    if arguments.store is not None:
-        client = arguments.store.connect(create=False)
-        require_collection(client, arguments.store, arguments.collection)
-        location = sae_of(arguments.sae, client, arguments.collection)
-    folder = resolve_folder(location)
-    sae = TopKSAE.from_pretrained(folder)
+    client, location = (None, arguments.sae or None) if arguments.store is None else open_store(arguments)
+    sae, folder, _ = opened_sae(location, client=client, collection=arguments.collection)
     return OpenedCatalog(sae, folder, FeatureCatalog.load(folder, sae.fingerprint), client)
 
 
 def require_same_sae(opened: OpenedCatalog, collection: str) -> None:
-    """Refuse `--sae` beside the `--store` of another: its features are not those of the store's passages.
-
-    Args:
-        opened: The SAE, and the store if there is one.
-        collection: Name of the documents collection; one without a companion is any SAE's.
+    """Refuses an SAE that is not the SAE of the sidecar of the documents collection, if there is a sidecar.
 
     Raises:
-        MismatchError: So it is.
+        MismatchError: The sidecar was made by another SAE.
         StoreError: The store does not answer.
     """
     if opened.client is None:
         return
     from sae_steer_retriever.store.connection import translated
-    from sae_steer_retriever.store.sidecar import SUFFIX, require_ours
+    from sae_steer_retriever.store.sidecar import SidecarReader
 
-    with translated("reading the companion"):
-        names = {found.name: found for found in opened.client.list_collections()}
-    if collection + SUFFIX in names:
-        require_ours(names[collection + SUFFIX], opened.sae)
+    with translated("reading the sidecar"):
+        SidecarReader.open(opened.client, collection, opened.sae)
 
 
 def embedder_of(sae: TopKSAE) -> Embedder:
-    """The SAE's encoder.
+    """Returns the SAE's encoder.
 
     Raises:
-        ArtifactError: It cannot be had.
+        ArtifactError: The encoder cannot be loaded.
     """
     from sae_steer_retriever.encoders.embedders import as_embedder
 
@@ -154,19 +121,18 @@ def embedder_of(sae: TopKSAE) -> Embedder:
 
 
 def concept_of(sae: TopKSAE, text: str) -> Concept:
-    """The text as the SAE reads it.
+    """Returns a text's concept: its features by meaning.
 
     Raises:
-        ArtifactError: The SAE's encoder cannot be had.
+        ArtifactError: The SAE's encoder cannot be loaded.
     """
     from sae_steer_retriever.features.text_reading import read_concept
 
-    embedding = embedder_of(sae).embed_queries([text])
-    return read_concept(sae, embedding[0])
+    return read_concept(sae, embedder_of(sae).embed_queries([text])[0])
 
 
 def concept_if_possible(sae: TopKSAE, text: str) -> Concept | None:
-    """The same; None where the encoder cannot be had, so that words alone are compared."""
+    """Returns a text's concept; None, with a warning, if the SAE's encoder cannot be loaded."""
     try:
         return concept_of(sae, text)
     except ArtifactError as error:

@@ -1,4 +1,4 @@
-"""The passages that an action of `sae-steer features` is about, of a corpus or of a store."""
+"""Passages of a corpus or a store, for the actions of `sae-steer features` that read them."""
 
 from __future__ import annotations
 
@@ -7,54 +7,46 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_steer_retriever.cli.feature_options import OpenedCatalog, embedder_of
-from sae_steer_retriever.cli.outcome import UsageError
+from sae_steer_retriever.cli.runner import UsageError
+from sae_steer_retriever.cli.store_options import require_path
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
     from sae_steer_retriever.encoders.embedders import Embedder
-    from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+    from sae_steer_retriever.sae.codes import Array
+    from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 _PAGE = 1000
-# Of an SAE that does not say how its corpus was cut.
+# For an SAE whose config does not record the passage length.
 _PASSAGE_CHARACTERS = 1200
 
 
 class OpenedPassages(NamedTuple):
-    """Passages with their embeddings.
+    """Passages with their embeddings."""
 
-    Attributes:
-        ids: N ids.
-        texts: N texts.
-        vectors: (N, d) unit embeddings.
-    """
-
-    ids: list[str]
-    texts: list[str]
-    vectors: Array
+    ids: list[str]  # N ids
+    texts: list[str]  # N texts
+    vectors: Array  # (N, d) unit embeddings
 
 
 def check_source(arguments: argparse.Namespace) -> None:
-    """Refuse `--corpus` and `--store` together, and a corpus that is not there.
+    """Refuses `--corpus` together with `--store`, and a missing corpus.
 
     Raises:
-        UsageError: So it is.
+        UsageError: Both are given, or the corpus does not exist.
     """
     if arguments.corpus is not None and arguments.store is not None:
         raise UsageError("give either --corpus PATH or --store DIR: the passages are read from one of them.")
-    if arguments.corpus is not None and not arguments.corpus.exists():
-        raise UsageError(f"--corpus: no such file or folder: {arguments.corpus}")
+    require_path("--corpus", arguments.corpus)
 
 
 def open_passages(
     arguments: argparse.Namespace, opened: OpenedCatalog, embedder: Callable[[], Embedder]
 ) -> OpenedPassages | None:
-    """What the corpus or the store holds; None if neither is given.
+    """Returns the passages of the corpus or the store; None if neither is given.
 
-    Args:
-        arguments: With `corpus` and `collection`.
-        opened: The SAE, and the store.
-        embedder: Loads the SAE's encoder; not asked for where a store has the embeddings.
+    The encoder is loaded for a corpus only: a store has the embeddings already.
 
     Raises:
         UsageError: The collection is empty.
@@ -64,20 +56,19 @@ def open_passages(
         from sae_steer_retriever.corpus.read_corpus import read_corpus
 
         length = opened.sae.config.training.get("passage_characters")
-        read = read_corpus(
-            arguments.corpus, passage_characters=length if isinstance(length, int) else _PASSAGE_CHARACTERS
-        ).passages
+        length = length if isinstance(length, int) else _PASSAGE_CHARACTERS
+        read = read_corpus(arguments.corpus, passage_characters=length).passages
         texts = [passage.text for passage in read]
         return OpenedPassages([passage.id for passage in read], texts, embedder().embed_documents(texts))
     return None if opened.client is None else _stored(opened.client, arguments.collection)
 
 
 def cached_embedder(sae: TopKSAE, arguments: argparse.Namespace) -> Embedder:
-    """The SAE's encoder, with a memory.
+    """Returns the SAE's encoder with the embedding cache.
 
     Raises:
-        ArtifactError: It cannot be had.
-        MismatchError: What was found under its name is another one.
+        ArtifactError: The encoder cannot be loaded.
+        MismatchError: The loaded encoder is not the SAE's.
     """
     from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 
@@ -87,7 +78,6 @@ def cached_embedder(sae: TopKSAE, arguments: argparse.Namespace) -> Embedder:
 
 
 def _stored(client: ClientAPI, collection: str) -> OpenedPassages:
-    """All passages of the store, with their own embeddings at unit length, in pages."""
     import numpy as np
 
     from sae_steer_retriever.encoders.embedders import unit_rows

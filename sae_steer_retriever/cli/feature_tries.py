@@ -1,4 +1,4 @@
-"""`sae-steer features tries`: the words that carry a feature, and how well they tell which passages have it."""
+"""`sae-steer features tries`: the words that activate a feature, with their precision and recall."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_steer_retriever.cli.feature_options import DEFAULT_LIMIT, OpenedCatalog, open_catalog
 from sae_steer_retriever.cli.feature_passages import cached_embedder, check_source, open_passages
-from sae_steer_retriever.cli.outcome import Outcome, UsageError
-from sae_steer_retriever.cli.runner import count
+from sae_steer_retriever.cli.runner import Outcome, UsageError, count
 from sae_steer_retriever.cli.store_options import make_folder
 from sae_steer_retriever.errors import MissingExtraError
 
@@ -27,49 +26,44 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SUMMARY = "the words that carry a feature, found by Neuron2Graph, with precision and recall on unseen passages"
-# As `interpret.n2g` and `interpret.prefixes` have them, which are not imported for a help text.
+SUMMARY = "find the words that activate a feature by Neuron2Graph, with precision and recall on unseen passages"
+# Equal to the settings of `labelling`, which is slow to import.
 PASSAGES, MOST_PASSAGES = 16, 512
 HOW_CHOICES = ("auto", "split", "prefixes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options beside those that every action of `features` has: `--sae`, `--store`, `--json` and so on."""
-    parser.add_argument("name", nargs="*", metavar="ID", help="ids, labels or keywords; one of several words in quotes")
-    parser.add_argument("--all", action="store_true", help="all named features, or the --limit most frequent ones")
-    parser.add_argument(
-        "--corpus", type=Path, metavar="PATH", help="what the SAE was trained on: file or folder, in place of --store"
-    )
-    parser.add_argument(
+    """Adds the options of this action; all actions share `--sae`, `--store`, `--json` and so on."""
+    add = parser.add_argument
+    add("name", nargs="*", metavar="ID", help="ids, labels or keywords; quote a name of several words")
+    add("--all", action="store_true", help="all named features, or the --limit most frequent")
+    add("--corpus", type=Path, metavar="PATH", help="the SAE's training documents, in place of --store")
+    add(
         "--passages",
         type=_passages,
         default=PASSAGES,
         metavar="N",
-        help=f"passages of a feature to read, the strongest; at most {MOST_PASSAGES} (default: {PASSAGES})",
+        help=f"strongest passages to read per feature, at most {MOST_PASSAGES} (default: {PASSAGES})",
     )
-    parser.add_argument(
+    add(
         "--how",
         choices=HOW_CHOICES,
         default=HOW_CHOICES[0],
-        help="split a passage's match over its words, exact for encoders that mean-pool; read its prefixes, a forward "
-        "pass each; or the first where it works (default: auto)",
+        help="split divides a passage's feature match among its tokens (exact for mean-pooling encoders); prefixes "
+        "encodes every prefix of it (slow); auto uses split if the encoder allows it (default: auto)",
     )
-    parser.add_argument(
-        "--substitutes", action="store_true", help="also try the corpus' own words in place of those that were found"
-    )
-    parser.add_argument("--picture", type=Path, metavar="DIR", help="folder for a picture of each trie")
-    parser.add_argument(
-        "--save", action="store_true", help="keep the tries with the SAE's evidence, where `show` finds them"
-    )
+    add("--substitutes", action="store_true", help="also test other words of the corpus in place of the found ones")
+    add("--picture", type=Path, metavar="DIR", help="draw each trie into this folder")
+    add("--save", action="store_true", help="save the tries in the SAE's folder, so that `show` prints them")
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Grow the tries, measure them, and keep them where that is asked for.
+    """Returns the tries with their precision and recall; saves them on request.
 
     Raises:
-        UsageError: The options do not go together, or what they name is not there.
-        SAESteerError: A name means no feature, the SAE is damaged, the store does not answer, its encoder cannot be
-            had or be read as asked, or matplotlib is not installed.
+        UsageError: The options contradict each other, or a file does not exist.
+        SAESteerError: No feature has the name, the SAE is damaged, the store does not answer, the encoder cannot be
+            loaded or split, or matplotlib is not installed.
     """
     _check(arguments)
     opened = open_catalog(arguments)
@@ -79,7 +73,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     features = _features(arguments, opened, embedder)
     passages = open_passages(arguments, opened, embedder)
     if passages is None or not any(text.strip() for text in passages.texts):
-        raise UsageError("the store holds no texts: give what was indexed with --corpus PATH and --sae DIR.")
+        raise UsageError("the store holds no texts: give the indexed documents with --corpus PATH, and --sae DIR.")
     from sae_steer_retriever.labelling.measured_tries import measured_tries
 
     found = measured_tries(
@@ -108,12 +102,12 @@ def _check(arguments: argparse.Namespace) -> None:
     if bool(arguments.name) == arguments.all:
         raise UsageError("whose tries? Give ids or names of features, or --all for every named one, not both.")
     if arguments.limit is not None and not arguments.all:
-        raise UsageError("--limit goes with --all: the features that are named are all read.")
+        raise UsageError("--limit goes with --all: features given by name are all read.")
     check_source(arguments)
     if arguments.corpus is None and arguments.store is None:
-        raise UsageError("tries are made of passages: give --corpus PATH, or --store DIR, that holds them.")
+        raise UsageError("tries are made from passages: give --corpus PATH, or --store DIR.")
     if arguments.picture is not None:
-        # Not after minutes of work.
+        # Checked now, not after minutes of work.
         if importlib.util.find_spec("matplotlib") is None:
             raise MissingExtraError("drawing a trie", "evaluate")
         make_folder(arguments.picture, "--picture")
@@ -124,13 +118,12 @@ def _require_evidence(opened: OpenedCatalog) -> None:
 
     if not (opened.folder / EVIDENCE_FILE).is_file():
         raise UsageError(
-            f"--save: {opened.folder} holds no {EVIDENCE_FILE} to keep tries in: make it with "
+            f"--save: {opened.folder} has no {EVIDENCE_FILE} to save tries in: create it with "
             "`sae-steer features label`."
         )
 
 
 def _features(arguments: argparse.Namespace, opened: OpenedCatalog, embedder: Callable[[], Embedder]) -> list[int]:
-    """The features that are meant, each once."""
     from sae_steer_retriever.features.names import feature_id
     from sae_steer_retriever.features.text_reading import read_concept
 
@@ -152,7 +145,6 @@ def _features(arguments: argparse.Namespace, opened: OpenedCatalog, embedder: Ca
 
 
 def _draw(found: Mapping[int, MeasuredTrie], catalog: FeatureCatalog, folder: Path) -> dict[int, Path]:
-    """A picture of each trie that has words."""
     from sae_steer_retriever.labelling.trie_picture import draw_trie
 
     return {
@@ -163,7 +155,7 @@ def _draw(found: Mapping[int, MeasuredTrie], catalog: FeatureCatalog, folder: Pa
 
 
 def _save(found: Mapping[int, MeasuredTrie], opened: OpenedCatalog) -> list[int]:
-    """Put the tries into the SAE's evidence; which ones."""
+    """Saves the tries in the SAE's evidence; returns the features saved."""
     from sae_steer_retriever.features.evidence import read_evidence, write_evidence
 
     evidence = read_evidence(opened.folder, opened.sae.fingerprint)
@@ -174,7 +166,7 @@ def _save(found: Mapping[int, MeasuredTrie], opened: OpenedCatalog) -> list[int]
             evidence[feature] = dataclasses.replace(evidence[feature], trie=trie)
             saved += [feature] if trie else []
         elif one.trie.roots:
-            logger.warning("#%d has no evidence to keep its trie in: no passage had it when it was labelled", feature)
+            logger.warning("the trie of #%d is not saved: no passage had the feature when it was labelled", feature)
     write_evidence(opened.folder, evidence, opened.sae.fingerprint)
     return saved
 
@@ -190,8 +182,8 @@ def _trees(found: Mapping[int, MeasuredTrie], catalog: FeatureCatalog) -> list[s
 
 def _empty(one: MeasuredTrie) -> str:
     if not one.made_of:
-        return "no passage that it could be made of has the feature"
-    return "no few words of any passage carry the feature"
+        return "no passage to make it from has the feature"
+    return "in no passage do a few words activate the feature"
 
 
 def _measured(one: MeasuredTrie) -> str:
@@ -202,7 +194,6 @@ def _measured(one: MeasuredTrie) -> str:
 
 
 def _table(found: Mapping[int, MeasuredTrie], catalog: FeatureCatalog) -> list[str]:
-    """A line a trie, after the medians."""
     precision, recall = (
         _median(getattr(one.score, which) for one in found.values()) for which in ("precision", "recall")
     )

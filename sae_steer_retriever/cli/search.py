@@ -1,95 +1,86 @@
-"""`sae-steer search`: ranked passages, before and after steering, and why."""
+"""`sae-steer search`: ranked passages with and without steering, and explanations."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_steer_retriever.cli.outcome import Outcome, UsageError
-from sae_steer_retriever.cli.runner import add_common_arguments, count
-from sae_steer_retriever.cli.store_options import add_sae_argument, add_store_arguments, require_collection, sae_of
+from sae_steer_retriever.cli.runner import Outcome, UsageError, add_common_arguments, count
+from sae_steer_retriever.cli.store_options import add_sae_argument, add_store_arguments, open_retriever
 from sae_steer_retriever.errors import SteeringError
 
 if TYPE_CHECKING:
     from sae_steer_retriever.explain.explanation import Explanation
+    from sae_steer_retriever.explain.hits import Hit
     from sae_steer_retriever.features.catalog import FeatureCatalog
-    from sae_steer_retriever.retriever import Hit
-    from sae_steer_retriever.steering.operations import Always, Operation
-    from sae_steer_retriever.steering.policy import Edit, Steering
+    from sae_steer_retriever.steering.edit import Edit
+    from sae_steer_retriever.steering.operations import BasicOperation, Operation
+    from sae_steer_retriever.steering.policy import Steering
 
 SUMMARY = "search a store, steered by named features"
-# Those of `retriever.SPACES` and `steering.SIDES`, which cost an import of PyTorch.
+# Equal to SPACES and SIDES of the library, whose import loads PyTorch.
 SPACE_CHOICES = ("original", "reconstructed", "latent")
 SIDE_CHOICES = ("query", "document", "both")
-_SHOWN_CHARACTERS = 240
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
-    parser.add_argument("query", metavar="QUESTION", help="the question")
+    """Adds the options."""
+    add = parser.add_argument
+    add("query", metavar="QUESTION", help="the question")
     add_store_arguments(parser)
     add_sae_argument(parser)
-    parser.add_argument(
+    add(
         "--steer",
         action="append",
         default=[],
         metavar="NAME=+0.5",
-        help="feature (label, keyword, free text or id) and strength, or NAME=suppress, NAME=clamp:1.0, NAME=scale:2, "
-        "NAME=raw:0.5; 'NAME=+0.5 when OTHER>0.3' is for queries that have another feature; may be given several times",
+        help="a feature (label, keyword, free text or id) and its strength, or an operation: NAME=suppress, "
+        "NAME=clamp:1.0, NAME=scale:2, NAME=raw:0.5; with a condition on the query's features: "
+        "'NAME=+0.5 when OTHER>0.3'; repeat it for several features",
     )
-    parser.add_argument(
-        "--policy", metavar="FILE", help="steering saved before; --steer is laid over it, and NAME=0 takes from it"
+    add(
+        "--policy",
+        metavar="FILE",
+        help="a saved steering; --steer adds to it or replaces its edits, NAME=0 removes one",
     )
-    parser.add_argument("--save-policy", metavar="FILE", help="save the steering of this search, the policy's included")
-    parser.add_argument("-k", type=count, default=4, metavar="N", help="how many passages (default: 4)")
-    parser.add_argument(
-        "--explain", action="store_true", help="show what each score is made of: features, bias and unexplained rest"
-    )
-    parser.add_argument(
+    add("--save-policy", metavar="FILE", help="save the steering of this search, with the policy's")
+    add("-k", type=count, default=4, metavar="N", help="number of passages (default: 4)")
+    add("--explain", action="store_true", help="show the parts of each score: features, bias and residual")
+    add(
         "--space",
         choices=SPACE_CHOICES,
         default="original",
-        help="search the documents' own embeddings, their reconstructions, or their codes (default: original)",
+        help="search the original embeddings, the reconstructed ones, or the codes (default: original)",
     )
-    parser.add_argument(
+    add(
         "--side",
         choices=SIDE_CHOICES,
-        help="what a strength acts on: query tilts it, document rewards passages with the feature, both "
-        "(default: both; in the other spaces query)",
+        help="what a strength changes: query shifts the query, document boosts passages that have the feature "
+        "(default: both; query in the other spaces)",
     )
-    parser.add_argument(
-        "--fetch-k", type=count, metavar="N", help="candidates before re-ranking (default: 100, or 4 k if that is more)"
-    )
-    parser.add_argument(
-        "--where", type=_filter, metavar="JSON", help="""Chroma's metadata filter, e.g. '{"source": "a.md"}'"""
-    )
+    add("--fetch-k", type=count, metavar="N", help="candidates before re-ranking (default: the larger of 100 and 4 k)")
+    add("--where", type=_filter, metavar="JSON", help="""metadata filter of Chroma, e.g. '{"source": "a.md"}'""")
     add_common_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Search.
+    """Returns the hits, with and without steering.
 
     Raises:
-        UsageError: The store, the collection, the SAE or the policy is not there, or a strength is malformed.
-        SAESteerError: A name means no feature, the parts do not belong together, or the store does not answer.
+        UsageError: The store, the collection, the SAE or the policy does not exist, or a strength is malformed.
+        SAESteerError: No feature has the name, the SAE and the store do not belong together, or the store does not
+            answer.
     """
     if not arguments.query.strip():
         raise UsageError("the question is empty.")
     steer = steer_of(arguments.steer)
     if arguments.save_policy is not None and not (steer or arguments.policy):
-        raise UsageError("--save-policy has nothing to save: give --steer, or --policy.")
-    policy = _policy(arguments.policy)
+        raise UsageError("--save-policy has nothing to save: give --steer or --policy.")
     from sae_steer_retriever.explain.explanation import Explanation
-    from sae_steer_retriever.retriever import SteeredRetriever
 
-    client = arguments.store.connect(create=False)
-    require_collection(client, arguments.store, arguments.collection)
-    sae = sae_of(arguments.sae, client, arguments.collection)
-    retriever = SteeredRetriever.open(
-        sae, client=client, collection=arguments.collection, create=False, steering=policy
-    )
+    retriever = open_retriever(arguments)
     steering = retriever.resolve(steer or None, side=arguments.side, space=arguments.space)
     if arguments.save_policy is not None:
         steering.save(arguments.save_policy)
@@ -100,7 +91,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         "fetch_k": arguments.fetch_k,
         "embedding": retriever.embedder.embed_queries([arguments.query])[0],
     }
-    applied = retriever.applied(steering, arguments.query, embedding=options["embedding"])
+    applied = retriever.active_edits(steering, arguments.query, embedding=options["embedding"])
     hits = retriever.search(arguments.query, steer=steering, explain=arguments.explain, **options)
     before = retriever.search(arguments.query, steer={}, explain=False, **options) if applied.edits else []
     kept = {hit.id for hit in hits}
@@ -129,19 +120,16 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 
 def steer_of(given: list[str]) -> dict[str, float | Operation]:
-    """What `--steer` asks for, checked before anything is loaded.
-
-    Args:
-        given: "NAME=VALUE" or "NAME=VALUE when OTHER>UNITS" each; NAME may hold a "=" itself.
+    """Returns the steering of texts "NAME=VALUE" or "NAME=VALUE when OTHER>UNITS"; NAME may contain "=".
 
     Raises:
-        UsageError: One is malformed, names a feature twice, or has a strength that no steering may have.
+        UsageError: A text is malformed, a feature is named twice, or a strength is out of range.
     """
     if not given:
         return {}
-    from sae_steer_retriever.steering.policy import AddRaw, Clamp, Scale, Suppress, When, parse
+    from sae_steer_retriever.steering.operations import OPERATIONS, Add, When, make_operation
+    from sae_steer_retriever.steering.policy import parse
 
-    operations: dict[str, type[AddRaw | Clamp | Scale]] = {"raw": AddRaw, "clamp": Clamp, "scale": Scale}
     steer: dict[str, float | Operation] = {}
     for text in given:
         name, equals, value = text.rpartition("=")
@@ -154,18 +142,17 @@ def steer_of(given: list[str]) -> dict[str, float | Operation]:
             raise UsageError(f"--steer names {name!r} twice: give it one strength.")
         operation, colon, amount = value.casefold().partition(":")
         try:
-            asked: Always | float
-            if operation == "suppress" and not colon:
-                asked = Suppress()
-            elif operation in operations and colon:
-                asked = operations[operation](float(amount))
-            else:
+            asked: BasicOperation | float
+            kind = OPERATIONS.get(operation)
+            if kind is None or kind is Add or bool(dataclasses.fields(kind)) != bool(colon):
                 asked = float(value)
+            else:
+                asked = make_operation(operation, float(amount or 0))
             steer[name] = When(other.strip(), float(above), asked) if conditional else asked
         except ValueError:
             raise UsageError(
                 f"--steer {text!r}: {value + conditional + condition!r} is no strength; expected a number such as +0.5 "
-                "or -1, suppress, clamp:1.0, scale:2 or raw:0.5; after it perhaps a condition such as "
+                "or -1, or suppress, clamp:1.0, scale:2 or raw:0.5, with or without a condition such as "
                 "' when employment>0.3'."
             ) from None
     try:
@@ -173,17 +160,6 @@ def steer_of(given: list[str]) -> dict[str, float | Operation]:
     except SteeringError as error:
         raise UsageError(f"--steer: {error}") from error
     return steer
-
-
-def _policy(path: str | None) -> Steering | None:
-    """A steering saved before, read before anything is opened."""
-    if path is None:
-        return None
-    from sae_steer_retriever.steering.policy import Steering
-
-    if not Path(path).is_file():
-        raise UsageError(f"--policy {path!r}: no such file; --save-policy writes one.")
-    return Steering.load(path)
 
 
 def _filter(text: str) -> dict[str, Any]:
@@ -208,11 +184,11 @@ def _steering_lines(steering: Steering, catalog: FeatureCatalog, applied: Steeri
 
 
 def _hit_lines(rank: int, hit: Hit, why: Explanation | None, *, steered: bool) -> list[str]:
+    from sae_steer_retriever.explain.text import excerpt
+
     moved = f"  {_movement(rank, hit)}" if steered else ""
     lines = [f"{rank:>3}  {hit.score:.3f}{moved}  {hit.id}"]
-    text = " ".join(hit.text.split())
-    if len(text) > _SHOWN_CHARACTERS:
-        text = text[: _SHOWN_CHARACTERS - 1].rstrip() + "…"
+    text = excerpt(hit.text)
     if text:
         lines.append(f"     {text}")
     if why is not None:
@@ -221,7 +197,7 @@ def _hit_lines(rank: int, hit: Hit, why: Explanation | None, *, steered: bool) -
 
 
 def _movement(rank: int, hit: Hit) -> str:
-    """The rank before, in words too: not every console has arrows."""
+    """Returns the change of rank, in words too: some consoles have no arrows."""
     if hit.base_rank is None:
         return "new"
     steps = hit.base_rank - rank

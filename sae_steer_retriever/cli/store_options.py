@@ -1,4 +1,4 @@
-"""Where the store and the SAE of a command are, and where it writes to."""
+"""The options for a store, its collection, its SAE, and an output folder."""
 
 from __future__ import annotations
 
@@ -8,38 +8,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from sae_steer_retriever.cli.outcome import UsageError
+from sae_steer_retriever.cli.runner import UsageError
 from sae_steer_retriever.errors import nearest_names
+from sae_steer_retriever.store.connection import DATABASE, connect, translated
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
+    from sae_steer_retriever.retriever import SteeredRetriever
+
 DEFAULT_STORE = "./chroma"
 DEFAULT_COLLECTION = "docs"
 _DEFAULT_PORT = 8000
-# What an embedded Chroma keeps in its folder.
-_DATABASE = "chroma.sqlite3"
 
 
 class StoreLocation(NamedTuple):
-    """A folder of an embedded Chroma, or a Chroma server.
+    """A folder of an embedded Chroma, or a Chroma server."""
 
-    Attributes:
-        folder: The folder, or None for a server.
-        host: The server's host, or None for a folder.
-        port: The server's port.
-    """
-
-    folder: Path | None
-    host: str | None = None
-    port: int = _DEFAULT_PORT
+    folder: Path | None  # the folder, or None for a server
+    host: str | None = None  # the server's host, or None for a folder
+    port: int = _DEFAULT_PORT  # the server's port
 
     @classmethod
     def parse(cls, text: str) -> StoreLocation:
-        """Read "./folder" or "http://host:port".
+        """Returns the location "./folder" or "http://host:port".
 
         Raises:
-            argparse.ArgumentTypeError: It is an address, but not of that form.
+            argparse.ArgumentTypeError: The text is another kind of address.
         """
         if "://" not in text:
             return cls(Path(text).expanduser())
@@ -53,31 +48,26 @@ class StoreLocation(NamedTuple):
         return cls(None, address.hostname, port)
 
     def __str__(self) -> str:
-        """As it was given."""
+        """The location as it was given."""
         return f"http://{self.host}:{self.port}" if self.folder is None else str(self.folder)
 
     def connect(self, *, create: bool) -> ClientAPI:
-        """A Chroma client.
-
-        Args:
-            create: Whether a folder that is no store yet becomes one.
+        """Returns a Chroma client; with `create` also for a folder that has no store yet.
 
         Raises:
-            UsageError: The folder is no store, and must be one.
+            UsageError: The folder has no store, and `create` is False.
             StoreError: The server does not answer, or the folder cannot be used.
         """
-        from sae_steer_retriever.store.connection import connect
-
-        if self.folder is not None and not create and not (self.folder / _DATABASE).is_file():
+        if self.folder is not None and not create and not (self.folder / DATABASE).is_file():
             raise UsageError(
-                f"no store in {self.folder}: make one with `sae-steer index`, or give the folder (or http://host:port) "
-                "of the one you mean with --store."
+                f"no store in {self.folder}: create one with `sae-steer index`, or give another folder or "
+                "http://host:port with --store."
             )
         return connect(path=self.folder, host=self.host, port=self.port)
 
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--store` and `--collection`."""
+    """Adds `--store` and `--collection`."""
     parser.add_argument(
         "--store",
         type=StoreLocation.parse,
@@ -85,31 +75,26 @@ def add_store_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR|http://HOST:PORT",
         help=f"folder of an embedded Chroma, or a Chroma server (default: {DEFAULT_STORE})",
     )
-    parser.add_argument(
-        "--collection",
-        default=DEFAULT_COLLECTION,
-        metavar="NAME",
-        help=f"name of the documents collection (default: {DEFAULT_COLLECTION})",
-    )
+    what = f"name of the documents collection (default: {DEFAULT_COLLECTION})"
+    parser.add_argument("--collection", default=DEFAULT_COLLECTION, metavar="NAME", help=what)
 
 
 def add_sae_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--sae`, for the commands that open a store."""
+    """Adds `--sae`, for the commands that open a store."""
     parser.add_argument(
         "--sae",
         metavar="DIR|NAME",
-        help="the SAE: a folder, a hub id, or the name of one that ships (default: the one that the collection was "
-        "indexed with, else the one that ships for its encoder)",
+        help="the SAE: a folder, a hub id, or the name of a bundled SAE (default: the SAE that the collection was "
+        "indexed with, else the bundled SAE for its encoder)",
     )
 
 
 def require_collection(client: ClientAPI, location: StoreLocation, name: str) -> None:
-    """Refuse a collection that is not there, before anything is made or loaded.
+    """Refuses a missing collection before anything is created or loaded.
 
     Raises:
-        UsageError: There is none of that name; those there are, are named.
+        UsageError: There is no such collection; the message names the existing ones.
     """
-    from sae_steer_retriever.store.connection import translated
     from sae_steer_retriever.store.sidecar import SUFFIX
 
     with translated(f"reading {location}"):
@@ -119,23 +104,45 @@ def require_collection(client: ClientAPI, location: StoreLocation, name: str) ->
     others = sorted(other for other in names if not other.endswith(SUFFIX))
     shown = nearest_names(name, others) or others[:5]
     there = f"it has {', '.join(map(repr, shown))}" if shown else "it has none"
-    raise UsageError(f"no collection {name!r} in {location}: {there}; --collection names one.")
+    raise UsageError(f"no collection {name!r} in {location}: {there}; choose one with --collection.")
+
+
+def open_retriever(arguments: argparse.Namespace) -> SteeredRetriever:
+    """Returns a retriever over the store that the options name, steered by `--policy`.
+
+    Raises:
+        UsageError: The store, the collection, the SAE or the policy does not exist.
+        SAESteerError: The SAE does not fit the store, the policy is damaged, or the store does not answer.
+    """
+    policy = arguments.policy
+    if policy is not None and not Path(policy).is_file():
+        raise UsageError(f"--policy {policy!r}: no such file; `sae-steer search --save-policy FILE` writes one.")
+    from sae_steer_retriever.retriever import SteeredRetriever
+    from sae_steer_retriever.steering.policy import Steering
+
+    steering = None if policy is None else Steering.load(policy)
+    client, sae = open_store(arguments)
+    return SteeredRetriever.open(sae, client=client, collection=arguments.collection, create=False, steering=steering)
+
+
+def open_store(arguments: argparse.Namespace) -> tuple[ClientAPI, str]:
+    """Returns a client of the existing store that the options name, and the location of its SAE.
+
+    Raises:
+        UsageError: The store or the collection does not exist, or the recorded SAE is gone.
+        SAESteerError: The store does not answer, or no SAE is given, recorded or bundled.
+    """
+    client = arguments.store.connect(create=False)
+    require_collection(client, arguments.store, arguments.collection)
+    return client, sae_of(arguments.sae, client, arguments.collection)
 
 
 def sae_of(given: str | None, client: ClientAPI, collection: str) -> str:
-    """The SAE to use: the one given, else the one that the store was indexed with, else the one that ships.
-
-    Args:
-        given: `--sae`.
-        client: The store.
-        collection: Name of the documents collection.
-
-    Returns:
-        A folder or a hub id.
+    """Returns the location of the SAE: the given one, else the recorded one, else the bundled one.
 
     Raises:
-        UsageError: None was given, and the one that the store names is not there.
-        ArtifactError: None was given, the store names none, and none ships for its encoder.
+        UsageError: No SAE was given, and the recorded folder is gone.
+        ArtifactError: No SAE was given or recorded, and none is bundled for the encoder.
     """
     from sae_steer_retriever.store.recorded_sae import default_sae
 
@@ -144,21 +151,27 @@ def sae_of(given: str | None, client: ClientAPI, collection: str) -> str:
     recorded = default_sae(client, collection)
     if Path(recorded).is_absolute() and not Path(recorded).is_dir():
         raise UsageError(
-            f"collection {collection!r} was indexed with the SAE of {recorded}, which is gone: name its new folder "
+            f"collection {collection!r} was indexed with the SAE in {recorded}, which is gone: give its new folder "
             "with --sae."
         )
     return recorded
 
 
-def make_folder(folder: Path, option: str) -> None:
-    """See to it before anything is measured that there is a place to write what is found.
-
-    Args:
-        folder: Is made if it is not there.
-        option: That names it, for the error: "--output".
+def require_path(option: str, path: Path | None) -> None:
+    """Refuses a missing file or folder that an option such as "--corpus" names.
 
     Raises:
-        UsageError: It cannot be made, or not be written to.
+        UsageError: There is no such file or folder.
+    """
+    if path is not None and not path.exists():
+        raise UsageError(f"{option}: no such file or folder: {path}")
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Creates the output folder that an option such as "--output" names, before the work starts.
+
+    Raises:
+        UsageError: The folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,9 @@
-"""From the bytes of a file to text: byte order marks, UTF-8, older encodings, and a plain refusal of binary files."""
+"""From the bytes of a file to text: byte order marks, UTF-8, older encodings, and the refusal of binary files."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from sae_steer_retriever.errors import CorpusError
 
@@ -18,18 +17,11 @@ _BYTE_ORDER_MARKS = (
 
 
 class UnreadableFileError(CorpusError):
-    """One file gives no text. In a folder it is skipped and the message is the reason; alone it is an error."""
-
-
-class DecodedText(NamedTuple):
-    """The text of a file and, where its encoding had to be guessed, a sentence that says so."""
-
-    text: str
-    note: str = ""
+    """One file gives no text. In a folder the file is skipped and the message is the reason."""
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file.
+    """Returns the content of a file.
 
     Raises:
         UnreadableFileError: It cannot be opened.
@@ -40,23 +32,19 @@ def read_bytes(path: Path) -> bytes:
         raise UnreadableFileError(f"it cannot be opened: {error.strerror or error}") from error
 
 
-def decode_text(data: bytes, *, declared_in_html: bool = False) -> DecodedText:
-    """Decode a file: by its byte order mark, else as UTF-8, else (with a note) as cp1252 or latin-1.
+def decode_text(data: bytes, *, declared_in_html: bool = False) -> tuple[str, str]:
+    """Returns the text of a file, and a note if its encoding was guessed ("" if not).
 
-    Args:
-        data: The content of the file.
-        declared_in_html: Whether to honour a `charset=` near the beginning of what is not UTF-8.
-
-    Returns:
-        The text with plain newlines, and a note where the encoding was guessed.
+    The text is decoded by its byte order mark, else as UTF-8, else, if `declared_in_html`, by a `charset=` near the
+    beginning, else as cp1252 or latin-1.
 
     Raises:
-        UnreadableFileError: The content is binary (NUL bytes outside UTF-16 and UTF-32).
+        UnreadableFileError: The content is binary: it has NUL bytes and is neither UTF-16 nor UTF-32.
     """
     for mark, encoding in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
             try:
-                return DecodedText(clean_text(data.decode(encoding)))
+                return clean_text(data.decode(encoding)), ""
             except UnicodeDecodeError as error:
                 if encoding != "utf-8-sig":
                     raise UnreadableFileError(
@@ -65,29 +53,22 @@ def decode_text(data: bytes, *, declared_in_html: bool = False) -> DecodedText:
     if b"\0" in data:
         raise UnreadableFileError("it is a binary file (it contains NUL bytes)")
     try:
-        return DecodedText(clean_text(data.decode("utf-8")))
+        return clean_text(data.decode("utf-8")), ""
     except UnicodeDecodeError as error:
-        bad_byte, offset = data[error.start], error.start
-    candidates = ["cp1252", "latin-1"]
-    if declared_in_html and (declared := re.search(rb"charset=[\"']?([\w.:-]+)", data[:4096], re.IGNORECASE)):
-        candidates.insert(0, declared[1].decode("ascii", "replace"))
-    for encoding in candidates:
+        reason = f"not UTF-8 (byte 0x{data[error.start]:02x} at offset {error.start})"
+    declared = re.search(rb"charset=[\"']?([\w.:-]+)", data[:4096], re.IGNORECASE) if declared_in_html else None
+    for encoding in (declared[1].decode("ascii", "replace") if declared else "cp1252", "cp1252", "latin-1"):
         try:
             text = data.decode(encoding)
-        except (UnicodeDecodeError, LookupError):
+            break
+        except (UnicodeDecodeError, LookupError):  # never with latin-1
             continue
-        return DecodedText(
-            clean_text(text), f"read as {encoding}: not UTF-8 (byte 0x{bad_byte:02x} at offset {offset})"
-        )
-    raise AssertionError("latin-1 decodes every byte")
+    return clean_text(text), f"read as {encoding}: {reason}"
 
 
 def clean_text(text: str) -> str:
-    """Text that every tokenizer and store accepts: plain newlines, no NUL, no lone surrogates."""
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if "\0" in text:
-        text = text.replace("\0", "")
+    """Returns a text that every tokenizer and store accepts: plain newlines, no NUL, no lone surrogates."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

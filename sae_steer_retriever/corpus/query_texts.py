@@ -1,7 +1,7 @@
-"""Short query-like texts: made of the passages themselves (titles, sentences), or read from a file of real queries.
+"""Query-like texts: titles and sentences of the passages, or real queries from a file.
 
-A dictionary that has only seen passages reconstructs short queries badly; titles and sentences of the same
-passages close most of that gap, and serve as the queries of the ranking loss where real ones are few.
+An SAE that is fitted to passages only reconstructs short queries badly. Titles and sentences of the same passages
+close most of that gap, and serve as queries of the ranking loss if there are few real ones.
 """
 
 from __future__ import annotations
@@ -9,25 +9,21 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from sae_steer_retriever.corpus.decoding import UnreadableFileError
+from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.corpus.rows import json_objects, read_text, text_field
 from sae_steer_retriever.errors import CorpusError
 
-if TYPE_CHECKING:
-    from sae_steer_retriever.corpus.read_corpus import Passage
-
-SHORTEST_SENTENCE, LONGEST_SENTENCE = 20, 300
-"""Characters of the sentences that are used."""
-
+# Lengths in characters.
+_SHORTEST_SENTENCE, _LONGEST_SENTENCE = 20, 300
 _SHORTEST_TITLE = 3
 _WINDOW = 150
 _WRAPPED_LINE = 45
 
-# A full stop after these ends no sentence; after the numbered ones it ends none when a digit follows.
+# A full stop after an abbreviation ends no sentence; after a numbered one it ends none if a digit follows.
 _ABBREVIATION = re.compile(
     r"adj|al|approx|assoc|aug|ave|ca|capt|cf|col|dec|dept|dr|eds?|e\.?g|est|feb|gen|gov|hon|i\.?e|jan|jr|lt|mr|mrs|ms|mt|"
     r"nov|oct|prof|rep|resp|rev|sen|sept?|sgt|sr|st|viz|vs"
@@ -40,7 +36,7 @@ _INITIALS = re.compile(r"[^\W\d_](?:[.-]{1,2}[^\W\d_])*")
 _BULLET = re.compile(r"\s*(?:[-*+•‣–]|\d{1,3}[.)]|\(?[a-z]\)|[>#]+)\s+")
 _LINK = re.compile(r"!?\[([^\[\]]{0,300})\]\((?=[^()\s]{0,1000}[/.#:])[^()\s]{0,1000}\)")
 _CODE = re.compile(
-    r"[{}]|;$|\(\)|==|:=|=>|->|::|&&|\|\||</\w|^\s*(?:\$ |>>> |import |from \w+ import |def |class \w+[(:])"
+    r"[{}]|;$|\(\)|==|:=|=>|->|::|&&|\|\||</\w|^\s*(?:\$ |>{3} |import |from \w+ import |def |class \w+[(:])"
 )
 _LETTER = re.compile(r"[^\W\d_]")
 _SYMBOL = re.compile(r"[^\w\s]|[\d_]")
@@ -48,17 +44,10 @@ _WIDE_GAP = re.compile(r"\S {3,}(?=\S)")
 _EMPHASIS = re.compile(r"\*\*|__")
 _LITERAL = re.compile(r"`([^`]*)`")
 _URL = re.compile(r"https?://\S+|www\.\S+")
-_FENCE = ("```", "~~~")
 
 
-@dataclass(frozen=True)
-class QueryText:
-    """A query-like text and the passage that it was taken from.
-
-    Attributes:
-        text: A title or a sentence.
-        passage_index: The position of its passage in the sequence that was given.
-    """
+class QueryText(NamedTuple):
+    """A title or sentence, and the position of its passage in the given sequence."""
 
     text: str
     passage_index: int
@@ -67,26 +56,21 @@ class QueryText:
 def query_texts(
     passages: Sequence[Passage], limit: int | None = None, seed: int = 0, *, per_passage: int = 4
 ) -> list[QueryText]:
-    """Take titles and sentences of passages as query-like texts.
+    """Returns titles and sentences of passages as query-like texts, in the order of the passages.
 
-    Of each passage the title comes first, then sentences of 20 to 300 characters that are prose (no code, no table
-    rows), drawn at random when there are more than wanted. No text is given twice, letter case aside. A passage
-    that has neither title nor sentence (text without punctuation) gives stretches of up to 150 characters.
+    A passage gives its title, then sentences of 20 to 300 characters that are prose (no code, no table rows), drawn at
+    random if there are too many. No text is returned twice, letter case aside. A passage that has neither a title nor
+    sentences (text without punctuation) gives windows of up to 150 characters.
 
-    Args:
-        passages: The passages.
-        limit: Most texts altogether; a seeded sample of them is taken when there are more. None: no limit.
-        seed: Seed of every random choice. What is drawn of one passage does not depend on the others.
-        per_passage: Most texts of one passage, its title included.
-
-    Returns:
-        The texts, in the order of their passages.
+    `per_passage` limits the texts of one passage, its title included, and `limit` all texts: if there are more, they
+    are a seeded sample. The texts drawn from one passage do not depend on the others.
     """
-    found: list[QueryText] = []
     seen: set[str] = set()
-    for index, passage in enumerate(passages):
-        for text in _passage_texts(passage, per_passage, seed, seen):
-            found.append(QueryText(text, index))
+    found = [
+        QueryText(text, index)
+        for index, passage in enumerate(passages)
+        for text in _passage_texts(passage, per_passage, seed, seen)
+    ]
     if limit is None or len(found) <= limit:
         return found
     chosen = random.Random(seed).sample(range(len(found)), max(limit, 0))
@@ -94,10 +78,7 @@ def query_texts(
 
 
 def read_queries(file: str | Path) -> list[str]:
-    """Read real queries: one a line of a text file, or `text` or `query` of each line of a .jsonl or .jsonl.gz file.
-
-    Returns:
-        The queries in order; blank ones and repetitions are left out.
+    """Returns real queries in order, each once: the lines of a text file, or `text` or `query` of .jsonl[.gz] rows.
 
     Raises:
         CorpusError: The file is missing, unreadable or malformed, or holds no query.
@@ -121,10 +102,10 @@ def read_queries(file: str | Path) -> list[str]:
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Split running text into its sentences.
+    """Yields the sentences of running text.
 
-    A full stop ends none after abbreviations ("et al.", "Fig. 2"), initials ("J. Smith", "U.S. troops") and inside
-    numbers, nor before a lower-case letter, unless the whole text is lower case.
+    A full stop ends no sentence after abbreviations ("et al.", "Fig. 2") and initials ("J. Smith", "U.S. troops"),
+    inside numbers, and before a lower-case letter unless the whole text is lower case.
     """
     only_lower_case = text == text.lower()
     start = 0
@@ -150,56 +131,53 @@ def _ends_sentence(text: str, end: re.Match[str], *, only_lower_case: bool) -> b
 
 
 def _passage_texts(passage: Passage, most: int, seed: int, seen: set[str]) -> list[str]:
-    """Texts of one passage, whose normalised forms are added to `seen`."""
+    """Returns texts of one passage and adds their normalised forms to `seen`."""
 
-    def is_new(text: str) -> bool:
-        return " ".join(text.casefold().split()) not in seen
+    def key(text: str) -> str:
+        return " ".join(text.casefold().split())
 
     title = " ".join(passage.title.split())
-    has_title = _SHORTEST_TITLE <= len(title) <= LONGEST_SENTENCE and bool(_LETTER.search(title))
-    body = passage.text
-    if passage.title and body.startswith(passage.title):
-        body = body[len(passage.title) :]
-    paragraphs = list(_paragraphs(body))
+    has_title = _SHORTEST_TITLE <= len(title) <= _LONGEST_SENTENCE and bool(_LETTER.search(title))
+    paragraphs = list(_paragraphs(passage.text.removeprefix(passage.title)))
     candidates = [
         sentence
         for paragraph in paragraphs
-        if len(paragraph) >= SHORTEST_SENTENCE
+        if len(paragraph) >= _SHORTEST_SENTENCE
         for sentence in sentences(paragraph)
         if _is_sentence(sentence) and _is_prose(sentence)
     ]
     if not candidates and not has_title:
         candidates = [window for paragraph in paragraphs for window in _windows(paragraph) if _is_prose(window)]
-    candidates = [text for text in dict.fromkeys(candidates) if is_new(text)]
-    texts = [title] if has_title and most > 0 and is_new(title) else []
+    candidates = [text for text in dict.fromkeys(candidates) if key(text) not in seen]
+    texts = [title] if has_title and most > 0 and key(title) not in seen else []
     wanted = most - len(texts)
     if len(candidates) > wanted:
         chosen = random.Random(f"{seed}:{passage.id}").sample(range(len(candidates)), max(wanted, 0))
         candidates = [candidates[position] for position in sorted(chosen)]
     for text in candidates:
-        if is_new(text):
-            seen.add(" ".join(text.casefold().split()))
+        if key(text) not in seen:
+            seen.add(key(text))
             texts.append(text)
     if texts and has_title:
-        seen.add(" ".join(title.casefold().split()))
+        seen.add(key(title))
     return texts
 
 
 def _is_sentence(text: str) -> bool:
-    # Long text without any full stop is no sentence, but text whose punctuation is gone.
-    longest = LONGEST_SENTENCE if _SENTENCE_MARK.search(text) else _WINDOW
-    return SHORTEST_SENTENCE <= len(text) <= longest
+    # Long text without a full stop is text that has lost its punctuation.
+    longest = _LONGEST_SENTENCE if _SENTENCE_MARK.search(text) else _WINDOW
+    return _SHORTEST_SENTENCE <= len(text) <= longest
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Running text without the marks of lists, links and emphasis; code and table lines are left out."""
+    """Yields running text without the marks of lists, links and emphasis, and without lines of code and tables."""
     gathered: list[str] = []
     in_fence = False
     for line in [*text.split("\n"), ""]:
         stripped = line.strip()
-        if stripped.startswith(_FENCE):
-            in_fence = not in_fence
-        is_text = bool(stripped) and not in_fence and not stripped.startswith(_FENCE) and not _is_code_or_table(line)
+        is_fence = stripped.startswith(("```", "~~~"))
+        in_fence ^= is_fence
+        is_text = bool(stripped) and not in_fence and not is_fence and not _is_code_or_table(line)
         begins = not is_text or _BULLET.match(line) or (gathered and len(gathered[-1]) < _WRAPPED_LINE)
         if begins and gathered:
             yield " ".join(gathered)
@@ -225,7 +203,7 @@ def _is_code_or_table(line: str) -> bool:
 
 def _is_prose(text: str) -> bool:
     plain = _URL.sub("", text)
-    if len(plain) < SHORTEST_SENTENCE or not _LETTER.search(plain):
+    if len(plain) < _SHORTEST_SENTENCE or not _LETTER.search(plain):
         return False
     if len(_SYMBOL.findall(plain)) > 0.25 * len(plain) or len(_CODE.findall(plain)) >= 2 or plain.count("|") >= 2:
         return False
@@ -234,7 +212,7 @@ def _is_prose(text: str) -> bool:
 
 
 def _windows(paragraph: str) -> Iterator[str]:
-    """Stretches of whole words of a text that has no sentences."""
+    """Yields windows of whole words of a text that has no sentences."""
     words: list[str] = []
     length = 0
     for word in paragraph.split():
@@ -244,5 +222,5 @@ def _windows(paragraph: str) -> Iterator[str]:
         if len(word) <= _WINDOW:
             words.append(word)
             length += len(word) + 1
-    if length > SHORTEST_SENTENCE:
+    if length > _SHORTEST_SENTENCE:
         yield " ".join(words)

@@ -1,14 +1,15 @@
-"""Reading a user's corpus: a file or a folder of text, Markdown, HTML, PDF, Word, JSON Lines and CSV files."""
+"""Reads a user's corpus: a file or a folder of text, Markdown, HTML, PDF, Word, JSON Lines and CSV files."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_steer_retriever.corpus.decoding import UnreadableFileError
 from sae_steer_retriever.corpus.documents import DOCUMENT_SUFFIXES, read_document
-from sae_steer_retriever.corpus.folders import files_below
+from sae_steer_retriever.corpus.passage import Corpus, Passage, Scalar
 from sae_steer_retriever.corpus.query_texts import read_queries
 from sae_steer_retriever.corpus.rows import ROW_SUFFIXES, Row, json_objects, read_rows, read_text, row_id, text_field
 from sae_steer_retriever.corpus.splitting import split_text
@@ -21,41 +22,6 @@ _SHORTEST_PASSAGE = 50
 _READ_IN_BEIR = ("corpus.jsonl", "corpus.jsonl.gz", "queries.jsonl", "queries.jsonl.gz")
 
 
-@dataclass(frozen=True)
-class Passage:
-    """One text to embed and to store.
-
-    Attributes:
-        id: Stable and unique in its corpus: the id of the row, or "relative/path.md#3".
-        text: The text, with its title ahead.
-        title: The nearest heading or the row's title, or "".
-        metadata: `source` (the file's path relative to the corpus, with "/"), `title` where there is one, `page` of
-            a PDF file, and the other scalar fields of a row; a row's own `source` wins.
-    """
-
-    id: str
-    text: str
-    title: str = ""
-    metadata: dict[str, str | int | float | bool] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """What was read, and what was not.
-
-    Attributes:
-        passages: In the order of their files' paths and of the text in them.
-        queries: Real queries: of the given file, and of the train judgements of a BEIR-layout folder.
-        skipped: (path relative to the corpus, reason) of files, and of rows of a file, that were left out.
-        notes: (path, what to know) of files that were read, but not quite as they are: a guessed encoding.
-    """
-
-    passages: list[Passage]
-    queries: list[str] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[tuple[str, str]] = field(default_factory=list)
-
-
 def read_corpus(
     path: str | os.PathLike[str],
     *,
@@ -63,15 +29,15 @@ def read_corpus(
     overlap: int = 0,
     queries: str | os.PathLike[str] | None = None,
 ) -> Corpus:
-    """Read a file or, with its subfolders, a folder.
+    """Returns the passages of a file or, with its subfolders, of a folder; at least one.
 
-    Documents (.txt, .md, .rst, .html, .htm, .pdf, .docx) are split into passages below their headings; the rows of
-    .jsonl, .jsonl.gz (`text`, and optionally `_id` or `id`, `title`) and .csv files (a column `text`, or the only
-    column) are passages, split only when longer than twice `passage_characters`. A folder that holds a
-    `corpus.jsonl[.gz]` is taken for a retrieval set in BEIR layout (Thakur et al. 2021): one passage a document,
-    never split, title + " " + text; the queries of `qrels/train.tsv`, and only those, are its queries.
+    Documents (.txt, .md, .rst, .html, .htm, .pdf, .docx) are split into passages below their headings. Each row of a
+    .jsonl or .jsonl.gz file (`text`, and optionally `_id` or `id`, `title`) or a .csv file (a column `text`, or the
+    only column) is a passage, split only if it is longer than twice `passage_characters`. A folder that holds a
+    `corpus.jsonl[.gz]` is a retrieval set in BEIR layout (Thakur et al. 2021): each document is one passage, title +
+    " " + text, and the queries of `qrels/train.tsv`, only those, are its queries.
 
-    Hidden files are passed over. In a folder a file that cannot be read is listed in `Corpus.skipped`.
+    Hidden files are left out. `Corpus.skipped` lists the files of a folder that cannot be read.
 
     Args:
         path: The file or folder.
@@ -79,13 +45,17 @@ def read_corpus(
         overlap: Characters that a passage repeats of the one before, as far as sentence boundaries allow.
         queries: A file of real queries, see `read_queries`.
 
-    Returns:
-        At least one passage.
-
     Raises:
         CorpusError: There is nothing to read, two rows have the same id, or a row is malformed.
         MissingExtraError: The corpus is one .pdf or .docx file and the extra `documents` is not installed; or a text
             has to be split and the extra `langchain` is not installed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from sae_steer_retriever.corpus.read_corpus import read_corpus
+        >>> _ = Path("handbook.txt").write_text("We refund within 14 days.")
+        >>> [(passage.id, passage.text) for passage in read_corpus("handbook.txt").passages]
+        [('handbook.txt#1', 'We refund within 14 days.')]
     """
     root = Path(path)
     if passage_characters < _SHORTEST_PASSAGE or not 0 <= overlap < passage_characters // 2:
@@ -95,89 +65,80 @@ def read_corpus(
         )
     if not root.exists():
         raise CorpusError(f"no such file or folder: {root}{_suggestion(root)}")
-    real_queries = read_queries(Path(queries)) if queries is not None else []
-    reader = _Reader(root, passage_characters, overlap)
-    if not root.is_dir():
-        reader.read_single_file(root)
-    elif beir := next((root / name for name in _READ_IN_BEIR[:2] if (root / name).is_file()), None):
-        reader.read_beir(beir)
-        real_queries += _beir_train_queries(root)
+    corpus = Corpus([], read_queries(Path(queries)) if queries is not None else [])
+    is_folder = root.is_dir()
+    reader = _Reader(root if is_folder else root.parent, passage_characters, overlap, corpus)
+    beir = next((root / name for name in _READ_IN_BEIR[:2] if (root / name).is_file()), None)
+    if is_folder and beir is None:
+        for file in _files_below(root, corpus.skipped):
+            reader.read_or_skip(file)
     else:
-        for file in files_below(root, reader.skipped):
-            reader.read_file(file)
-    if not reader.passages:
-        raise CorpusError(f"no text in {root}: {_why_nothing(reader.skipped)}")
-    return Corpus(reader.passages, real_queries, reader.skipped, reader.notes)
+        reader.read_alone(beir or root, is_beir=beir is not None)
+        corpus.queries.extend(_beir_train_queries(root) if beir else [])
+    if not corpus.passages:
+        raise CorpusError(f"no text in {root}: {_why_nothing(corpus.skipped)}")
+    return corpus
 
 
+@dataclass
 class _Reader:
-    """Gathers passages, and sees to it that no id occurs twice."""
+    """Gathers the passages of a corpus and refuses an id that occurs twice."""
 
-    def __init__(self, root: Path, passage_characters: int, overlap: int) -> None:
-        self.passages: list[Passage] = []
-        self.skipped: list[tuple[str, str]] = []
-        self.notes: list[tuple[str, str]] = []
-        self._root = root if root.is_dir() else root.parent
-        self._passage_characters = passage_characters
-        self._overlap = overlap
-        self._place_of_id: dict[str, tuple[str, int]] = {}
+    folder: Path
+    passage_characters: int
+    overlap: int
+    corpus: Corpus
+    place_of_id: dict[str, tuple[str, int]] = field(default_factory=dict)
 
-    def read_single_file(self, file: Path) -> None:
+    def read_alone(self, file: Path, *, is_beir: bool) -> None:
+        """Reads the only file of the corpus; a failure is an error."""
         if not _is_readable_kind(file):
             raise CorpusError(f"{file} is not of a kind that is read: expected {', '.join(SUFFIXES)}")
+        for other in sorted(self.folder.iterdir()) if is_beir else ():
+            if other.is_file() and _is_readable_kind(other) and other.name not in _READ_IN_BEIR:
+                self.corpus.skipped.append(
+                    (other.name, f"beside {file.name}, in a folder of BEIR layout, it is not read")
+                )
         try:
-            self._read(file, file.name)
+            self._read(file, file.name, is_beir=is_beir)
         except UnreadableFileError as error:
             raise CorpusError(f"cannot read {file}: {error}") from error
 
-    def read_file(self, file: Path) -> None:
-        source = file.relative_to(self._root).as_posix()
+    def read_or_skip(self, file: Path) -> None:
+        """Reads one file of a folder; a failure is listed in `skipped`."""
+        source = file.relative_to(self.folder).as_posix()
         if not _is_readable_kind(file):
-            self.skipped.append((source, f"files of the kind {file.suffix or '(no suffix)'} are not read"))
+            self.corpus.skipped.append((source, f"files of the kind {file.suffix or '(no suffix)'} are not read"))
             return
         try:
             self._read(file, source)
-        except UnreadableFileError as error:
-            self.skipped.append((source, str(error)))
-        except MissingExtraError as error:
-            if error.extra != "documents":
+        except (UnreadableFileError, MissingExtraError) as error:
+            if isinstance(error, MissingExtraError) and error.extra != "documents":
                 raise
-            self.skipped.append((source, str(error)))
+            self.corpus.skipped.append((source, str(error)))
 
-    def read_beir(self, file: Path) -> None:
-        for other in sorted(self._root.iterdir()):
-            if other.is_file() and _is_readable_kind(other) and other.name not in _READ_IN_BEIR:
-                self.skipped.append((other.name, f"beside {file.name}, in a folder of BEIR layout, it is not read"))
-        try:
-            self._read_rows(file, file.name, is_beir=True)
-        except UnreadableFileError as error:
-            raise CorpusError(f"cannot read {file}: {error}") from error
-
-    def _read(self, file: Path, source: str) -> None:
+    def _read(self, file: Path, source: str, *, is_beir: bool = False) -> None:
         if file.name.lower().endswith(ROW_SUFFIXES):
-            self._read_rows(file, source)
-        else:
-            self._read_document(file, source)
-
-    def _read_document(self, file: Path, source: str) -> None:
-        document = read_document(file)
-        if document.note:
-            self.notes.append((source, document.note))
+            self._read_rows(file, source, is_beir=is_beir)
+            return
+        sections, note = read_document(file)
+        if note:
+            self.corpus.notes.append((source, note))
         number = 0
-        for section in document.sections:
-            metadata: dict[str, str | int | float | bool] = {"source": source}
+        for section in sections:
+            metadata: dict[str, Scalar] = {"source": source}
             if section.title:
                 metadata["title"] = section.title
             if section.page is not None:
                 metadata["page"] = section.page
-            for text in self._split(section.text, section.heading, self._passage_characters):
+            for text in self._split(section.text, section.heading, self.passage_characters):
                 number += 1
                 self._add(Passage(f"{source}#{number}", text, section.title, metadata), source, number)
 
-    def _read_rows(self, file: Path, source: str, *, is_beir: bool = False) -> None:
+    def _read_rows(self, file: Path, source: str, *, is_beir: bool) -> None:
         rows, note = read_rows(file)
         if note:
-            self.notes.append((source, note))
+            self.corpus.notes.append((source, note))
         without_text: list[Row] = []
         count = 0
         for row in rows:
@@ -185,14 +146,14 @@ class _Reader:
             if not (row.text or (is_beir and row.title)):
                 without_text.append(row)
                 continue
-            metadata: dict[str, str | int | float | bool] = {"source": source, **row.metadata}
+            metadata: dict[str, Scalar] = {"source": source, **row.metadata}
             if row.title:
                 metadata["title"] = row.title
             passage_id = row.id if row.id is not None else f"{source}#{row.line}"
             if is_beir:
                 texts = [f"{row.title} {row.text}".strip()]
             else:
-                texts = self._split(row.text, row.title, 2 * self._passage_characters)
+                texts = self._split(row.text, row.title, 2 * self.passage_characters)
             for number, text in enumerate(texts, start=1):
                 part_id = passage_id if len(texts) == 1 else f"{passage_id}#{number}"
                 self._add(Passage(part_id, text, row.title, metadata), source, row.line)
@@ -203,25 +164,71 @@ class _Reader:
             raise UnreadableFileError(f"none of its {count} rows has a 'text' (a string); the fields are: {fields}")
         if without_text:
             rows_are = "1 row without text" if len(without_text) == 1 else f"{len(without_text)} rows without text"
-            self.skipped.append((source, f"{rows_are} (the first on line {without_text[0].line})"))
+            self.corpus.skipped.append((source, f"{rows_are} (the first on line {without_text[0].line})"))
 
     def _split(self, text: str, heading: str, longest_whole: int) -> list[str]:
-        """Split what is longer than `longest_whole` and put the heading ahead of every piece."""
-        room = self._passage_characters
+        """Splits a text that is longer than `longest_whole` and puts the heading before every piece."""
+        room = self.passage_characters
         if heading:
             room = max(room - len(heading) - 1, room // 2)
-        limit = longest_whole - (self._passage_characters - room)
-        pieces = [text.strip()] if len(text) <= limit else split_text(text, room, self._overlap)
+        limit = longest_whole - (self.passage_characters - room)
+        pieces = [text.strip()] if len(text) <= limit else split_text(text, room, self.overlap)
         return [_with_heading(piece, heading) for piece in pieces]
 
     def _add(self, passage: Passage, source: str, place: int) -> None:
-        if first := self._place_of_id.get(passage.id):
+        if first := self.place_of_id.get(passage.id):
             raise CorpusError(
                 f"two rows have the id {passage.id!r}: {first[0]}, line {first[1]} and {source}, line {place}; "
                 "ids must be unique (rows without an id get one)"
             )
-        self._place_of_id[passage.id] = (source, place)
-        self.passages.append(passage)
+        self.place_of_id[passage.id] = (source, place)
+        self.corpus.passages.append(passage)
+
+
+def _files_below(root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
+    """Yields the files of a folder and its subfolders, sorted by name, each once, without hidden ones.
+
+    Symbolic links are followed, except to a place that is read anyway. `skipped` gets a (path relative to `root`,
+    reason) for each link that is not followed, folder that cannot be opened and entry that is not a regular file.
+    """
+    real_root = root.resolve()
+    visited: set[Path] = set()
+
+    def is_read_anyway(target: Path) -> bool:
+        if real_root == target or target in real_root.parents:
+            return True
+        return target.is_relative_to(real_root) and not any(
+            part.startswith(".") for part in target.relative_to(real_root).parts
+        )
+
+    def walk(folder: Path) -> Iterator[Path]:
+        try:
+            entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+        except OSError as error:
+            skipped.append((folder.relative_to(root).as_posix(), f"the folder cannot be opened: {error.strerror}"))
+            return
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            name = entry.relative_to(root).as_posix()
+            try:
+                target = entry.resolve(strict=True)
+            except (OSError, RuntimeError):  # RuntimeError: a link to itself, before Python 3.13
+                skipped.append((name, "a symbolic link to nothing"))
+                continue
+            if entry.is_symlink():
+                if is_read_anyway(target) or target in visited:
+                    skipped.append((name, "a symbolic link to a place that is read already"))
+                    continue
+                visited.add(target)
+            if target.is_dir():
+                yield from walk(entry)
+            elif target.is_file():
+                yield entry
+            else:
+                skipped.append((name, "not a regular file"))
+
+    yield from walk(root)
 
 
 def _with_heading(piece: str, heading: str) -> str:
@@ -236,14 +243,14 @@ def _is_readable_kind(file: Path) -> bool:
 
 
 def _beir_train_queries(root: Path) -> list[str]:
-    """The queries that `qrels/train.tsv` judges, in the order of the file of queries; none where there is none."""
+    """Returns the queries that `qrels/train.tsv` judges, if there is one, in the order of the file of queries."""
     judgements = root / "qrels" / "train.tsv"
     file = next((root / name for name in _READ_IN_BEIR[2:] if (root / name).is_file()), None)
     if file is None or not judgements.is_file():
         return []
     judged: set[str] = set()
     try:
-        for number, line in enumerate(read_text(judgements).text.split("\n"), start=1):
+        for number, line in enumerate(read_text(judgements)[0].split("\n"), start=1):
             columns = line.split("\t")
             # Four columns are TREC's form: query-id, 0, corpus-id, score.
             if line.strip() and len(columns) not in (3, 4):
@@ -252,7 +259,7 @@ def _beir_train_queries(root: Path) -> list[str]:
                     "query-id, corpus-id, score"
                 )
             judged.add(columns[0].strip())
-        rows = json_objects(file, read_text(file).text)
+        rows = json_objects(file, read_text(file)[0])
     except UnreadableFileError as error:
         raise CorpusError(f"cannot read the training queries of {root}: {error}") from error
     return [text for _, fields in rows if row_id(fields) in judged and (text := text_field(fields, "text"))]

@@ -1,4 +1,4 @@
-"""Splitting a long text into passages, at the ends of paragraphs and sentences where there are any."""
+"""Splits a long text into passages, at the ends of paragraphs and sentences if there are any."""
 
 from __future__ import annotations
 
@@ -14,20 +14,12 @@ _PASSAGES_PER_BLOCK = 50
 
 
 def split_text(text: str, size: int, overlap: int = 0) -> list[str]:
-    """Split a text into pieces of at most `size` characters that together hold all of its non-space characters.
+    """Returns pieces of at most `size` characters that together hold all non-space characters of a text.
 
-    The work is done by `langchain_text_splitters.RecursiveCharacterTextSplitter`, within bounds. Where the parts
-    that it merges are very short (words, characters, a list of one-letter lines) its time grows with the square of
-    `size`. So a very long text is first cut into blocks, and a block of such parts, as well as what has no
-    paragraph, sentence or line to split at, is cut here, in time linear in its length.
-
-    Args:
-        text: The text.
-        size: Most characters of a piece.
-        overlap: Characters that a piece repeats of the one before, as far as the boundaries allow.
-
-    Returns:
-        The pieces in order, without white space around them; none is empty.
+    `langchain_text_splitters.RecursiveCharacterTextSplitter` does the work within bounds, because its time grows with
+    the square of `size` if the parts that it merges are very short (words, one-letter lines). A very long text is cut
+    into blocks first. Blocks of very short parts, and text without paragraphs, sentences or lines, are cut here in
+    linear time. A piece repeats `overlap` characters of the one before, as far as the boundaries allow.
 
     Raises:
         MissingExtraError: The text is longer than `size` and the extra `langchain` is not installed.
@@ -57,7 +49,7 @@ def _has_tiny_parts(block: str) -> bool:
 
 
 def _cut(text: str, size: int, overlap: int) -> Iterator[str]:
-    """Cut at the best boundary in the second half of each window, and anywhere where there is none."""
+    """Cuts at the best boundary in the second half of each window, and at its end if there is none."""
     start = 0
     while len(text) - start > size:
         end = _boundary(text, start + size // 2, start + size)

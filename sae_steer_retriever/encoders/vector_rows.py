@@ -1,4 +1,4 @@
-"""Vectors that are read only when they are asked for: positions in an array that may be larger than memory."""
+"""Vectors that are read when they are used: positions in an array that may be larger than memory."""
 
 from __future__ import annotations
 
@@ -8,54 +8,49 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 
 class VectorRows:
     """(N, d) float32 vectors, by their positions in a store that is memory-mapped or in memory.
 
-    Several may share a store and differ in positions only, at 8 bytes a row. What is read is a copy, so that it may be
-    changed and no page of a file stays in use because of it.
+    Several may share a store and differ in positions only, at 8 bytes a row. Reading copies, so that the result may be
+    changed and keeps no page of a file in use.
     """
 
     def __init__(self, store: Array, positions: NDArray[np.int64] | None = None) -> None:
-        """Take a store, without copying it.
-
-        Args:
-            store: (M, d).
-            positions: (N,) rows of `store`, repetitions allowed; all of them in order if not given.
-        """
+        """Take rows of a (M, d) store without copying it: (N,) `positions`, or all rows in order."""
         self._store = store
         self._positions = np.arange(len(store)) if positions is None else positions
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Number of vectors, and their size."""
+        """(N, d)."""
         return len(self), self._store.shape[1]
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def __getitem__(self, chosen: slice | NDArray[Any]) -> Array:
-        """A copy of some vectors, (..., d) for (...) numbers."""
+        """Returns a copy of some vectors, (..., d) for (...) numbers."""
         return np.asarray(self._store).take(self._positions[chosen], axis=0)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """All of them in memory."""
+        """Returns all vectors in memory."""
         return np.asarray(self[:], dtype=dtype)
 
     def select(self, chosen: slice | NDArray[Any]) -> VectorRows:
-        """Some of the vectors, by number or by mask, without reading them."""
+        """Returns some of the vectors, by number or by mask, without reading them."""
         return VectorRows(self._store, self._positions[chosen])
 
     def batches(self, size: int) -> Iterator[Array]:
-        """All vectors in order, up to `size` at a time."""
+        """Yields all vectors in order, up to `size` at a time."""
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
     @classmethod
     def joined(cls, parts: Sequence[VectorRows]) -> VectorRows:
-        """Vectors of one store, one part after the other.
+        """Returns vectors of one store, one part after the other.
 
         Raises:
             ValueError: The parts are of several stores.
@@ -67,4 +62,4 @@ class VectorRows:
 
 
 Vectors: TypeAlias = Array | VectorRows
-"""(N, d) float32: an array, or rows that are read when they are asked for."""
+"""(N, d) float32: an array, or rows that are read when they are used."""

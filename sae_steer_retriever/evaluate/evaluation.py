@@ -1,40 +1,42 @@
-"""One SAE on one set or corpus: what is measured, as text, as JSON and as a page to read."""
+"""One SAE measured on one set or corpus: the result as text, as JSON and as a page."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_steer_retriever.corpus.read_corpus import Passage, read_corpus
+from sae_steer_retriever.corpus.passage import Passage
+from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.encoders.embedders import Embedder
-from sae_steer_retriever.evaluate.agreement import Agreement, held_out_queries, measure_agreement
+from sae_steer_retriever.evaluate.agreement import Agreement, held_out_queries, measure_agreement, recorded
 from sae_steer_retriever.evaluate.datasets import read_retrieval_set
-from sae_steer_retriever.evaluate.embedded import embed_set
 from sae_steer_retriever.evaluate.fidelity import Fidelity, encode_in_batches, measure_fidelity
-from sae_steer_retriever.evaluate.figure import Figure
-from sae_steer_retriever.evaluate.held_out import recorded
-from sae_steer_retriever.evaluate.meaning import Meaning, measure_meaning
+from sae_steer_retriever.evaluate.frequencies import document_frequencies, rank_curve
+from sae_steer_retriever.evaluate.meaning import RECURRENCE_STEPS, Meaning, measure_meaning
 from sae_steer_retriever.evaluate.page import write_page
-from sae_steer_retriever.evaluate.plots import Plot, draw_features
-from sae_steer_retriever.evaluate.ranks import figure_3
+from sae_steer_retriever.evaluate.plots import RANKS_CAPTION, Plot, draw_features, draw_ranks
 from sae_steer_retriever.evaluate.report_tables import agreement_table, fidelity_table, meaning_table
-from sae_steer_retriever.evaluate.verdict import judge, summary
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.evaluate.retrieval_set import EmbeddedSet, embed_set
+from sae_steer_retriever.evaluate.table import Table
+from sae_steer_retriever.evaluate.verdict import Finding, judge, summary
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+
+# Length of passages if an SAE does not record it.
+_PASSAGE_CHARACTERS = 1200
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What was measured of an SAE.
+    """Measurements of an SAE.
 
     Attributes:
-        name: Of the set or the corpus.
+        name: Name of the set or the corpus.
         sae: The SAE.
-        fidelity: On judged queries; None for a corpus without judgments.
-        agreement: With the original ranking, on a corpus without judgments; None for a judged set.
-        meaning: Of its features; None if it was not asked for.
-        ranks: Words and features by document frequency; None if it was not asked for.
+        fidelity: Retrieval on judged queries; None for a corpus without judgments.
+        agreement: Agreement with the original ranking, for a corpus without judgments; None for a judged set.
+        meaning: Meaning of its features; None if it was not asked for.
+        ranks: Plot of words and features by document frequency; None if it was not asked for.
     """
 
     name: str
@@ -42,20 +44,14 @@ class Evaluation:
     fidelity: Fidelity | None = None
     agreement: Agreement | None = None
     meaning: Meaning | None = None
-    ranks: Figure | None = None
+    ranks: Plot | None = None
 
     def to_text(self) -> str:
-        """The tables, and what follows from them."""
-        tables = [
-            *([fidelity_table(self.fidelity)] if self.fidelity is not None else []),
-            *([agreement_table(self.agreement)] if self.agreement is not None else []),
-            *([meaning_table(self.meaning)] if self.meaning is not None else []),
-        ]
-        verdict = summary(judge(self.fidelity, self.agreement, self.meaning))
-        return "\n\n".join([*(table.to_text() for table in tables), verdict])
+        """Returns the tables and the verdict, for a terminal."""
+        return "\n\n".join([*(table.to_text() for table in self._tables()), summary(self._findings())])
 
     def to_json(self) -> dict[str, Any]:
-        """One object: the fidelity's or the agreement's fields, and `meaning` where it was measured."""
+        """Returns one object: the fields of the fidelity or the agreement, and `meaning` if it was measured."""
         config = self.sae.config
         sizes = {"dataset": self.name, "encoder": config.encoder.name, "d": config.d, "n": config.n, "k": config.k}
         measured = self.fidelity or self.agreement
@@ -63,116 +59,114 @@ class Evaluation:
         return found if self.meaning is None else {**found, "meaning": self.meaning.to_json()}
 
     def write(self, folder: Path) -> list[Path]:
-        """Write a page to read, in Markdown and in HTML, with its plots.
+        """Returns the files that it writes: the page in Markdown and in HTML, and its plots.
 
-        Returns:
-            The files.
+        The folder is created if needed.
 
         Raises:
             MissingExtraError: There is something to draw, and matplotlib is not installed.
         """
         plots = [] if self.meaning is None else [_features_plot(self.meaning)]
-        plots += self.ranks.plots() if self.ranks is not None else []
+        plots += [] if self.ranks is None else [self.ranks]
         config = self.sae.config
         sizes = f"{config.n:,} latents, K = {config.k}"
         title = f"{self.name}: a sparse autoencoder for {config.encoder.short_name}, {sizes}"
-        return write_page(folder, self.fidelity, self.agreement, self.meaning, plots, title=title)
+        return write_page(folder, title, self._findings(), self._tables(), plots)
+
+    def _tables(self) -> list[Table]:
+        tables = [] if self.fidelity is None else [fidelity_table(self.fidelity)]
+        tables += [] if self.agreement is None else [agreement_table(self.agreement)]
+        return tables if self.meaning is None else [*tables, meaning_table(self.meaning.to_json())]
+
+    def _findings(self) -> list[Finding]:
+        return judge(self.fidelity, self.agreement, None if self.meaning is None else self.meaning.to_json())
+
+
+def evaluate(
+    sae: TopKSAE,
+    embedder: Embedder,
+    *,
+    dataset: str | Path | None = None,
+    corpus: Path | None = None,
+    split: str = "test",
+    meaning: bool = False,
+    recurrence_steps: int = RECURRENCE_STEPS,
+    ranks: bool = False,
+    progress: bool = False,
+) -> Evaluation:
+    r"""Returns the measurements of an SAE on a judged set, or on documents without judgments.
+
+    Without judgments the queries are titles and sentences of the documents that the SAE's training has not drawn, and
+    the measure is how much of the original ranking the SAE keeps.
+
+    Args:
+        sae: The SAE.
+        embedder: The SAE's encoder, a `CachedEmbedder`.
+        dataset: A judged set: anything `read_retrieval_set` takes.
+        corpus: Documents without judgments: a file or folder.
+        split: Which judgments of the set.
+        meaning: Whether to measure the meaning of the features too.
+        recurrence_steps: Steps of each of the two fits that recurrence needs; 0 skips it.
+        ranks: Whether to count and draw words and features, for the page.
+        progress: Whether to show progress bars on stderr.
+
+    Raises:
+        CorpusError: The set or the corpus is malformed, too small, or does not exist.
+        MismatchError: The SAE belongs to another encoder.
+        MissingExtraError: `ranks` is asked for, and matplotlib is not installed.
+        ValueError: Both `dataset` and `corpus` are given, or neither.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("docs.md").write_text("\n\n".join(texts[:60]), encoding="utf-8")
+        >>> found = evaluate(sae, embedder, corpus=Path("docs.md"))
+        >>> 0 < found.agreement.rows["reconstructed"].overlap.value <= 1
+        True
+    """
+    sae.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
+    if dataset is not None and corpus is None:
+        judged = read_retrieval_set(dataset, split=split)
+        passages, (vectors, queries) = judged.passages, embed_set(judged, embedder)
+        fidelity = measure_fidelity(sae, judged, EmbeddedSet(vectors, queries))
+        found = Evaluation(judged.name, sae, fidelity=fidelity)
+    elif corpus is not None and dataset is None:
+        passages = passages_like_training(corpus, sae)
+        held_out = held_out_queries(passages, sae.config.training)
+        vectors = embedder.embed_documents([passage.text for passage in passages])
+        queries = embedder.embed_queries([query.text for query in held_out])
+        agreement = measure_agreement(sae, vectors, queries, latent=True)
+        found = Evaluation(corpus.resolve().name, sae, agreement=agreement)
+    else:
+        raise ValueError("expected either dataset, a judged set, or corpus, documents without judgments.")
+    if meaning:
+        steps = recurrence_steps
+        measured = measure_meaning(sae, passages, vectors, embedder, recurrence_steps=steps, progress=progress)
+        found = dataclasses.replace(found, meaning=measured)
+    if ranks:
+        texts = [passage.text for passage in passages]
+        ranked = document_frequencies(sae, texts, encode_in_batches(sae, vectors))
+        canvas = draw_ranks({name: rank_curve(counts, len(texts)) for name, counts in ranked.items()})
+        title = "Figure 3: document frequency of words and features"
+        found = dataclasses.replace(found, ranks=Plot("figure-3", title, RANKS_CAPTION, canvas))
+    return found
+
+
+def passages_like_training(corpus: Path, sae: TopKSAE) -> list[Passage]:
+    """Returns the passages of a file or folder, cut to the length that the SAE's training recorded.
+
+    Raises:
+        ArtifactError: The record is not a whole number.
+        CorpusError: There is nothing to read.
+    """
+    length = recorded(sae.config.training, "passage_characters", _PASSAGE_CHARACTERS)
+    return read_corpus(corpus, passage_characters=length).passages
 
 
 def _features_plot(meaning: Meaning) -> Plot:
     own, control = meaning.dictionaries["sae"], meaning.dictionaries["random"]
     canvas = draw_features(own.label_scores, own.shares, random_auroc=control.auroc_hard.value)
     caption = (
-        "How well each scored label tells its feature's passages from those of neighbouring features (.5: not at all, "
-        "1: always), and in which share of the passages each feature is among the names."
+        "Left: how well each scored label tells its feature's passages from those of neighbouring features (0.5 is "
+        "chance, 1 perfect). Right: share of the passages in which each feature is a label latent."
     )
     return Plot("features", "Label scores and document frequencies", caption, canvas)
-
-
-def evaluate_set(
-    sae: TopKSAE,
-    source: str | Path,
-    embedder: Embedder,
-    *,
-    split: str = "test",
-    meaning: bool = False,
-    recurrence_steps: int | None = None,
-    ranks: bool = False,
-    progress: bool = False,
-) -> Evaluation:
-    """Measure an SAE on a judged set.
-
-    Args:
-        sae: The SAE.
-        source: Anything `read_retrieval_set` takes.
-        embedder: A caching one.
-        split: Which judgments.
-        meaning: Whether to measure what the features mean, too.
-        recurrence_steps: Steps of each of the two fits that recurrence needs; 0 leaves it out.
-        ranks: Whether to count words and features, for the page.
-        progress: Whether to show progress bars on stderr.
-
-    Raises:
-        CorpusError: The set is malformed, or not there.
-        MismatchError: The SAE is another encoder's.
-    """
-    sae.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
-    judged = read_retrieval_set(source, split=split)
-    vectors = embed_set(judged, embedder)
-    found = None
-    if meaning:
-        found = _meaning(sae, judged.passages, vectors.documents, embedder, recurrence_steps, progress)
-    figure = figure_3(sae, judged.texts, encode_in_batches(sae, vectors.documents)) if ranks else None
-    return Evaluation(judged.name, sae, fidelity=measure_fidelity(sae, judged, vectors), meaning=found, ranks=figure)
-
-
-def evaluate_corpus(
-    sae: TopKSAE,
-    corpus: Path,
-    embedder: Embedder,
-    *,
-    meaning: bool = False,
-    recurrence_steps: int | None = None,
-    ranks: bool = False,
-    progress: bool = False,
-) -> Evaluation:
-    """Measure an SAE on documents without judgments: how much of the original ranking it keeps.
-
-    The queries are titles and sentences of the documents that its training has not drawn.
-
-    Args:
-        sae: The SAE.
-        corpus: File or folder.
-        embedder: A caching one.
-        meaning: Whether to measure what the features mean, too.
-        recurrence_steps: Steps of each of the two fits that recurrence needs; 0 leaves it out.
-        ranks: Whether to count words and features, for the page.
-        progress: Whether to show progress bars on stderr.
-
-    Raises:
-        CorpusError: There is nothing to read, or too little.
-        MismatchError: The SAE is another encoder's.
-    """
-    sae.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
-    training = sae.config.training
-    read = read_corpus(corpus, passage_characters=recorded(training, "passage_characters", 1200))
-    queries = held_out_queries(read.passages, training)
-    texts = [passage.text for passage in read.passages]
-    vectors = embedder.embed_documents(texts)
-    query_vectors = embedder.embed_queries([query.text for query in queries])
-    agreement = measure_agreement(sae, vectors, query_vectors, latent=True)
-    found = _meaning(sae, read.passages, vectors, embedder, recurrence_steps, progress) if meaning else None
-    figure = figure_3(sae, texts, encode_in_batches(sae, vectors)) if ranks else None
-    return Evaluation(corpus.resolve().name, sae, agreement=agreement, meaning=found, ranks=figure)
-
-
-def _meaning(
-    sae: TopKSAE,
-    passages: Sequence[Passage],
-    vectors: Array,
-    embedder: Embedder,
-    recurrence_steps: int | None,
-    progress: bool,
-) -> Meaning:
-    options = {} if recurrence_steps is None else {"recurrence_steps": recurrence_steps}
-    return measure_meaning(sae, passages, vectors, embedder, progress=progress, **options)

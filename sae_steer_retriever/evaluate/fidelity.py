@@ -1,4 +1,4 @@
-"""What an SAE costs in retrieval: original, latent and reconstructed search over one judged set."""
+"""Fidelity of an SAE: original, latent and reconstructed search over one judged set."""
 
 from __future__ import annotations
 
@@ -9,29 +9,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.evaluate.datasets import RetrievalSet
-from sae_steer_retriever.evaluate.embedded import EmbeddedSet
 from sae_steer_retriever.evaluate.frequencies import measure_frequencies
 from sae_steer_retriever.evaluate.metrics import DEPTH, Quality, score_rankings, summarise
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.evaluate.retrieval_set import RELEVANT, EmbeddedSet, RetrievalSet
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.directions import unit_rows
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.latent_index import LatentIndex, Similarity
 from sae_steer_retriever.train.nearest_lists import nearest_documents
 
-ORIGINAL = "original"
-LATENT = "latent"
-LATENT_COSINE = "latent_cosine"
-LATENT_DAMPED = "latent_damped"
-RECONSTRUCTED = "reconstructed"
-MIXED = "original_x_reconstructed"
-ROWS = (ORIGINAL, LATENT, LATENT_COSINE, LATENT_DAMPED, RECONSTRUCTED, MIXED)
+ORIGINAL, RECONSTRUCTED, MIXED = "original", "reconstructed", "original_x_reconstructed"
+LATENT, LATENT_COSINE, LATENT_NORMALISED = "latent", "latent_cosine", "latent_damped"
+ROWS = (ORIGINAL, LATENT, LATENT_COSINE, LATENT_NORMALISED, RECONSTRUCTED, MIXED)
 """The ways to search, in the order of the table.
 
 `latent` is the dot product of codes, as in the paper, `latent_cosine` their cosine, and `latent_damped` the cosine of
-damped codes: what `space="latent"` ranks by.
+power-normalised codes, by which `space="latent"` ranks.
 """
 
 _BATCH = 4096
-# Of unit vectors that are all the same float32 arithmetic finds up to about 1e-13.
+# Rounding gives identical unit vectors a float32 variance of up to about 1e-13.
 _LEAST_VARIANCE = 1e-9
 
 
@@ -40,24 +37,24 @@ class Fidelity:
     """An SAE on a judged retrieval set.
 
     Attributes:
-        dataset: Its name.
-        encoder: The encoder's name.
+        dataset: Name of the set.
+        encoder: Name of the encoder.
         d: Embedding size.
         n: Number of latents.
         k: Active latents per embedding.
-        documents: How many passages.
-        queries: How many judged queries.
+        documents: Number of passages.
+        queries: Number of judged queries.
         mse: Mean squared error per dimension over the judged queries and their relevant documents, as in Table 1 of
             arXiv 2411.00786.
-        fvu: Fraction of variance unexplained over the same rows; the variance is that of the passages. NaN where
-            they are all the same.
-        fvu_documents: Over all passages.
-        fvu_queries: Over the judged queries.
+        fvu: Fraction of variance unexplained over the same rows, of the variance of the passages; NaN if all passages
+            are the same.
+        fvu_documents: The same over all passages.
+        fvu_queries: The same over the judged queries.
         l0: Mean number of active latents per passage.
-        dead: Share of latents that no passage activates.
-        rare: Share that fewer than five activate, the dead included.
+        dead: Share of the latents that are active in no passage.
+        rare: Share of the latents that are active in fewer than five passages, the dead included.
         rows: One per way to search, `original` first.
-        notes: What the set had that is not in the figures.
+        notes: Remarks on the set.
     """
 
     dataset: str
@@ -78,33 +75,36 @@ class Fidelity:
     notes: tuple[str, ...] = ()
 
     def row(self, name: str) -> Quality:
-        """One way to search, by name."""
+        """Returns one way to search, by name."""
         return next(row for row in self.rows if row.name == name)
 
     def to_json(self) -> dict[str, Any]:
-        """One object of plain numbers, texts and lists."""
+        """Returns one object of plain numbers, texts and lists."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**fields, "rows": [row.to_json() for row in self.rows], "notes": list(self.notes)}
 
 
 def measure_fidelity(sae: TopKSAE, judged: RetrievalSet, vectors: EmbeddedSet) -> Fidelity:
-    """Search a judged set in six ways and score each.
+    """Returns the errors of the reconstruction, and the scores of six ways to search a judged set.
 
-    Args:
-        sae: The SAE.
-        judged: Queries and judgments.
-        vectors: The set's embeddings by the SAE's encoder.
+    The vectors are the embeddings of the set by the SAE's encoder.
     """
     documents, queries = vectors.documents, vectors.queries
     codes, query_codes = encode_in_batches(sae, documents), sae.encode(queries)
     documents_hat, queries_hat = decode_in_batches(sae, codes), sae.decode(query_codes)
+
+    def latent_rankings(similarity: Similarity) -> list[NDArray[np.int64]]:
+        # Fewer than ten passages where fewer share a latent with the query.
+        index = LatentIndex.build(codes, sae.config.n, similarity=similarity)
+        return [hits.rows for hits in index.search(query_codes, DEPTH)]
+
     rankings: dict[str, Iterable[NDArray[np.int64]]] = {
         ORIGINAL: nearest_documents(queries, documents, DEPTH),
-        LATENT: latent_rankings(codes, query_codes, sae.config.n, "dot"),
-        LATENT_COSINE: latent_rankings(codes, query_codes, sae.config.n, "cosine"),
-        LATENT_DAMPED: latent_rankings(codes, query_codes, sae.config.n, "damped"),
-        RECONSTRUCTED: nearest_documents(unit(queries_hat), unit(documents_hat), DEPTH),
-        MIXED: nearest_documents(queries, unit(documents_hat), DEPTH),
+        LATENT: latent_rankings("dot"),
+        LATENT_COSINE: latent_rankings("cosine"),
+        LATENT_NORMALISED: latent_rankings("damped"),
+        RECONSTRUCTED: nearest_documents(unit_rows(queries_hat), unit_rows(documents_hat), DEPTH),
+        MIXED: nearest_documents(queries, unit_rows(documents_hat), DEPTH),
     }
     ids = judged.document_ids
     values = {
@@ -137,32 +137,19 @@ def measure_fidelity(sae: TopKSAE, judged: RetrievalSet, vectors: EmbeddedSet) -
 
 
 def encode_in_batches(sae: TopKSAE, vectors: Array, k: int | None = None) -> Codes[NDArray[Any]]:
-    """(N, k) codes of vectors that may be memory-mapped."""
+    """Returns (N, k) codes of vectors that may be memory-mapped."""
     parts = [sae.encode(batch, k) for batch in _batches(vectors)]
     return Codes(np.concatenate([part.indices for part in parts]), np.concatenate([part.values for part in parts]))
 
 
 def decode_in_batches(sae: TopKSAE, codes: Codes[NDArray[Any]]) -> Array:
-    """(N, d) reconstructions."""
+    """Returns (N, d) reconstructions."""
     pairs = zip(_batches(codes.indices), _batches(codes.values), strict=True)
     return np.concatenate([sae.decode(Codes(indices, values)) for indices, values in pairs])
 
 
-def latent_rankings(
-    codes: Codes[NDArray[Any]], query_codes: Codes[NDArray[Any]], n: int, similarity: Similarity
-) -> list[NDArray[np.int64]]:
-    """Each query's ten passages by similarity of codes; fewer where fewer share a latent with it."""
-    index = LatentIndex.build(codes, n, similarity=similarity)
-    return [hits.rows for hits in index.search(query_codes, DEPTH)]
-
-
-def unit(rows: Array) -> Array:
-    """Rows scaled to unit norm; a zero row stays zero."""
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)
-
-
 def _variance(vectors: Array) -> float:
-    """Summed over the dimensions; NaN where there is none to explain, rounding aside."""
+    """The variance, summed over the dimensions; NaN if it is 0, rounding aside."""
     found = float(((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1).mean())
     return found if found > _LEAST_VARIANCE else float("nan")
 
@@ -173,5 +160,5 @@ def _batches(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 def _relevant_rows(judged: RetrievalSet) -> list[int]:
     """Rows of the documents that are relevant to any query, in the order of the corpus."""
-    relevant = {name for grades in judged.judgments.values() for name, grade in grades.items() if grade > 0}
+    relevant = {name for grades in judged.judgments.values() for name, grade in grades.items() if grade >= RELEVANT}
     return [row for row, name in enumerate(judged.document_ids) if name in relevant]

@@ -1,4 +1,4 @@
-"""Retrieval metrics at 10 per query, by ir-measures, and their intervals and retentions."""
+"""Retrieval metrics at 10 per query by ir-measures, their intervals, and the share kept of the original's."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Quality:
     """Retrieval quality of one way to search.
 
     Attributes:
-        name: Of the way to search.
+        name: The way to search.
         values: Metric -> mean over queries.
         intervals: Metric -> 95 % interval of the mean, by bootstrap over queries.
-        retention: Metric -> mean over that of the original embeddings.
-        retention_intervals: Metric -> its 95 % interval, queries drawn in pairs.
+        retention: Metric -> mean divided by that of the original embeddings.
+        retention_intervals: Metric -> 95 % interval of the retention, queries drawn in pairs.
         per_query: Metric -> (Q,) values, for comparisons.
     """
 
@@ -39,28 +39,20 @@ class Quality:
     per_query: PerQuery = dataclasses.field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The metrics under their own names, the rest nested."""
-        return {
-            "name": self.name,
-            **self.values,
-            "retention": self.retention,
-            "intervals": self.intervals,
-            "retention_intervals": self.retention_intervals,
-        }
+        """Returns the metrics under their own names, the rest nested."""
+        nested = ("retention", "intervals", "retention_intervals")
+        return {"name": self.name, **self.values, **{name: getattr(self, name) for name in nested}}
 
 
 def score_rankings(
     rankings: Sequence[Sequence[str]], query_ids: Sequence[str], judgments: Mapping[str, Mapping[str, int]]
 ) -> PerQuery:
-    """Judge rankings: MRR, precision, recall and nDCG (linear gain) at 10, relevant from grade 1.
+    """Returns MRR, precision, recall and nDCG (linear gain) at 10: metric -> (Q,) values, in the order of the queries.
 
     Args:
-        rankings: Each query's document ids, best first; at most ten of them count.
+        rankings: Document ids of each query, best first; at most ten of them count.
         query_ids: The queries, in the same order.
-        judgments: Query -> document -> grade.
-
-    Returns:
-        Metric -> (Q,) values, in the order of `query_ids`.
+        judgments: Query -> document -> grade; grades from 1 are relevant.
 
     Raises:
         MissingExtraError: ir-measures is not installed.
@@ -69,20 +61,16 @@ def score_rankings(
         import ir_measures
     except ImportError as error:
         raise MissingExtraError("scoring rankings", "evaluate") from error
-    measures = {
-        "mrr@10": ir_measures.RR @ DEPTH,
-        "p@10": ir_measures.P @ DEPTH,
-        "r@10": ir_measures.R @ DEPTH,
-        "ndcg@10": ir_measures.nDCG @ DEPTH,
-    }
-    # Positions stand in for scores: the order that is judged is ours, ties included.
+    kinds = (ir_measures.RR, ir_measures.P, ir_measures.R, ir_measures.nDCG)
+    measures = {name: kind @ DEPTH for name, kind in zip(METRICS, kinds, strict=True)}
+    # Positions stand in for scores: our order is judged, ties included.
     run = {
         query: {document: float(DEPTH - place) for place, document in enumerate(ranking[:DEPTH])}
         for query, ranking in zip(query_ids, rankings, strict=True)
     }
     place_of = {query: place for place, query in enumerate(query_ids)}
     name_of = {str(measure): name for name, measure in measures.items()}
-    # A query without any hit scores nothing; it must not be left out of the mean.
+    # A query without hits scores 0 and counts in the mean.
     values = {name: np.zeros(len(query_ids)) for name in measures}
     grades = {query: dict(judgments[query]) for query in query_ids}
     for found in ir_measures.iter_calc(list(measures.values()), grades, run):
@@ -91,15 +79,12 @@ def score_rankings(
 
 
 def summarise(name: str, values: PerQuery, original: PerQuery) -> Quality:
-    """Means, retentions and their intervals.
+    """Returns means, retentions and intervals of a search with a name.
 
-    Args:
-        name: Of the way to search.
-        values: From `score_rankings`.
-        original: The same of the original embeddings, the same queries in the same order.
+    Both `values` and `original`, those of the original embeddings, are from `score_rankings` with the same queries.
     """
     means = {metric: float(found.mean()) for metric, found in values.items()}
-    # Where the original finds nothing there is nothing to keep.
+    # The retention is undefined where the original finds nothing.
     kept = [metric for metric in values if original[metric].any()]
     nothing = {metric: float("nan") for metric in values}
     undefined = {metric: (float("nan"), float("nan")) for metric in values}

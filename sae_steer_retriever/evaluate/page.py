@@ -1,4 +1,4 @@
-"""One page per SAE: its tables, its plots and what it is good for, as Markdown and as one self-contained HTML file."""
+"""One page per SAE with its tables, plots and verdict, as Markdown and as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -7,55 +7,28 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from sae_steer_retriever.evaluate.agreement import Agreement
-from sae_steer_retriever.evaluate.fidelity import Fidelity
 from sae_steer_retriever.evaluate.plots import Plot
-from sae_steer_retriever.evaluate.report_tables import agreement_table, fidelity_table, meaning_table
 from sae_steer_retriever.evaluate.table import Table, escape_markdown
-from sae_steer_retriever.evaluate.verdict import Finding, JSONObject, judge, summary
+from sae_steer_retriever.evaluate.verdict import Finding, summary
 
 TEMPLATE_FILE = "report.html.jinja"
 _HEADINGS = {"good": "Good for", "caution": "Keep in mind", "not": "Not for"}
 
 
 def write_page(
-    folder: Path,
-    fidelity: Fidelity | None,
-    agreement: Agreement | None,
-    meaning: JSONObject | None,
-    plots: Sequence[Plot] = (),
-    *,
-    tables: Sequence[Table] = (),
-    title: str | None = None,
+    folder: Path, title: str, findings: Sequence[Finding], tables: Sequence[Table], plots: Sequence[Plot] = ()
 ) -> list[Path]:
-    """Write `report.md` and `report.html`, and the plots beside them as PNG and SVG.
+    """Returns the files that it writes: `report.md`, `report.html`, then the plots as PNG and SVG.
 
-    The HTML file needs nothing beside it. Names of datasets and labels are anybody's texts: all are escaped.
-
-    Args:
-        folder: Made if it is not there.
-        fidelity: On judged queries.
-        agreement: On queries without judgments.
-        meaning: Of the features, a `Meaning`.
-        plots: In order, below the tables.
-        tables: Further ones, below those of the figures above.
-        title: Heading; made of the figures if not given.
-
-    Returns:
-        The page in Markdown, the page in HTML, then the plots' files.
+    The folder is created if needed. The page has title, verdict (`findings`), tables and plots, in their order. The
+    HTML file is self-contained. Names of datasets and labels are untrusted texts: all are escaped.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shown = [fidelity_table(fidelity)] if fidelity is not None else []
-    shown += [agreement_table(agreement)] if agreement is not None else []
-    shown += [meaning_table(meaning)] if meaning is not None else []
-    shown += tables
-    findings = judge(fidelity, agreement, meaning)
-    heading = title or _title(fidelity)
     plot_files = [file for plot in plots for file in plot.save(folder)]
     svgs = [inline_svg((folder / f"{plot.stem}.svg").read_text(encoding="utf-8"), plot.stem) for plot in plots]
     pages = {
-        "report.md": _markdown(heading, findings, shown, plots),
-        "report.html": _html(heading, findings, shown, list(zip(plots, svgs, strict=True))),
+        "report.md": _markdown(title, findings, tables, plots),
+        "report.html": _html(title, findings, tables, list(zip(plots, svgs, strict=True))),
     }
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
@@ -63,29 +36,17 @@ def write_page(
 
 
 def inline_svg(text: str, prefix: str) -> str:
-    """An SVG file as an element of a page, with ids that no other plot on the page has.
-
-    Args:
-        text: The file, as matplotlib writes it.
-        prefix: Of the ids.
-    """
+    """Returns an SVG file of matplotlib as an element of a page; the prefix makes its ids unique on the page."""
     element = text[text.index("<svg") :]
     # matplotlib keeps the texts of a drawing in comments, for people who edit the file.
     element = re.sub(r"<!--.*?-->", "", element, flags=re.DOTALL)
     own = re.sub(r"[^A-Za-z0-9]", "-", prefix)
     element = re.sub(r'\bid="([^"]+)"', rf'id="{own}-\1"', element)
     element = re.sub(r'(href="#|url\(#)', rf"\g<1>{own}-", element)
-    # The page, not the drawing, decides how wide it is; its proportions are in the viewBox.
-    return re.sub(
-        r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", element, count=1), count=1
-    )
-
-
-def _title(fidelity: Fidelity | None) -> str:
-    if fidelity is None:
-        return "Evaluation of a sparse autoencoder"
-    sizes = f"{fidelity.n:,} latents, K = {fidelity.k}"
-    return f"{fidelity.dataset}: a sparse autoencoder for {fidelity.encoder}, {sizes}"
+    # The page decides on the width; the viewBox has the proportions.
+    for size in ("width", "height"):
+        element = re.sub(rf'(<svg[^>]*?)\s{size}="[^"]*"', r"\1", element, count=1)
+    return element
 
 
 def _grouped(findings: Sequence[Finding]) -> list[tuple[str, list[Finding]]]:
@@ -114,6 +75,6 @@ def _html(title: str, findings: Sequence[Finding], tables: Sequence[Table], plot
         summary=summary(findings),
         groups=_grouped(findings),
         tables=tables,
-        # Drawn by us: markup, not text.
+        # Our own drawings are markup, not text.
         plots=[(plot, Markup(svg)) for plot, svg in plots],
     )

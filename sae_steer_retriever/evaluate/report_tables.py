@@ -8,33 +8,51 @@ from typing import Any
 
 from sae_steer_retriever.evaluate.agreement import Agreement
 from sae_steer_retriever.evaluate.bootstrap import Estimate
-from sae_steer_retriever.evaluate.fidelity import MIXED, ORIGINAL, Fidelity
-from sae_steer_retriever.evaluate.metrics import METRICS
+from sae_steer_retriever.evaluate.fidelity import ORIGINAL, ROWS, Fidelity
+from sae_steer_retriever.evaluate.metrics import METRICS, Quality
 from sae_steer_retriever.evaluate.table import Cell, Column, Table
-from sae_steer_retriever.evaluate.tables import SHOWN_METRICS, SHOWN_NAMES, kept
-from sae_steer_retriever.evaluate.verdict import JSONObject
 
-_NAMES = {**SHOWN_NAMES, MIXED: "Original query, recon"}
+_SEARCHES = ("Original", "Latent", "Latent, cosine", "Latent, power-normalised", "Recon", "Original query, recon")
+SHOWN_NAMES = dict(zip(ROWS, _SEARCHES, strict=True))
+"""The ways to search, named as in the paper's tables."""
+
+SHOWN_METRICS = {"mrr@10": "MRR@10", "p@10": "P@10", "r@10": "R@10", "ndcg@10": "nDCG@10"}
+"""The metrics, as named in a heading."""
+
 _DICTIONARIES = {"sae": "this SAE", "random": "frozen random", "kmeans": "k-means, untrained"}
 
 
-def fidelity_table(fidelity: Fidelity) -> Table:
-    """What each way to search keeps on a judged set."""
-    columns = [Column("search")]
+def metric_columns() -> list[Column]:
+    """Returns two columns a metric, its value and the share kept; only two of the intervals fit on a screen."""
+    columns = []
     for metric in METRICS:
-        # As in Table 1, people are shown the intervals of two: the files have all.
-        intervals = metric in ("mrr@10", "ndcg@10")
-        columns += [
-            Column(SHOWN_METRICS[metric], ".4f", intervals=False),
-            Column(f"{SHOWN_METRICS[metric]} kept", ".1%", intervals=intervals),
-        ]
-    rows = []
-    for quality in fidelity.rows:
-        cells: list[Cell] = [_NAMES[quality.name]]
-        for metric in METRICS:
-            cells.append(Estimate(quality.values[metric], *quality.intervals[metric]))
-            cells.append(quality.retention[metric] if quality.name == ORIGINAL else kept(quality, metric))
-        rows.append(tuple(cells))
+        columns.append(Column(SHOWN_METRICS[metric], ".4f", intervals=False))
+        columns.append(Column(f"{SHOWN_METRICS[metric]} kept", ".1%", intervals=metric in ("mrr@10", "ndcg@10")))
+    return columns
+
+
+def metric_cells(quality: Quality) -> list[Cell]:
+    """Returns the cells of `metric_columns`; the original embeddings keep all by definition, without an interval."""
+    cells: list[Cell] = []
+    for metric in METRICS:
+        cells.append(value(quality, metric))
+        cells.append(quality.retention[metric] if quality.name == ORIGINAL else kept(quality, metric))
+    return cells
+
+
+def value(quality: Quality, metric: str) -> Estimate:
+    """Returns a metric with its interval."""
+    return Estimate(quality.values[metric], *quality.intervals[metric])
+
+
+def kept(quality: Quality, metric: str) -> Estimate:
+    """Returns the retention of a metric with its interval."""
+    return Estimate(quality.retention[metric], *quality.retention_intervals[metric])
+
+
+def fidelity_table(fidelity: Fidelity) -> Table:
+    """Returns the metrics of each way to search on a judged set, and the share that each keeps."""
+    rows = tuple((SHOWN_NAMES[quality.name], *metric_cells(quality)) for quality in fidelity.rows)
     notes = (
         f"{fidelity.documents:,} passages, {fidelity.queries:,} judged queries; in brackets 95 % intervals over "
         "queries.",
@@ -43,13 +61,13 @@ def fidelity_table(fidelity: Fidelity) -> Table:
         f"{fidelity.rare:.1%} active in fewer than five passages.",
         *(f"{note}." for note in fidelity.notes),
     )
-    return Table(f"Retrieval on {fidelity.dataset}", tuple(columns), tuple(rows), notes, "fidelity")
+    return Table(f"Retrieval on {fidelity.dataset}", (Column("search"), *metric_columns()), rows, notes, "fidelity")
 
 
 def agreement_table(agreement: Agreement) -> Table:
-    """How much of the original ranking each way to search keeps, without judgments."""
+    """Returns how much of the original ranking each way to search keeps, without judgments."""
     columns = (Column("search"), Column("overlap@10", ".3f"), Column("rank correlation", ".3f"))
-    rows = tuple((_NAMES[name], row.overlap, row.rank_correlation) for name, row in agreement.rows.items())
+    rows = tuple((SHOWN_NAMES[name], row.overlap, row.rank_correlation) for name, row in agreement.rows.items())
     notes = (
         f"{agreement.documents:,} passages, {agreement.queries:,} titles and sentences of them as queries; in brackets "
         "95 % intervals over queries. Rank correlation: Kendall's tau-b over the original's first hundred.",
@@ -58,24 +76,16 @@ def agreement_table(agreement: Agreement) -> Table:
     return Table("Agreement with the original ranking", columns, rows, notes, "agreement")
 
 
-def meaning_table(meaning: JSONObject) -> Table:
-    """What the features mean, beside dictionaries that were never trained."""
-    found = meaning.to_json()
-    halves: Mapping[str, Any] = (found.get("recurrence") or {}).get("dictionaries", {})
-    columns = [
-        Column("dictionary"),
-        Column("labelled", ".1%"),
-        Column("AUROC random", ".3f"),
-        Column("AUROC hard", ".3f"),
-        Column("coherence", ".3f"),
-        Column("dead", ".1%"),
-        Column("rare", ".1%"),
-        Column("most frequent", ".1%"),
-    ]
+def meaning_table(meaning: Mapping[str, Any]) -> Table:
+    """Returns the meaning of the features beside that of untrained dictionaries; `meaning` is `Meaning.to_json()`."""
+    halves: Mapping[str, Any] = (meaning.get("recurrence") or {}).get("dictionaries", {})
+    columns = [Column("dictionary"), Column("labelled", ".1%")]
+    columns += [Column(name, ".3f") for name in ("AUROC random", "AUROC hard", "coherence")]
+    columns += [Column(name, ".1%") for name in ("dead", "rare", "most frequent")]
     if halves:
         columns += [Column("recurrence", ".1%"), Column("coherence, held out", ".3f")]
     rows = []
-    for name, one in found["dictionaries"].items():
+    for name, one in meaning["dictionaries"].items():
         frequencies = one["frequencies"]["k_names"]
         cells: list[Cell] = [_DICTIONARIES.get(name, name), one["share_labelled"]]
         cells += [_estimate(one[figure]) for figure in ("auroc_random", "auroc_hard", "coherence")]
@@ -84,17 +94,18 @@ def meaning_table(meaning: JSONObject) -> Table:
             cells += [halves[name]["recurrence"], _estimate(halves[name]["held_out_coherence"])]
         rows.append(tuple(cells))
     notes = [
-        f"{found['passages']:,} passages, read at {found['k_names']} latents. AUROC: whether a label finds the "
-        "passages of its feature among random ones, and among those of neighbouring features, on passages the label "
-        "was not made of. Medians over the features that could be scored, so a dictionary with fewer labels is judged "
-        "by fewer; in brackets 95 % intervals.",
+        f"{meaning['passages']:,} passages, {meaning['k_names']} label latents each. AUROC: whether a label finds the "
+        "passages of its feature among random ones, and among those of neighbouring features, on passages that the "
+        "label was not made from. Medians over the features that could be scored, so a dictionary with fewer labels is "
+        "judged by fewer; in brackets 95 % intervals.",
         f"Coherence: mean cosine between a feature's strongest passages, centred; random passages have "
-        f"{found['random_passages']['value']:.3f}.",
+        f"{meaning['random_passages']['value']:.3f}.",
     ]
     if halves:
         notes.append(
-            f"Recurrence: the share of features that come back when the other half of the passages is fitted "
-            f"({found['recurrence']['steps']:,} steps a fit); coherence, held out, is measured on the half not fitted."
+            "Recurrence: share of the features that come back when the other half of the passages is fitted "
+            f"({meaning['recurrence']['steps']:,} steps a fit); coherence, held out, is measured on the half not "
+            "fitted."
         )
     return Table("Meaning of the features", tuple(columns), tuple(rows), tuple(notes), "meaning")
 
@@ -110,7 +121,5 @@ def _errors(fidelity: Fidelity) -> str:
 
 
 def _estimate(found: Mapping[str, Any]) -> Cell:
-    """A median with its interval; None where it could not be measured."""
-    if found["value"] is None:
-        return None
-    return Estimate(found["value"], found["low"], found["high"])
+    """A median with its interval; None if it could not be measured."""
+    return None if found["value"] is None else Estimate(found["value"], found["low"], found["high"])

@@ -1,13 +1,18 @@
-"""A retrieval set: documents, queries, and which documents answer which query."""
+"""A retrieval set: documents, queries, relevance judgments, and the embeddings of the texts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from sae_steer_retriever.corpus.read_corpus import Passage
+from sae_steer_retriever.corpus.passage import Passage
+from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import CorpusError
-from sae_steer_retriever.evaluate.qrels import Judgments
+from sae_steer_retriever.sae.codes import Array
+
+Judgments = dict[str, dict[str, int]]
+"""Query id -> document id -> grade, in the order of their source."""
 
 RELEVANT = 1
 """The smallest grade that means relevant."""
@@ -20,14 +25,13 @@ class RetrievalSet:
     """Documents and the queries that are judged on them.
 
     Attributes:
-        name: The folder's name, or the id it was asked for by.
+        name: The folder's name, or the id that was asked for.
         passages: N documents with unique ids, one passage each; the text is title + " " + text.
-        query_ids: Q unique ids of the queries that have at least one relevant document, in the order of the
-            judgments.
+        query_ids: Q unique ids of the queries with at least one relevant document, in the order of the judgments.
         queries: Q texts.
-        judgments: Query id -> document id -> grade, for those queries only. A grade of at least 1 means relevant;
-            zeros are kept, and so are documents that are not in the corpus (an ideal ranking would hold them).
-        notes: What a reader of the figures has to know, one sentence each.
+        judgments: Query id -> document id -> grade, for these queries. A grade of at least 1 means relevant. Zeros are
+            kept, and so are documents that the corpus lacks: an ideal ranking would hold them.
+        notes: Remarks for readers of the figures, one sentence each.
     """
 
     name: str
@@ -39,13 +43,30 @@ class RetrievalSet:
 
     @property
     def document_ids(self) -> list[str]:
-        """N ids."""
+        """Returns N ids."""
         return [passage.id for passage in self.passages]
 
     @property
     def texts(self) -> list[str]:
-        """N texts."""
+        """Returns N texts."""
         return [passage.text for passage in self.passages]
+
+
+class EmbeddedSet(NamedTuple):
+    """The unit vectors of a retrieval set's documents, (N, d) float32, and queries, (Q, d) float32, in its order."""
+
+    documents: Array
+    queries: Array
+
+
+def embed_set(retrieval_set: RetrievalSet, embedder: Embedder) -> EmbeddedSet:
+    """Returns the embeddings of a retrieval set; a `CachedEmbedder` saves later runs from embedding a text again.
+
+    Raises:
+        MismatchError: The encoder gives vectors that are zero, not finite, or of another size than it says.
+    """
+    documents = embedder.embed_documents(retrieval_set.texts)
+    return EmbeddedSet(documents, embedder.embed_queries(retrieval_set.queries))
 
 
 def judged_set(
@@ -57,15 +78,15 @@ def judged_set(
     source: str,
     notes: Sequence[str] = (),
 ) -> RetrievalSet:
-    """Put a retrieval set together and see to it that its parts belong together.
+    """Returns a retrieval set, checked: its documents, queries and judgments belong together.
 
     Args:
         name: Its name.
         passages: The documents.
-        queries: Texts by query id; those without a judgment are left out.
+        queries: Texts by query id; queries without a judgment are left out.
         judgments: All judgments of the split.
-        source: Where the judgments come from, for messages.
-        notes: What is to be noted already.
+        source: Origin of the judgments, for messages.
+        notes: First notes of the set; notes on what was left out follow.
 
     Raises:
         CorpusError: No judged query has a text, none has a relevant document, or no judged document is in the corpus.
@@ -92,28 +113,17 @@ def judged_set(
             f"none of the {len(judged)} documents that {source} judges is among the {len(in_corpus)} documents "
             f"(judged: {_some(sorted(judged))}; there: {_some(document_ids)}): are these qrels of another corpus?"
         )
-    lost = [
-        query
-        for query, grades in kept.items()
-        if not any(grade >= RELEVANT and document in in_corpus for document, grade in grades.items())
-    ]
+    relevant = [{name for name, grade in grades.items() if grade >= RELEVANT} for grades in kept.values()]
+    lost = [documents for documents in relevant if documents.isdisjoint(in_corpus)]
+    irrelevant = len(known) - len(kept)
     found = [
         (len(unknown), f"{len(unknown)} of {len(judgments)} judged queries are not in the file of queries: left out"),
-        (
-            len(known) - len(kept),
-            f"{len(known) - len(kept)} of {len(known)} queries have no relevant document: left out",
-        ),
+        (irrelevant, f"{irrelevant} of {len(known)} queries have no relevant document: left out"),
         (len(absent), f"{len(absent)} judged documents are not in the corpus"),
         (len(lost), f"{len(lost)} of {len(kept)} queries have none of their relevant documents in the corpus: kept"),
     ]
-    return RetrievalSet(
-        name=name,
-        passages=list(passages),
-        query_ids=list(kept),
-        queries=[queries[query] for query in kept],
-        judgments=kept,
-        notes=(*notes, *(note for count, note in found if count)),
-    )
+    remarks = (*notes, *(note for count, note in found if count))
+    return RetrievalSet(name, list(passages), list(kept), [queries[query] for query in kept], kept, remarks)
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""A table of figures that a person reads as Markdown, a spreadsheet as CSV and a program as JSON."""
+"""A table of figures as text or Markdown for people, CSV for spreadsheets and JSON for programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sae_steer_retriever.evaluate.bootstrap import Estimate
 
 
 class Range(NamedTuple):
-    """The lowest and the highest of several figures, such as those of several seeds."""
+    """The lowest and the highest of several figures, for example of several seeds."""
 
     low: float
     high: float
@@ -24,19 +24,19 @@ class Range(NamedTuple):
 
 Cell = str | int | float | Estimate | Range | None
 
-# What would be read as markup: of Markdown, or of the HTML that Markdown lets through.
+# Markup of Markdown, and of the HTML that Markdown lets through.
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column's name, and how its numbers are shown.
+    """A column's name and number format.
 
     Attributes:
         name: The heading.
-        format: Of Python's `format()`, for numbers: ".4f", ".1%".
-        intervals: Whether people are shown the interval of an estimate; CSV and JSON always have it.
+        format: Format of the numbers for Python's `format()`: ".4f", ".1%".
+        intervals: Whether text and Markdown show the interval of an estimate; CSV and JSON always have it.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of figures under a title, with what a reader of them has to know.
+    """Rows of figures under a title, with notes.
 
     Attributes:
         title: One line.
         columns: C columns.
-        rows: Each of C cells; None where there is no figure.
-        notes: Sentences for below the table.
-        name: Of the files it is written to.
+        rows: Rows of C cells; None where there is no figure.
+        notes: Sentences shown below the table.
+        name: Name of its files, without the ending.
 
     Raises:
         ValueError: A row has another number of cells than there are columns.
@@ -71,22 +71,22 @@ class Table:
                 raise ValueError(f"row {number} has {len(row)} cells, expected {len(self.columns)}, one a column.")
 
     def records(self) -> list[dict[str, Cell]]:
-        """The rows, each by the columns' names."""
+        """Returns the rows, each by the columns' names."""
         return [dict(zip((column.name for column in self.columns), row, strict=True)) for row in self.rows]
 
     def shown(self) -> list[list[str]]:
-        """The cells as a person reads them, row by row, each on one line; nothing is escaped."""
+        """Returns the cells as people read them, row by row, each on one line; nothing is escaped."""
         return [
             [" ".join(_shown(column, cell).split()) for column, cell in zip(self.columns, row, strict=True)]
             for row in self.rows
         ]
 
     def is_text(self) -> list[bool]:
-        """Of each column, whether it holds texts, which are aligned to the left."""
+        """Returns for each column whether it holds texts, which are aligned to the left."""
         return [any(isinstance(row[place], str) for row in self.rows) for place in range(len(self.columns))]
 
     def to_text(self) -> str:
-        """Title, aligned columns and notes, for a terminal."""
+        """Returns title, aligned columns and notes, for a terminal."""
         head = [column.name for column in self.columns]
         widths, left = self._widths([head, *self.shown()]), self.is_text()
         rule = ["-" * width for width in widths]
@@ -94,7 +94,7 @@ class Table:
         return "\n".join([self.title, "", *lines, *(["", *self.notes] if self.notes else [])])
 
     def to_markdown(self) -> str:
-        """Title, table and notes; every text is escaped."""
+        """Returns title, table and notes as Markdown; every text is escaped."""
         head = [escape_markdown(column.name) for column in self.columns]
         body = [[escape_markdown(text) for text in row] for row in self.shown()]
         widths, left = [max(3, width) for width in self._widths([head, *body])], self.is_text()
@@ -104,7 +104,7 @@ class Table:
         return "\n".join([f"**{escape_markdown(self.title)}**", "", *lines, *(["", *notes] if notes else [])]) + "\n"
 
     def to_csv(self) -> str:
-        """Header and rows at full precision; an estimate has its interval in two columns of its own."""
+        """Returns header and rows at full precision; the interval of an estimate has two columns of its own."""
         places = range(len(self.columns))
         spread = [any(isinstance(row[place], Estimate | Range) for row in self.rows) for place in places]
         ranges = [any(isinstance(row[place], Range) for row in self.rows) for place in places]
@@ -126,47 +126,33 @@ class Table:
         return text.getvalue()
 
     def to_json(self) -> dict[str, Any]:
-        """One object: title, columns, rows by column name, notes. A figure that does not exist is null."""
+        """Returns one object: title, columns, rows by column name, notes; a figure that does not exist is null."""
         rows = [{name: _plain(cell) for name, cell in record.items()} for record in self.records()]
         columns = [column.name for column in self.columns]
         return {"title": self.title, "columns": columns, "rows": rows, "notes": list(self.notes)}
 
     def write(self, folder: Path) -> list[Path]:
-        """Write NAME.md, NAME.csv and NAME.json.
-
-        Args:
-            folder: Made if it is not there.
-
-        Returns:
-            The files.
-        """
+        """Returns the files NAME.md, NAME.csv and NAME.json that it writes; `folder` is created if needed."""
         folder.mkdir(parents=True, exist_ok=True)
-        contents = {
-            "md": self.to_markdown(),
-            "csv": self.to_csv(),
-            "json": json.dumps(self.to_json(), ensure_ascii=False, indent=2) + "\n",
-        }
-        files = []
+        as_json = json.dumps(self.to_json(), ensure_ascii=False, indent=2) + "\n"
+        contents = {"md": self.to_markdown(), "csv": self.to_csv(), "json": as_json}
         for ending, text in contents.items():
-            files.append(folder / f"{self.name}.{ending}")
-            files[-1].write_text(text, encoding="utf-8", newline="\n")
-        return files
+            (folder / f"{self.name}.{ending}").write_text(text, encoding="utf-8", newline="\n")
+        return [folder / f"{self.name}.{ending}" for ending in contents]
 
     def _widths(self, lines: Sequence[Sequence[str]]) -> list[int]:
         return [max(len(line[place]) for line in lines) for place in range(len(self.columns))]
 
 
 def escape_markdown(text: str) -> str:
-    """A text on one line that Markdown shows as it is: names of datasets and features are anybody's."""
+    """Returns a text on one line, escaped for Markdown: names of datasets and features are untrusted."""
     plain = " ".join(text.split())
     return "".join(_HTML.get(character, character) for character in _MARKDOWN.sub(r"\\\1", plain))
 
 
 def _padded(row: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> list[str]:
-    return [
-        text.ljust(width) if aligned else text.rjust(width)
-        for text, width, aligned in zip(row, widths, left, strict=True)
-    ]
+    cells = zip(row, widths, left, strict=True)
+    return [text.ljust(width) if aligned else text.rjust(width) for text, width, aligned in cells]
 
 
 def _shown(column: Column, cell: Cell) -> str:
@@ -174,18 +160,13 @@ def _shown(column: Column, cell: Cell) -> str:
         return "–"
     if isinstance(cell, str):
         return cell
+    if isinstance(cell, int | float):
+        return format(cell, column.format) if column.format else f"{cell:,}"
+    ends = f"{_shown(column, cell.low)} to {_shown(column, cell.high)}"
     if isinstance(cell, Range):
-        return f"{_number(column, cell.low)} to {_number(column, cell.high)}"
-    if isinstance(cell, Estimate):
-        if math.isnan(cell.value):
-            return "–"
-        shown = _number(column, cell.value)
-        return f"{shown} ({_number(column, cell.low)} to {_number(column, cell.high)})" if column.intervals else shown
-    return _number(column, cell)
-
-
-def _number(column: Column, number: float) -> str:
-    return format(number, column.format) if column.format else f"{number:,}"
+        return ends
+    shown = _shown(column, cell.value)
+    return f"{shown} ({ends})" if column.intervals and not math.isnan(cell.value) else shown
 
 
 def _exact(cell: Cell) -> str:
@@ -195,8 +176,7 @@ def _exact(cell: Cell) -> str:
 
 
 def _plain(cell: Cell) -> Any:  # noqa: ANN401 - what JSON can hold
-    if isinstance(cell, Estimate):
-        return {name: _plain(value) for name, value in dataclasses.asdict(cell).items()}
-    if isinstance(cell, Range):
-        return {"low": _plain(cell.low), "high": _plain(cell.high)}
+    if isinstance(cell, Estimate | Range):
+        fields = cell._asdict() if isinstance(cell, Range) else dataclasses.asdict(cell)
+        return {name: _plain(value) for name, value in fields.items()}
     return None if isinstance(cell, float) and not math.isfinite(cell) else cell

@@ -1,1 +1,1 @@
-"""Attribution of a score, and how it is told."""
+"""Explanations: the parts of a hit's score, as text, a table or HTML."""

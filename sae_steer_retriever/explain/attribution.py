@@ -1,4 +1,4 @@
-"""Why a passage has its score: an exact sum over named features, steering, bias and an unexplained rest."""
+"""Attribution: a score as an exact sum over named features, steering, bias and an unexplained residual."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 class Contribution(NamedTuple):
-    """A share of a score.
+    """One feature's part of a score.
 
     Attributes:
         feature: Latent id.
         label: The feature's display name.
-        value: In score units; may be negative.
+        value: The part, in score units; may be negative.
+
+    Example:
+        >>> hit = retriever.search("wait for a thread to end", k=1)[0]
+        >>> [f"{part.label}: {part.value:+.3f}" for part in hit.attribution.top(1)]
+        ['...: +0...']
     """
 
     feature: int
@@ -27,12 +33,12 @@ class Contribution(NamedTuple):
 
 
 class SteeringTerm(NamedTuple):
-    """What one edit added to a score.
+    """One edit's part of a score.
 
     Attributes:
-        name: As the user wrote it.
-        side: "query" for a tilt, "document" for a gate.
-        value: In score units.
+        name: The edit's name, as the user wrote it.
+        side: "query" for a query shift, "document" for a document boost.
+        value: The part, in score units; may be negative.
     """
 
     name: str
@@ -45,11 +51,17 @@ class Attribution:
     """The exact decomposition of one hit's score: `features + steering + bias + residual == score`.
 
     Attributes:
-        features: The query's own features, largest first: `h_f(q) (d_f . x)`; in the latent space those that the
-            passage has too, the product of both damped activations over the lengths of both damped codes.
+        features: The query's features, largest value first. A feature adds `h_f(q) (d_f . x)`. In the latent space only
+            features that the passage shares count: each adds the product of the two power-normalised activations,
+            divided by the norms of the two power-normalised codes.
         steering: One term per edit and side.
-        bias: The decoder bias' share, `b_dec . x`: what every query has in common. None in the latent space: 0.
-        residual: What the SAE does not reconstruct of the query, `(q - q_hat) . x`: unexplained; 0 in the latent space.
+        bias: The decoder bias' part, `b_dec . x`; 0 in the latent space.
+        residual: The part of the query that the SAE does not reconstruct, `(q - q_hat) . x`; 0 in the latent space.
+
+    Example:
+        >>> hit = retriever.search("wait for a thread to end", k=1)[0]
+        >>> abs(hit.attribution.total - hit.score) < 1e-4
+        True
     """
 
     features: tuple[Contribution, ...]
@@ -59,37 +71,58 @@ class Attribution:
 
     @property
     def total(self) -> float:
-        """The score, as the sum of its parts."""
+        """The sum of the parts: the score."""
         named = sum(part.value for part in self.features) + sum(term.value for term in self.steering)
         return named + self.bias + self.residual
 
     @property
     def unexplained(self) -> float:
-        """The residual's share of all parts by size, in [0, 1]."""
-        sizes = [abs(part.value) for part in self.features] + [abs(term.value) for term in self.steering]
-        whole = sum(sizes) + abs(self.bias) + abs(self.residual)
-        return abs(self.residual) / whole if whole else 0.0
+        """The residual's share of the score; see `share`."""
+        return self.share(self.residual)
+
+    def share(self, *values: float) -> float:
+        """Returns the absolute size of some parts, divided by the absolute size of all parts; in [0, 1]."""
+        parts = [part.value for part in self.features] + [term.value for term in self.steering]
+        whole = sum(map(abs, [*parts, self.bias, self.residual]))
+        return sum(map(abs, values)) / whole if whole else 0.0
 
     def top(self, limit: int = 5) -> tuple[Contribution, ...]:
-        """The features that contribute most by size."""
+        """Returns the features with the largest contributions by absolute size."""
         return tuple(sorted(self.features, key=lambda part: -abs(part.value))[:limit])
+
+    def to_dict(self, limit: int | None = None) -> dict[str, Any]:
+        """Returns the parts as JSON-serialisable values.
+
+        Args:
+            limit: How many features to list, by absolute size; `other_features` has the sum of the others. If None,
+                all features are listed.
+        """
+        shown = self.features if limit is None else self.top(limit)
+        others = float(sum(part.value for part in self.features) - sum(part.value for part in shown))
+        return {
+            "features": [{"id": int(one), "label": label, "contribution": float(value)} for one, label, value in shown],
+            **({} if limit is None else {"other_features": others}),
+            "steering": [
+                {"name": name, "side": side, "contribution": float(value)} for name, side, value in self.steering
+            ],
+            "bias": float(self.bias),
+            "residual": float(self.residual),
+            "unexplained": float(self.unexplained),
+        }
 
 
 class Explainer:
     """Decomposes the scores of one query's hits.
 
     `q . x = sum_f h_f(q) (d_f . x) + b_dec . x + (q - q_hat) . x`, everything times `scale`. The parts are computed
-    from the vectors, not from the score, so their sum checks it.
+    from the vectors, not from the score, so their sum checks the score.
     """
 
     def __init__(self, q: Array, h_q: Codes[NDArray[Any]], sae: TopKSAE, name: Callable[[int], str]) -> None:
-        """Look at the query, once for all its hits.
+        """Prepares the query's part of the sums, once for all hits.
 
-        Args:
-            q: (d,) the query's embedding, or its reconstruction in the reconstructed space.
-            h_q: (1, K) the query's codes.
-            sae: The dictionary.
-            name: From a latent id to its display name.
+        `q` (d,) is the query's embedding, or its reconstruction in the reconstructed space, and `h_q` (1, K) its codes;
+        `name` maps a latent id to its display name.
         """
         active = h_q.values[0] > 0
         latents = h_q.indices[0][active]
@@ -102,69 +135,42 @@ class Explainer:
     def explain(
         self, x: Array, steering: tuple[SteeringTerm, ...] = (), *, scale: float = 1.0, offset: float = 0.0
     ) -> Attribution:
-        """Decompose one score on the query side.
+        """Returns the parts of one passage's score.
 
         Args:
             x: (d,) the passage's vector in the space that was searched.
-            steering: The steering's terms, already in score units.
-            scale: What turns dot products into scores: 1, or one over norms.
-            offset: What a score has beyond the dot product (squared-distance collections); joins the residual.
+            steering: The steering's terms, in score units.
+            scale: The factor from dot products to scores: 1, or one over norms.
+            offset: A constant part of the score (squared-distance collections have one); it joins the residual.
         """
         projections = (self._directions @ x) * scale
-        order = np.argsort(-projections, kind="stable")
-        places = order.tolist()
-        features = tuple(
-            map(
-                Contribution,
-                [self._latents[place] for place in places],
-                [self._names[place] for place in places],
-                projections[order].tolist(),
-            )
-        )
+        order = np.argsort(-projections, kind="stable").tolist()
+        values: list[float] = projections.tolist()
+        features = tuple(Contribution(self._latents[place], self._names[place], values[place]) for place in order)
         bias = float(self._bias @ x) * scale
         residual = float(self._unexplained @ x) * scale + offset
         return Attribution(features, steering, bias, residual)
 
 
 class CodeExplainer:
-    """Decomposes cosines of codes: `z_q . z_d = sum_f z_q[f] z_d[f]`, times `scale`; nothing is left unexplained."""
+    """Decomposes cosines of codes: `z_q . z_d = sum_f z_q[f] z_d[f]`, times `scale`; bias and residual are 0."""
 
     def __init__(self, h_q: Codes[NDArray[Any]], name: Callable[[int], str]) -> None:
-        """Look at the query, once for all its hits.
-
-        Args:
-            h_q: (1, K) the query's code, before it is edited, as it is compared: damped in the latent space.
-            name: From a latent id to its display name.
-        """
+        """Prepares `h_q` (1, K), the query's power-normalised code before it is edited; `name` as in `Explainer`."""
         self._own = dict(zip(h_q.indices[0].tolist(), h_q.values[0].tolist(), strict=True))
         self._name = name
 
     def explain(
         self, codes: Codes[NDArray[Any]], steering: tuple[SteeringTerm, ...] = (), *, scale: float = 1.0
     ) -> Attribution:
-        """Decompose one score into the latents that query and passage share.
+        """Returns the parts of one passage's score: one per latent that query and passage share.
 
         Args:
-            codes: (1, K) the passage's code, as it is compared.
-            steering: The steering's terms, already in score units.
-            scale: One over the lengths of the two codes, that of the query after its edits.
+            codes: (1, K) the passage's power-normalised code.
+            steering: The steering's terms, in score units.
+            scale: One over the norms of the passage's code and of the edited query's code.
         """
         parts = zip(codes.indices[0].tolist(), codes.values[0].tolist(), strict=True)
         shared = [(latent, self._own.get(latent, 0.0) * value * scale) for latent, value in parts]
         features = [Contribution(latent, self._name(latent), value) for latent, value in shared if value]
         return Attribution(tuple(sorted(features, key=lambda part: -part.value)), steering, 0.0, 0.0)
-
-
-def attribute(
-    q: Array,
-    h_q: Codes[NDArray[Any]],
-    x: Array,
-    steering: tuple[SteeringTerm, ...],
-    sae: TopKSAE,
-    name: Callable[[int], str],
-    *,
-    scale: float = 1.0,
-    offset: float = 0.0,
-) -> Attribution:
-    """Decompose one score; `Explainer` does it for several of the same query."""
-    return Explainer(q, h_q, sae, name).explain(x, steering, scale=scale, offset=offset)

@@ -1,55 +1,48 @@
-"""Why a passage ranks where it does, for a person: a sentence, a table, and bars in a notebook."""
+"""Explanations for people: why a passage ranks where it does, as a sentence, a table, and bars in a notebook."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+from sae_steer_retriever.explain import text as wording
 from sae_steer_retriever.explain.attribution import Attribution, Contribution
+from sae_steer_retriever.explain.hits import Hit
 from sae_steer_retriever.explain.html import Part, bars, page
-from sae_steer_retriever.explain.text import (
-    edit_name,
-    excerpt,
-    is_named,
-    listed,
-    one_line,
-    ordinal,
-    percent,
-    phrase,
-    quoted,
-    signed,
-    with_id,
-)
-from sae_steer_retriever.search.hits import Hit
 
-# Of the features by size, those that a table names; and of those that speak for a passage, those that a sentence does.
-_TABLED, _TOLD = 8, 3
-# A sentence leaves out what is smaller than this share of the largest it tells.
+# The most features that a table and a sentence name.
+_IN_TABLE, _IN_SENTENCE = 8, 3
+# A sentence leaves out parts that are smaller than this share of its largest part.
 _WORTH_TELLING = 0.25
 
 _MEANINGS = {
     "original": "the cosine similarity of the embeddings of query and passage",
-    "reconstructed": "the cosine similarity of what the features reconstruct of query and passage",
-    "latent": "the cosine similarity of the features of query and passage, strong ones damped",
+    "reconstructed": "the cosine similarity of the reconstructed embeddings of query and passage",
+    "latent": "the cosine similarity of the power-normalised features of query and passage",
     None: "what the search ranked by; larger is better",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """Why a passage has its score, and so its rank.
+    """The reasons for a passage's score and rank.
 
-    `str()` has all of it for a terminal; a notebook shows bars.
+    `str()` is the explanation for a terminal; a notebook shows it with bars.
 
     Attributes:
         query: The question.
         hit: The passage, with its attribution.
-        rank: Its rank, from 1; None where it is not known.
-        space: Which space was searched; None where it is not known.
+        rank: Its rank, from 1; None if unknown.
+        space: The space that was searched; None if unknown.
         steered: Whether the search was steered.
 
     Raises:
         ValueError: The hit has no attribution.
+
+    Example:
+        >>> why = retriever.explain("wait for a thread to end", retriever.search("wait for a thread to end")[0])
+        >>> print(why.sentence)
+        This passage ranks 1st ... because it and the query share ...
     """
 
     query: str
@@ -60,32 +53,31 @@ class Explanation:
 
     def __post_init__(self) -> None:
         if self.hit.attribution is None:
-            raise ValueError(
-                f"hit {self.hit.id!r} has no attribution: search with explain=True, or let the retriever explain it."
-            )
+            remedy = "search with explain=True, or let the retriever explain it"
+            raise ValueError(f"hit {self.hit.id!r} has no attribution: {remedy}.")
 
     @property
     def attribution(self) -> Attribution:
         """The exact parts of the score."""
-        assert self.hit.attribution is not None  # noqa: S101 - __post_init__ saw to it
+        assert self.hit.attribution is not None  # noqa: S101 - __post_init__ checks it
         return self.hit.attribution
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What the score is made of: steering, the largest features, all others, bias, rest; they sum to it."""
-        why, share = self.attribution, self._share
+        """The parts of the score, which sum to it: steering, the largest features, all others, bias, residual."""
+        why, share = self.attribution, self.attribution.share
         parts = [
-            Part("steering", f"steering: {edit_name(term)} ({term.side})", None, term.value, share(term.value))
+            Part("steering", f"steering: {wording.edit_name(term)} ({term.side})", None, term.value, share(term.value))
             for term in why.steering
         ]
-        top = why.top(_TABLED)
+        top = why.top(_IN_TABLE)
         shown = {part.feature for part in top}
         rest = [part.value for part in why.features if part.feature not in shown]
-        parts += [Part("feature", with_id(part), part.feature, part.value, share(part.value)) for part in top]
+        parts += [Part("feature", wording.with_id(part), part.feature, part.value, share(part.value)) for part in top]
         if rest:
             name = f"{len(rest)} other feature{'s' if len(rest) > 1 else ''}"
             parts.append(Part("others", name, None, sum(rest), share(*rest)))
-        # The latent space has neither: there, 0 is no finding.
+        # The latent space has no bias and no residual.
         if why.bias or self.space != "latent":
             parts.append(Part("bias", "bias: what every query has in common", None, why.bias, share(why.bias)))
         if why.residual or self.space != "latent":
@@ -95,60 +87,60 @@ class Explanation:
 
     @property
     def unnamed(self) -> float:
-        """The share of all parts by size that neither steering nor a feature with a clear label explains, in [0, 1]."""
-        nameless = [part.value for part in self.attribution.features if not is_named(part)]
-        return self._share(*nameless, self.attribution.bias, self.attribution.residual)
+        """The share of bias, residual and features without a clear label; see `Attribution.share`."""
+        why = self.attribution
+        return why.share(*(part.value for part in why.features if not wording.is_named(part)), why.bias, why.residual)
 
     @property
     def meaning(self) -> str:
-        """What the score is, in one line."""
+        """The definition of the score, in one line."""
         added = ", plus what the steering adds" if self.steered and self.space is not None else ""
         return f"Score: {_MEANINGS.get(self.space, _MEANINGS[None])}{added}."
 
     @property
     def note(self) -> str:
-        """What the score is, and how to read the parts."""
-        return f"{self.meaning} The parts sum to it; shares are of all parts by size, feature by feature."
+        """The definition of the score, and how to read the parts."""
+        return f"{self.meaning} The parts sum to it. A share is a part's size divided by the sizes of all parts."
 
     @property
     def sentence(self) -> str:
-        """Rank, the reasons that weigh most, what speaks against it, and how much no named feature explains."""
+        """The rank, the strongest reasons for and against it, and the share that no named feature explains."""
         told, rewards = self._reasons()
         clauses = [self._place() + self._because(told, rewards)]
         steering = self._steering()
         largest = max(map(abs, [*steering.values(), *(part.value for part in self.attribution.features)]), default=0.0)
         clauses += [
-            f"the steering by {quoted(name)} takes {-value:.3f} away"
+            f"the steering by {wording.quoted(name)} takes {-value:.3f} away"
             for name, value in steering.items()
             if value < 0 and -value >= _WORTH_TELLING * largest
         ]
         lowest = min(self.attribution.features, key=lambda part: part.value, default=None)
         if lowest is not None and lowest.value < 0 and -lowest.value >= _WORTH_TELLING * largest:
-            clauses.append(f"{phrase(lowest)} speaks against it")
+            clauses.append(f"{wording.phrase(lowest)} speaks against it")
             told = [*told, lowest]
         rest = [part.value for part in self.attribution.features if part not in told]
-        if (told or rewards) and self._share(*rest) >= _WORTH_TELLING:
+        if (told or rewards) and self.attribution.share(*rest) >= _WORTH_TELLING:
             others = f"{len(rest)} {'other ' if told else ''}feature{'s add' if len(rest) > 1 else ' adds'}"
-            clauses.append(f"{others} {signed(sum(rest))}{' in all' if len(rest) > 1 else ''}")
+            clauses.append(f"{others} {wording.signed(sum(rest))}{' in all' if len(rest) > 1 else ''}")
         if self.unnamed >= 0.005:
-            clauses.append(f"{percent(self.unnamed)} of the score is not explained by named features")
+            clauses.append(f"{wording.percent(self.unnamed)} of the score is not explained by named features")
         return "; ".join(clauses) + "."
 
     @property
     def table(self) -> str:
-        """The parts with their shares, for a terminal."""
+        """The parts with their shares, as a table for a terminal."""
         lines = ["  adds  share  what"]
-        lines += [f"{signed(part.value)}  {percent(part.share):>5}  {part.name}" for part in self.parts]
+        lines += [f"{wording.signed(part.value)}  {wording.percent(part.share):>5}  {part.name}" for part in self.parts]
         return "\n".join([*lines, f"{self.hit.score:>6.3f}         score"])
 
     def __str__(self) -> str:
-        """The passage, the sentence, the table, and what a score is."""
-        head = f"{one_line(self.hit.id)}: {excerpt(self.hit.text)}".rstrip(": ")
-        return "\n".join([f"Query: {one_line(self.query)}", head, "", self.sentence, "", self.table, "", self.note])
+        """Returns the query, the passage, the sentence, the table and the note."""
+        head = f"{wording.one_line(self.hit.id)}: {wording.excerpt(self.hit.text)}".rstrip(": ")
+        lines = [f"Query: {wording.one_line(self.query)}", head, "", self.sentence, "", self.table, "", self.note]
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it in types that JSON can hold: every feature, not only the largest."""
-        why = self.attribution
+        """Returns the explanation as JSON-serialisable values, with every feature."""
         return {
             "query": self.query,
             "id": self.hit.id,
@@ -161,38 +153,20 @@ class Explanation:
             "steered": self.steered,
             "sentence": self.sentence,
             "meaning": self.meaning,
-            "features": [
-                {"id": int(part.feature), "label": part.label, "contribution": float(part.value)}
-                for part in why.features
-            ],
-            "steering": [
-                {"name": term.name, "side": term.side, "contribution": float(term.value)} for term in why.steering
-            ],
-            "bias": float(why.bias),
-            "residual": float(why.residual),
-            "unexplained": float(why.unexplained),
+            **self.attribution.to_dict(),
             "unnamed": float(self.unnamed),
         }
 
     def _repr_html_(self) -> str:
-        """The same for a notebook, with bars."""
-        name, text = one_line(self.hit.id), excerpt(self.hit.text)
+        """Returns the explanation for a notebook, with bars."""
+        name, text = wording.one_line(self.hit.id), wording.excerpt(self.hit.text)
         return page(self.sentence, name, text, bars(self.parts, self.hit.score), self.note)
 
-    # -- inside -------------------------------------------------------------------------------------------------------
-
-    def _share(self, *values: float) -> float:
-        """The size of some parts of the score over that of all."""
-        why = self.attribution
-        sizes = [part.value for part in why.features] + [term.value for term in why.steering]
-        whole = sum(map(abs, [*sizes, why.bias, why.residual]))
-        return sum(map(abs, values)) / whole if whole else 0.0
-
     def _steering(self) -> dict[str, float]:
-        """What each edit adds on all its sides."""
+        """Returns each edit's part, summed over its sides."""
         sums: dict[str, float] = {}
         for term in self.attribution.steering:
-            name = edit_name(term)
+            name = wording.edit_name(term)
             sums[name] = sums.get(name, 0.0) + term.value
         return sums
 
@@ -201,31 +175,27 @@ class Explanation:
         if self.rank is None:
             base = f" ({self.hit.base_score:.3f} without steering)" if self.steered else ""
             return f"This passage has a score of {self.hit.score:.3f}{base}"
-        where = f"This passage ranks {ordinal(self.rank)}"
+        where = f"This passage ranks {wording.ordinal(self.rank)}"
         if not self.steered:
             return where
         if before is None:
             return f"{where} (far below without steering)"
-        return f"{where} ({'as' if before == self.rank else ordinal(before)} without steering)"
+        return f"{where} ({'as' if before == self.rank else wording.ordinal(before)} without steering)"
 
     def _reasons(self) -> tuple[list[Contribution], dict[str, float]]:
-        """The features and the edits that speak for the passage and weigh most."""
-        speaking = [part for part in self.attribution.top(len(self.attribution.features)) if part.value > 0]
+        """Returns the features and the edits that add most to the score."""
+        speaking = sorted((part for part in self.attribution.features if part.value > 0), key=lambda part: -part.value)
         steering = self._steering()
         least = _WORTH_TELLING * max([part.value for part in speaking[:1]] + list(steering.values()), default=0.0)
         rewards = {name: value for name, value in steering.items() if value > 0 and value >= least}
-        return [part for part in speaking[:_TOLD] if part.value >= least], rewards
+        return [part for part in speaking[:_IN_SENTENCE] if part.value >= least], rewards
 
     def _because(self, told: list[Contribution], rewards: dict[str, float]) -> str:
         if not told and not rewards:
             return ", though no feature of the query speaks for it"
-        most = self._share(*(part.value for part in told), *rewards.values()) >= 0.5
-        reasons = [f"it and the query share {listed([phrase(part) for part in told])}"] if told else []
+        most = self.attribution.share(*(part.value for part in told), *rewards.values()) >= 0.5
+        reasons = [f"it and the query share {wording.listed([wording.phrase(part) for part in told])}"] if told else []
         if rewards:
-            reasons.append(
-                listed([f"the steering by {quoted(name)} adds {value:.3f}" for name, value in rewards.items()])
-            )
+            edits = [f"the steering by {wording.quoted(name)} adds {value:.3f}" for name, value in rewards.items()]
+            reasons.append(wording.listed(edits))
         return f" {'mostly' if most else 'in part'} because {', and '.join(reasons)}"
-
-
-__all__ = ["Explanation", "Part"]

@@ -1,4 +1,4 @@
-"""The parts of a score as bars, for a notebook: no script, no style sheet, nothing from elsewhere."""
+"""The HTML of an explanation for a notebook: bars in a table, without scripts, style sheets or external resources."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sae_steer_retriever.explain.text import percent, signed
 
 Kind = Literal["steering", "feature", "others", "bias", "unexplained"]
 
-# Mid-tones with a contrast above 3 to white and to black pages: the text takes the page's own colour.
+# Mid-tones have a contrast above 3 on white and on black pages; the text keeps the page's own colour.
 _COLOURS = {"steering": "#009E73", "feature": "#0079BD"}
 _AGAINST, _NAMELESS = "#D55E00", "#8A8A8A"
 _CELL = "padding:.1em .6em"
@@ -20,14 +20,14 @@ _PARAGRAPH = "margin:.3em 0"
 
 
 class Part(NamedTuple):
-    """A line of an explanation.
+    """One row of an explanation: a part of the score.
 
     Attributes:
-        kind: What it is: a steering's term, a feature, all other features, the bias, or the unexplained rest.
-        name: What it is called, on one line; anybody's text.
+        kind: A steering term, a feature, the sum of all other features, the bias, or the unexplained residual.
+        name: The part's name, on one line; untrusted text.
         feature: The latent's id, for features.
-        value: What it adds to the score; may be negative.
-        share: Its size over the sizes of all parts of the score, in [0, 1].
+        value: The part, in score units; may be negative.
+        share: The part's absolute size divided by that of all parts, in [0, 1].
     """
 
     kind: Kind
@@ -38,12 +38,7 @@ class Part(NamedTuple):
 
 
 def bars(parts: Sequence[Part], score: float) -> str:
-    """A table with a bar a part; text and background are the page's own, and every text is escaped.
-
-    Args:
-        parts: Of the score.
-        score: Their sum.
-    """
+    """Returns an HTML table with one bar per part of a score; every text is escaped."""
     left = max((-part.value for part in parts if part.value < 0), default=0.0)
     span = left + max((part.value for part in parts if part.value > 0), default=0.0)
     head = "".join(
@@ -62,14 +57,9 @@ def bars(parts: Sequence[Part], score: float) -> str:
 
 
 def page(sentence: str, name: str, text: str, table: str, note: str) -> str:
-    """An explanation as one element.
+    """Returns an explanation as one HTML element: the reasons, the passage's id and beginning, the bars, and a note.
 
-    Args:
-        sentence: The reasons.
-        name: The passage's id.
-        text: Its beginning.
-        table: Markup, from `bars`; all else is escaped here.
-        note: What the score is.
+    The table is HTML from `bars`; all other texts are escaped here.
     """
     quoted = f"{_PARAGRAPH};padding-left:.8em;border-left:3px solid {_NAMELESS}"
     return (
@@ -80,13 +70,7 @@ def page(sentence: str, name: str, text: str, table: str, note: str) -> str:
 
 
 def _row(part: Part, left: float, span: float) -> str:
-    """A part with its bar, to the left of a common axis where it takes away.
-
-    Args:
-        part: The part.
-        left: The largest size of a negative part.
-        span: That and the largest positive part.
-    """
+    """Returns a table row; a negative part's bar grows leftwards from the axis, which is `left` of `span` units in."""
     per_cent = 100 / span if span else 0.0
     start, width = (left + min(part.value, 0.0)) * per_cent, abs(part.value) * per_cent
     colour = _AGAINST if part.value < 0 else _COLOURS.get(part.kind, _NAMELESS)
@@ -101,6 +85,3 @@ def _row(part: Part, left: float, span: float) -> str:
         f'<td style="{_CELL}">{bar}</td><td style="{_NUMBER}">{signed(part.value)}</td>'
         f'<td style="{_NUMBER}">{percent(part.share)}</td></tr>'
     )
-
-
-__all__ = ["Kind", "Part", "bars", "page"]

@@ -1,19 +1,22 @@
-"""Who may ask: this page's own scripts on an address that is this server's, with the token where one is needed.
+"""Access control: only the explorer's own pages may send requests, and only with the token where one is needed.
 
-A page of another site can make a browser send requests here, by its own name for this address (DNS rebinding) or
-across sites. `Host` must be a name of this server, `Origin` the same address, and what changes or costs anything is
-JSON, which no form can send.
+A page of another site can make a browser send requests here, under its own name for this address (DNS rebinding) or
+across sites. So `Host` must be a name of this server, `Origin` must be the same address, and every request that changes
+or costs something must be JSON, which no HTML form can send. Starlette's `TrustedHostMiddleware` checks the first of
+these, but answers in plain text, and before Starlette 1.0 it misreads IPv6 addresses and "localhost:80@evil.example".
 """
 
 from __future__ import annotations
 
-import http.cookies
 import ipaddress
-import json
 import secrets
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,10 +36,12 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+_TOO_LARGE = f"the request is too large: at most {LARGEST_BODY:,} bytes are read."
+_ANOTHER_SITE = "the request comes from a page of another site: this server answers its own pages only."
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
+    """Whether a server that listens on `host` can be reached from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -46,144 +51,104 @@ def is_loopback(host: str) -> bool:
 
 
 class AccessGuard:
-    """ASGI middleware that answers what it refuses itself, and puts the page's security headers on everything."""
+    """ASGI middleware that refuses requests of others and adds the security headers to every answer.
+
+    Args:
+        app: The app behind this middleware.
+        token: The token that every request must bring; None for a server that only this machine reaches.
+        hosts: Names of this server besides the loopback names. With a token, every name is accepted: a browser sends
+            the cookie that holds the token only to the name that set it.
+    """
 
     def __init__(self, app: ASGIApp, *, token: str | None = None, hosts: Collection[str] = ()) -> None:
-        """Guard an app.
-
-        Args:
-            app: What is guarded.
-            token: What every request must bring; None for a server that only this machine reaches.
-            hosts: Names beside this machine's own that the server may be asked by. With a token any name will do: the
-                cookie that holds it is sent to the name that it was given by, and to no other.
-        """
         self._app = app
         self._token = token
         self._hosts = {*_LOOPBACK, *(host.strip("[]").casefold() for host in hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or hand on."""
+        """Answer a request, or pass it on to the app."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(scope["method"], headers)
-        if refusal is not None:
-            await _answer(send, *refusal)
-            return
-        if self._token is not None and not self._may_enter(headers):
-            await self._ask_for_token(scope, send)
-            return
-        if scope["method"] not in _SAFE:
-            body = await _body(receive)
-            if body is None:
-                await _answer(send, 413, _TOO_LARGE)
-                return
-            receive = _given(body, receive)
-        await self._app(scope, receive, _guarded(send))
 
-    def _refusal(self, method: str, headers: dict[str, str]) -> tuple[int, str] | None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        request = HTTPConnection(scope)
+        refusal = self._refusal(scope["method"], request.headers)
+        if refusal is None and self._token is not None and not self._may_enter(request):
+            refusal = self._ask_for_token(request)
+        if refusal is None and scope["method"] not in _SAFE:
+            body = await _body(receive)
+            receive = _replayed(body or b"", receive)
+            refusal = _refused(413, _TOO_LARGE) if body is None else None
+        await (refusal or self._app)(scope, receive, guarded)
+
+    def _refusal(self, method: str, headers: Headers) -> Response | None:
         host = headers.get("host", "")
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
             name = ""
         if self._token is None and name not in self._hosts:
-            return 421, "this server is not known by that name: open it as http://127.0.0.1 with its port."
+            return _refused(421, "this server is not known by that name: open it as http://127.0.0.1 with its port.")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2].casefold() != host.casefold():
-            return 403, _ANOTHER_SITE
+            return _refused(403, _ANOTHER_SITE)
         if method not in _SAFE:
             if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-                return 403, _ANOTHER_SITE
+                return _refused(403, _ANOTHER_SITE)
             if headers.get("content-type", "").partition(";")[0].strip().casefold() != "application/json":
-                return 415, "expected JSON: send the header Content-Type: application/json."
+                return _refused(415, "expected JSON: send the header Content-Type: application/json.")
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length) > LARGEST_BODY:
-                return 413, _TOO_LARGE
+                return _refused(413, _TOO_LARGE)
         return None
 
-    def _may_enter(self, headers: dict[str, str]) -> bool:
-        given = headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if not given:
-            cookies: http.cookies.SimpleCookie = http.cookies.SimpleCookie()
-            try:
-                cookies.load(headers.get("cookie", ""))
-            except http.cookies.CookieError:
-                return False
-            given = cookies[COOKIE].value if COOKIE in cookies else ""
-        return self._is_token(given)
+    def _may_enter(self, request: HTTPConnection) -> bool:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+        return self._is_token(given or request.cookies.get(COOKIE, ""))
 
     def _is_token(self, given: str) -> bool:
         return self._token is not None and secrets.compare_digest(given.encode(), self._token.encode())
 
-    async def _ask_for_token(self, scope: Scope, send: Send) -> None:
-        """Take the token from the address and put it into a cookie, so that it is in no history and no link."""
-        asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    def _ask_for_token(self, request: HTTPConnection) -> Response:
+        """Moves the token from the address into a cookie, so that no history and no link holds it."""
+        asked = request.query_params.multi_items()
         given = dict(asked).get("token", "")
-        if scope["method"] not in _SAFE or not self._is_token(given):
-            message = "this server asks for its token: open the address that it printed, which ends in ?token=..."
-            await _answer(send, 401, message)
-            return
+        if request.scope["method"] not in _SAFE or not self._is_token(given):
+            return _refused(401, "this server needs its token: open the address that it printed, with ?token=...")
         rest = urlencode([(name, value) for name, value in asked if name != "token"])
-        path = "/" + scope["path"].lstrip("/")  # "//other.host" would be an address
-        headers = [
-            (b"location", (path + (f"?{rest}" if rest else "")).encode("latin-1", errors="replace")),
-            (b"set-cookie", f"{COOKIE}={given}; Path=/; HttpOnly; SameSite=Lax".encode()),
-            *_header_rows(),
-        ]
-        await send({"type": "http.response.start", "status": 303, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
+        path = "/" + request.scope["path"].lstrip("/")  # "//other.host" would be an address
+        response = RedirectResponse(path + (f"?{rest}" if rest else ""), 303)
+        response.set_cookie(COOKIE, given, httponly=True, samesite="lax")
+        return response
 
 
-_TOO_LARGE = f"the request is too large: at most {LARGEST_BODY:,} bytes are read."
-_ANOTHER_SITE = "a page of another site asked: this server answers its own pages only."
+def _refused(status: int, message: str) -> Response:
+    return JSONResponse({"error": message}, status)
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """A request's body, which may come without its length; None if it is too large."""
-    parts: list[bytes] = []
-    more = True
+    """The body of a request, which may come without a length; None if it is too large."""
+    body, more = bytearray(), True
     while more:
         message = await receive()
-        parts.append(message.get("body", b""))
+        body += message.get("body", b"")
         more = message.get("more_body", False)
-        if sum(map(len, parts)) > LARGEST_BODY:
+        if len(body) > LARGEST_BODY:
             return None
-    return b"".join(parts)
+    return bytes(body)
 
 
-def _given(body: bytes, receive: Receive) -> Receive:
-    """A body that was read, as one message; then what comes after it."""
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Sends a body that was read as one message, then whatever comes after it."""
     parts = [body]
 
-    async def given() -> Message:
-        if parts:
-            return {"type": "http.request", "body": parts.pop(), "more_body": False}
-        return await receive()
+    async def replayed() -> Message:
+        return {"type": "http.request", "body": parts.pop(), "more_body": False} if parts else await receive()
 
-    return given
-
-
-def _guarded(send: Send) -> Send:
-    async def guarded(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", []), *_header_rows()]}
-        await send(message)
-
-    return guarded
-
-
-def _header_rows() -> list[tuple[bytes, bytes]]:
-    return [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-
-
-async def _answer(send: Send, status: int, message: str) -> None:
-    body: Any = json.dumps({"error": message}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *_header_rows()]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-__all__ = ["COOKIE", "LARGEST_BODY", "AccessGuard", "is_loopback"]
+    return replayed

@@ -1,4 +1,4 @@
-"""All live features on a plane: directions that are near in the dictionary are near on the map."""
+"""The map: all live features on a plane, where features with similar directions are close, and its route."""
 
 from __future__ import annotations
 
@@ -10,58 +10,79 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 
-from sae_steer_retriever.encoders.embedding_cache import cache_root
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.encoders.cache_root import cache_root
+from sae_steer_retriever.explorer.search_routes import answer
+from sae_steer_retriever.sae.codes import Array
 
 if TYPE_CHECKING:
+    from sae_steer_retriever.explorer.workbench import Workbench
     from sae_steer_retriever.features.catalog import FeatureCatalog
     from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 logger = logging.getLogger(__name__)
 
-# Another way to lay features out is another name on disk.
+# Part of the file's name: a change of the layout's algorithm needs a new one.
 _VERSION = "1"
 _SEED = 0
-# t-SNE looks at the first principal components: the rest of a direction's neighbourhood is noise, and costs time.
+# t-SNE sees the first principal components: the others are mostly noise, and cost time.
 _COMPONENTS, _PERPLEXITY = 50, 30.0
-# Laid out in parts, so that a part can be seen while the next is worked out: the fewest that scikit-learn takes each.
+# t-SNE runs in parts, so that the page can show each; 250 iterations are the fewest that scikit-learn accepts.
 _ITERATIONS, _PARTS = 250, 4
-# Fewer points than this have no neighbourhoods to keep.
+# With fewer features the first projection is final.
 _FEWEST = 10
 
 
 class FeatureLayout(NamedTuple):
-    """Where the features stand.
+    """Positions of the features."""
 
-    Attributes:
-        features: (m,) ids of the live features, ascending.
-        positions: (m, 2) in [0, 1].
-        progress: Share of the work that is done; 1.0 for the final layout.
-    """
+    features: NDArray[np.int64]  # (m,) ids of the live features, ascending
+    positions: Array  # (m, 2) in [0, 1]
+    progress: float  # share of the work that is done; 1.0 when the layout is final
 
-    features: NDArray[np.int64]
-    positions: Array
-    progress: float
+
+def map_routes(workbench: Workbench) -> APIRouter:
+    """The map's route."""
+    router = APIRouter(prefix="/api")
+    catalog = workbench.retriever.catalog
+    plane = FeatureMap(workbench.retriever.sae, catalog)
+
+    @router.get("/map")
+    async def positions(names: bool = True) -> JSONResponse:
+        """Positions of all live features, with their names and families on request."""
+
+        def work() -> dict[str, Any]:
+            layout = plane.layout()
+            x, y = layout.positions.round(5).T.tolist()
+            data = {"progress": layout.progress, "ids": layout.features.tolist(), "x": x, "y": y}
+            if names:
+                chosen = [catalog[int(feature)] for feature in layout.features]
+                data |= {
+                    "names": [feature.name for feature in chosen],
+                    "frequencies": [feature.frequency for feature in chosen],
+                    "families": [feature.family for feature in chosen],
+                    "family_names": {str(family.id): family.name for family in catalog.families},
+                }
+            return data
+
+        return answer(await workbench.run(work))
+
+    return router
 
 
 class FeatureMap:
-    """The layout of one catalog, worked out once and kept under the SAE's fingerprint.
+    """The layout of one catalog, computed once and cached on disk under the SAE's fingerprint.
 
-    PCA, then Barnes-Hut t-SNE (van der Maaten, 2014; scikit-learn's) of the decoder's directions, seeded by the PCA.
+    Barnes-Hut t-SNE (van der Maaten 2014, by scikit-learn) of the decoder's directions, started from their PCA.
     """
 
     def __init__(self, sae: TopKSAE, catalog: FeatureCatalog) -> None:
-        """Take the dictionary.
-
-        Args:
-            sae: Its directions.
-            catalog: Which of its features are live.
-        """
         self._features = np.flatnonzero(catalog.calibration.count > 0)
         self._directions = sae.decoder[self._features]
         digest = hashlib.blake2b(self._features.tobytes(), digest_size=6).hexdigest()
@@ -72,11 +93,11 @@ class FeatureMap:
 
     @property
     def path(self) -> Path:
-        """Where the final layout is kept; it can be made again."""
+        """The cache file of the final layout; it can be deleted."""
         return self._path
 
     def layout(self) -> FeatureLayout:
-        """The best layout there is by now; the work for the final one goes on in the background."""
+        """The best layout so far; a thread in the background computes the final one."""
         with self._lock:
             if self._layout is None:
                 self._layout = self._kept() or self._first()
@@ -86,7 +107,7 @@ class FeatureMap:
             return self._layout
 
     def wait(self) -> FeatureLayout:
-        """The final layout."""
+        """The final layout, once it is computed."""
         self.layout()
         if self._thread is not None:
             self._thread.join()
@@ -111,7 +132,7 @@ class FeatureMap:
         began = time.monotonic()
         try:
             positions = tsne(self._directions, self._show)
-        except (ValueError, MemoryError) as error:  # the first layout is a map, too
+        except (ValueError, MemoryError) as error:  # the first projection stays
             logger.warning("the map of %d features stays a plain projection: %s", len(self._features), error)
             positions = _components(self._directions, 2)
         self._keep(_fitted(positions))
@@ -124,7 +145,7 @@ class FeatureMap:
             self._layout = FeatureLayout(self._features, _fitted(positions), progress)
 
     def _keep(self, positions: Array) -> None:
-        with contextlib.suppress(OSError):  # a full or read-only cache costs time, not results
+        with contextlib.suppress(OSError):  # without a cache the map is computed again
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._path.parent, suffix=".npy", delete=False) as file:
                 np.save(file, positions)
@@ -132,14 +153,12 @@ class FeatureMap:
 
 
 def tsne(directions: Array, show: Callable[[Array, float], None]) -> Array:
-    """(m, 2) positions of directions, the same ones every time.
+    """Returns (m, 2) positions of (m, d) directions, the same at every call.
 
-    Args:
-        directions: (m, d).
-        show: Gets the positions after each part of the work, and the share of it that is done.
+    After each part `show` is called with the positions and the share of the work that is done.
 
     Raises:
-        ValueError: There are too few.
+        ValueError: There are too few directions.
     """
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -147,7 +166,7 @@ def tsne(directions: Array, show: Callable[[Array, float], None]) -> Array:
     reduced = _components(directions, min(_COMPONENTS, *directions.shape))
     positions: Array = reduced[:, :2] / np.std(reduced[:, 0]).clip(1e-12) * 1e-4
     perplexity = min(_PERPLEXITY, (len(directions) - 1) / 3)
-    # One thread: the others are for those who search meanwhile.
+    # One thread: searches need the others meanwhile.
     with threadpool_limits(limits=1):
         for part in range(_PARTS):
             made = TSNE(
@@ -163,7 +182,7 @@ def tsne(directions: Array, show: Callable[[Array, float], None]) -> Array:
 
 
 def _components(directions: Array, count: int) -> Array:
-    """(m, count) principal components, with signs that do not depend on the machine."""
+    """(m, count) principal components; their signs are the same on every machine."""
     centred = directions - directions.mean(axis=0) if len(directions) else directions
     found = np.zeros((len(directions), max(count, 2)), dtype=np.float32)
     if len(directions) > 1:
@@ -175,12 +194,9 @@ def _components(directions: Array, count: int) -> Array:
 
 
 def _fitted(positions: Array) -> Array:
-    """Positions moved and scaled, alike in both directions, into the unit square."""
+    """Positions moved and scaled into the unit square, with their proportions."""
     if not len(positions):
         return positions[:, :2]
     low, high = positions[:, :2].min(axis=0), positions[:, :2].max(axis=0)
     size = max(float((high - low).max()), 1e-12)
     return np.asarray((positions[:, :2] - (low + high) / 2) / size + 0.5, dtype=np.float32)
-
-
-__all__ = ["FeatureLayout", "FeatureMap", "tsne"]

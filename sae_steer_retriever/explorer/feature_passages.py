@@ -1,14 +1,13 @@
-"""A feature in the collection that is explored: how strongly its passages have it, and the first and middle ones."""
+"""A feature's passages in this collection: the histogram of their strengths, the strongest and some in the middle."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sae_steer_retriever.features.evidence import Example
-from sae_steer_retriever.labelling.token_attribution import FeatureDirections
+from sae_steer_retriever.sae.topk_sae import FeatureDirections
 
 if TYPE_CHECKING:
     from sae_steer_retriever.store.chroma_store import ChromaStore
@@ -18,36 +17,23 @@ _TOP, _MIDDLE = 8, 6
 
 
 class FeaturePassages(NamedTuple):
-    """Passages of the collection that have a feature among their names.
+    """Passages of the collection with a feature among their label latents."""
 
-    Attributes:
-        total: How many.
-        top: The strongest, strongest first.
-        middle: Some from the middle of its range, strongest first.
-        edges: (bins + 1,) of the histogram of strengths.
-        counts: (bins,) passages in each bin.
-    """
-
-    total: int
-    top: tuple[Example, ...]
-    middle: tuple[Example, ...]
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    total: int  # how many passages there are
+    top: tuple[Example, ...]  # the strongest ones, strongest first
+    middle: tuple[Example, ...]  # some from the middle of the ranking, strongest first
+    edges: tuple[float, ...]  # (bins + 1,) edges of the histogram of strengths
+    counts: tuple[int, ...]  # (bins,) passages in each bin
 
     def to_dict(self) -> dict[str, Any]:
-        """The histogram and the examples, without texts."""
+        """The histogram."""
         return {"count": self.total, "edges": list(self.edges), "counts": list(self.counts)}
 
 
 def feature_passages(store: ChromaStore, feature: int, *, top: int = _TOP) -> FeaturePassages:
-    """Read a feature's inverted list.
+    """Returns the passages of a feature, with the `top` strongest ones.
 
-    Strength is the match that evidence and names are ordered by (`FeatureDirections`), of the stored embeddings.
-
-    Args:
-        store: The collection.
-        feature: The feature's id.
-        top: How many of the strongest.
+    A passage's strength is the feature match of its stored embedding (`FeatureDirections`), which orders evidence, too.
 
     Raises:
         StoreError: The store does not answer.
@@ -62,7 +48,10 @@ def feature_passages(store: ChromaStore, feature: int, *, top: int = _TOP) -> Fe
     ranked = strengths[order]
     half = len(ids) // 2
     middle = range(max(half - _MIDDLE // 2, top), min(half - _MIDDLE // 2 + _MIDDLE, len(ids)))
-    counts, edges = _histogram(strengths)
+    counts, edges = np.zeros(0, dtype=np.int64), np.zeros(0)
+    if len(strengths):
+        low, high = min(0.0, float(strengths.min())), float(strengths.max())
+        counts, edges = np.histogram(strengths, bins=_BINS, range=(low, high))
     return FeaturePassages(
         len(ids),
         tuple(Example(ids[place], float(ranked[place])) for place in range(min(top, len(ids)))),
@@ -70,15 +59,3 @@ def feature_passages(store: ChromaStore, feature: int, *, top: int = _TOP) -> Fe
         tuple(edges.tolist()),
         tuple(counts.tolist()),
     )
-
-
-def _histogram(strengths: NDArray[np.floating[Any]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    if not len(strengths):
-        return np.zeros(0, dtype=np.int64), np.zeros(0)
-    counts, edges = np.histogram(
-        strengths, bins=_BINS, range=(min(0.0, float(strengths.min())), float(strengths.max()))
-    )
-    return counts, edges
-
-
-__all__ = ["FeaturePassages", "feature_passages"]

@@ -1,4 +1,4 @@
-"""The feature pages' requests: the catalog, one feature, the words that carry it, and a name of one's own."""
+"""The feature pages' requests: the catalog, one feature, its word attribution, and a user's own name for it."""
 
 from __future__ import annotations
 
@@ -13,44 +13,41 @@ from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.explorer.feature_passages import feature_passages
 from sae_steer_retriever.explorer.page_data import standard, text_data
 from sae_steer_retriever.explorer.search_routes import Asked, PassageId, answer
-from sae_steer_retriever.explorer.word_attribution import CarryingWords
+from sae_steer_retriever.explorer.word_attribution import WordAttribution
 from sae_steer_retriever.explorer.workbench import feature_data
 from sae_steer_retriever.explorer.workbench_state import LONGEST_NAME
+from sae_steer_retriever.features.annotations import checked_label
 from sae_steer_retriever.features.feature_card import score_line
 from sae_steer_retriever.features.names import feature_id, folded
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.explorer.workbench import Bench
+    from sae_steer_retriever.explorer.workbench import Workbench
     from sae_steer_retriever.features.evidence import Example
     from sae_steer_retriever.features.feature import Feature
 
 _PAGE, _MOST_ROWS = 50, 200
 _MOST_PASSAGES = 40
-# Points of the Zipf plot: ranks evenly apart on a logarithmic axis.
+# Points of the Zipf plot, at equal distances on a logarithmic axis of ranks.
 _ZIPF_POINTS = 120
 
 
 class NameAsked(Asked):
-    """A name of one's own; None takes it back."""
+    """A user's name for a feature; None removes it."""
 
     label: str | None = Field(max_length=LONGEST_NAME)
     note: str | None = Field(default=None, max_length=4000)
 
 
 class WordsAsked(Asked):
-    """Passages whose words are to be read."""
+    """Passages that need word attribution."""
 
     passages: list[PassageId] = Field(max_length=_MOST_PASSAGES)
 
 
-def feature_routes(bench: Bench) -> APIRouter:
-    """The routes.
-
-    Args:
-        bench: What they ask.
-    """
+def feature_routes(workbench: Workbench) -> APIRouter:
+    """The feature pages' routes."""
     router = APIRouter(prefix="/api/features")
-    words = CarryingWords(bench.retriever)
+    words = WordAttribution(workbench.retriever)
 
     @router.get("")
     async def listing(
@@ -59,36 +56,36 @@ def feature_routes(bench: Bench) -> APIRouter:
         offset: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1, le=_MOST_ROWS)] = _PAGE,
     ) -> JSONResponse:
-        """The features that answer to a text; without one, the most frequent first."""
-        found = await bench.run(_found, bench, search, family)
+        """The features that match a text; without a text all live ones, the most frequent first."""
+        found = await workbench.run(_found, workbench, search, family)
         shown = found[offset : offset + limit]
         return answer({"features": [feature_data(one) for one in shown], "count": len(found), "offset": offset})
 
     @router.get("/{feature}")
     async def page(feature: int) -> JSONResponse:
-        """All that is known of a feature."""
-        return answer(await bench.run(_page, bench, feature))
+        """Everything that is known about a feature."""
+        return answer(await workbench.run(_page, workbench, feature))
 
     @router.post("/{feature}/words")
     async def marked(feature: int, asked: WordsAsked) -> JSONResponse:
-        """How much of the feature's match each word of some passages has."""
-        return answer({"passages": await bench.run(words.marked, feature, asked.passages)})
+        """The share of each word of some passages in their match with the feature."""
+        return answer({"passages": await workbench.run(words.marked, feature, asked.passages)})
 
     @router.post("/{feature}/trie")
     async def trie(feature: int, asked: Asked) -> JSONResponse:
-        """The words that carry the feature in this collection, as a tree."""
-        return answer(await bench.run(words.trie, feature))
+        """The words that activate the feature in this collection, as a trie."""
+        return answer(await workbench.run(words.trie, feature))
 
     @router.post("/{feature}/name")
     async def rename(feature: int, asked: NameAsked) -> JSONResponse:
-        """Name a feature, or take the name back; kept with the SAE."""
-        return answer(await bench.run(_rename, bench, feature, asked))
+        """Name a feature, or remove the name; it is saved with the SAE."""
+        return answer(await workbench.run(_rename, workbench, feature, asked))
 
     return router
 
 
-def _found(bench: Bench, text: str, family: int | None) -> list[Feature]:
-    catalog = bench.retriever.catalog
+def _found(workbench: Workbench, text: str, family: int | None) -> list[Feature]:
+    catalog = workbench.retriever.catalog
     if family is not None:
         return [catalog[feature] for feature in catalog.family(family).features]
     if not text.strip():
@@ -97,14 +94,13 @@ def _found(bench: Bench, text: str, family: int | None) -> list[Feature]:
     latent = feature_id(text)
     if latent is not None:
         return [catalog[latent]]
-    return catalog.search(text, concept=bench.concept(text), limit=_MOST_ROWS, include_hubs=True)
+    return catalog.search(text, concept=workbench.concept(text), limit=_MOST_ROWS, include_hubs=True)
 
 
-def _page(bench: Bench, feature: int) -> dict[str, Any]:
-    retriever = bench.retriever
+def _page(workbench: Workbench, feature: int) -> dict[str, Any]:
+    retriever = workbench.retriever
     catalog = retriever.catalog
-    page = catalog.show(feature, directions=retriever.sae.decoder)
-    here = feature_passages(retriever.store, feature)
+    page, here = catalog.show(feature, directions=retriever.sae.decoder), feature_passages(retriever.store, feature)
     lists: dict[str, tuple[Example, ...]] = {"top": here.top, "middle": here.middle}
     if page.evidence is not None:
         lists["near_misses"] = page.evidence.near_misses
@@ -127,13 +123,13 @@ def _page(bench: Bench, feature: int) -> dict[str, Any]:
         "lists": passages,
         "family_features": [] if family is None else [feature_data(catalog[one]) for one in family.features[:30]],
         "trie_text": page.trie,
-        "zipf": _zipf(bench, feature),
+        "zipf": _zipf(workbench, feature),
     }
 
 
-def _zipf(bench: Bench, feature: int) -> dict[str, Any]:
-    """Passages of a feature against its rank: where this one stands among all."""
-    count = bench.retriever.catalog.calibration.count
+def _zipf(workbench: Workbench, feature: int) -> dict[str, Any]:
+    """How many passages each rank of feature has, and the rank of this feature."""
+    count = workbench.retriever.catalog.calibration.count
     ordered = np.sort(count[count > 0])[::-1]
     if not len(ordered):
         return {"points": [], "rank": None, "count": 0, "live": 0}
@@ -147,20 +143,18 @@ def _zipf(bench: Bench, feature: int) -> dict[str, Any]:
     }
 
 
-def _rename(bench: Bench, feature: int, asked: NameAsked) -> dict[str, Any]:
-    catalog = bench.retriever.catalog
+def _rename(workbench: Workbench, feature: int, asked: NameAsked) -> dict[str, Any]:
+    catalog = workbench.retriever.catalog
     latent = catalog[feature].id
     before = catalog[latent].name
-    with bench.naming:  # two people who name features at once
+    with workbench.naming:  # two users may name features at once
         if asked.label is None:
             named = catalog.remove_annotation(latent)
         else:
-            from sae_steer_retriever.features.annotations import checked_label
-
             label = checked_label(asked.label)
             try:
-                embedding = bench.embeddings.of(label)
-            except ArtifactError:  # found by its words, then
+                embedding = workbench.embedding(label)
+            except ArtifactError:  # the feature is found by its words only
                 embedding = None
             named = catalog.annotate(latent, label, asked.note, embedding=embedding)
     alike = [
@@ -168,6 +162,3 @@ def _rename(bench: Bench, feature: int, asked: NameAsked) -> dict[str, Any]:
     ]
     own: dict[str, Any] = standard({**feature_data(named), "before": before, "same_label": alike})
     return own
-
-
-__all__ = ["feature_routes"]

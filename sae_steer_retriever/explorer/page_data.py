@@ -1,4 +1,4 @@
-"""Hits, explanations and edits as the page gets them: plain data, with texts of bounded length."""
+"""Hits, explanations and edits as JSON data for the page, with texts of limited length."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_steer_retriever.explain.explanation import Explanation
+    from sae_steer_retriever.explain.hits import Hit
     from sae_steer_retriever.features.catalog import FeatureCatalog
-    from sae_steer_retriever.search.hits import Hit
     from sae_steer_retriever.steering.edit import Edit
 
-# Characters of a passage in a list, of one that was asked for, and of an id.
+# Characters of a passage in a list, and of a whole passage.
 SHOWN, WHOLE = 700, 200_000
 _METADATA_KEYS, _METADATA_CHARACTERS = 12, 200
 
 
 def hit_data(rank: int, hit: Hit) -> dict[str, Any]:
-    """A hit without its reasons.
-
-    Args:
-        rank: From 1.
-        hit: The hit.
-    """
+    """A hit without its explanation; ranks count from 1."""
     return {
         "rank": rank,
         "id": hit.id,
@@ -36,18 +31,18 @@ def hit_data(rank: int, hit: Hit) -> dict[str, Any]:
 
 
 def text_data(text: str, limit: int = SHOWN) -> dict[str, Any]:
-    """A passage's text, cut, with how much of it there is."""
+    """The beginning of a passage's text, with the length of the whole text."""
     return {"text": text[:limit], "characters": len(text), "cut": len(text) > limit}
 
 
 def metadata_data(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The first of a passage's metadata, as short texts."""
+    """The first entries of a passage's metadata, as short texts."""
     shown = list(metadata.items())[:_METADATA_KEYS]
     return {str(key)[:_METADATA_CHARACTERS]: str(value)[:_METADATA_CHARACTERS] for key, value in shown}
 
 
 def explanation_data(why: Explanation) -> dict[str, Any]:
-    """Why a hit has its score."""
+    """The explanation of a hit's score."""
     return {
         "sentence": why.sentence,
         "meaning": why.meaning,
@@ -58,13 +53,7 @@ def explanation_data(why: Explanation) -> dict[str, Any]:
 
 
 def edit_data(edit: Edit, catalog: FeatureCatalog, applied: Sequence[Edit]) -> dict[str, Any]:
-    """A resolved edit: which features its name means, and whether it applies to the query.
-
-    Args:
-        edit: The edit.
-        catalog: Names of the features.
-        applied: The edits that the query fulfils the conditions of.
-    """
+    """A resolved edit with the features of its name, and whether it is among those that apply to the query."""
     return {
         "name": edit.name,
         "asked": edit.asked,
@@ -78,7 +67,7 @@ def edit_data(edit: Edit, catalog: FeatureCatalog, applied: Sequence[Edit]) -> d
 
 
 def standard(value: Any) -> Any:  # noqa: ANN401 - anything JSON can hold
-    """The same without NaN and infinity, which are no JSON, and with text that can be written."""
+    """The same data as valid JSON: NaN and infinity become None, lone surrogates become "?"."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
@@ -88,6 +77,3 @@ def standard(value: Any) -> Any:  # noqa: ANN401 - anything JSON can hold
     if isinstance(value, list | tuple):
         return [standard(part) for part in value]
     return value
-
-
-__all__ = ["SHOWN", "WHOLE", "edit_data", "explanation_data", "hit_data", "metadata_data", "standard", "text_data"]

@@ -1,16 +1,15 @@
-"""A bench as Python that runs as it is: for LangChain, and for LlamaIndex."""
+"""The workbench's search as a Python script, for LangChain or for LlamaIndex."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sae_steer_retriever.errors import SAESteerError
-from sae_steer_retriever.steering.operations import Add, AddRaw, Clamp, Operation, Scale, Suppress, When
-from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP
+from sae_steer_retriever.steering.operations import Add, Operation, When
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.explorer.workbench_state import BenchState
+    from sae_steer_retriever.explorer.workbench_state import WorkbenchState
     from sae_steer_retriever.retriever import SteeredRetriever
     from sae_steer_retriever.steering.policy import Steering
     from sae_steer_retriever.store.chroma_store import ChromaStore
@@ -27,58 +26,43 @@ _LOOPS = {
     "    print(f\"{{document.metadata['relevance_score']:.3f}}\", document.id)\n",
     "llama_index": 'for found in retriever.retrieve({query}):\n    print(f"{{found.score:.3f}}", found.node.node_id)\n',
 }
-# A call is broken into lines from this length on.
+# A longer call is written over several lines.
 _LINE = 100
 
 
 class StoreAddress(NamedTuple):
-    """Where code finds the store.
+    """Where a Python script finds the store."""
 
-    Attributes:
-        collection: The documents collection's name.
-        folder: Of an embedded Chroma; None for a server, or for a store in memory.
-        host: A Chroma server's host.
-        port: Its port.
-        sae: Folder or hub id of the SAE; None for the one that the store was indexed with.
-    """
-
-    collection: str
-    folder: Path | None = None
-    host: str | None = None
-    port: int = 8000
-    sae: str | None = None
+    collection: str  # the documents collection's name
+    folder: Path | None = None  # the folder of an embedded Chroma; None for a server or a store in memory
+    host: str | None = None  # a Chroma server's host
+    port: int = 8000  # its port
+    sae: str | None = None  # folder or hub id of the SAE; None for the SAE that the store was indexed with
 
 
 def address_of(store: ChromaStore) -> StoreAddress:
-    """Where an open store is, as its own client says."""
-    client = store._client
-    settings = client.get_settings()
-    name = store.documents.name
+    """The address of an open store, from its Chroma client."""
+    settings, name = store._client.get_settings(), store.documents.name
     if settings.chroma_server_host:
         return StoreAddress(name, None, settings.chroma_server_host, int(settings.chroma_server_http_port or 8000))
-    folder = Path(settings.persist_directory).resolve() if settings.is_persistent else None
-    return StoreAddress(name, folder)
+    return StoreAddress(name, Path(settings.persist_directory).resolve() if settings.is_persistent else None)
 
 
-def python_code(state: BenchState, retriever: SteeredRetriever, address: StoreAddress, framework: Framework) -> str:
-    """The bench's search in Python: ids, order and scores are those that the bench shows.
-
-    Args:
-        state: The bench.
-        retriever: What it searches.
-        address: Where the store is.
-        framework: Whose classes to use.
+def python_code(state: WorkbenchState, retriever: SteeredRetriever, address: StoreAddress, framework: Framework) -> str:
+    """Returns a script that prints the ids and scores which the workbench shows.
 
     Raises:
-        SAESteerError: The store is in memory, where no other program finds it; or the steering is unusable.
+        SAESteerError: The store is in memory, where no other program finds it, or the steering is unusable.
     """
     if address.folder is None and address.host is None:
         raise SAESteerError(
-            "this store is in the memory of the program that opened the explorer, where no other program finds it: "
-            "give the retriever a folder (persist_directory=), or save the policy."
+            "the store is in the memory of the program that opened the explorer, so no script can open it: give the "
+            "retriever a folder (persist_directory=), or save the policy."
         )
-    steering = state.steering(retriever)  # an unusable one is refused here, not where the code runs
-    options = [f"{_COUNTS[framework]}={state.k}", *_steer(state, steering), *_options(state)]
+    steering = state.steering(retriever)  # an unusable one fails here, not in the script
+    options = [f"{_COUNTS[framework]}={state.k}", *_steer(state, steering)]
+    given = state.model_dump(include={"space", "side", "fetch_k", "drift_cap"}, exclude_defaults=True)
+    options += [f"{name}={value!r}" for name, value in given.items()]
     names = sorted({part for operation in state.steer.values() for part in _names(operation)})
     imports = [f"from sae_steer_retriever import {', '.join(names)}"] if names and not state.pinned else []
     if state.pinned:
@@ -100,40 +84,26 @@ def python_code(state: BenchState, retriever: SteeredRetriever, address: StoreAd
     return "\n".join(lines) + "\n" + _LOOPS[framework].format(query=repr(state.query))
 
 
-def _steer(state: BenchState, steering: Steering) -> list[str]:
-    if state.pinned:  # no name says what they mean: the whole steering is written out
+def _steer(state: WorkbenchState, steering: Steering) -> list[str]:
+    if state.pinned:  # their names mean other features by now: write out the whole steering
         return [f"steer=Steering.from_json({steering.to_json()!r})"]
     items = ", ".join(f"{name!r}: {_written(operation)}" for name, operation in state.steer.items())
     return [f"steer={{{items}}}"] if items else []
 
 
-def _options(state: BenchState) -> list[str]:
-    defaults: list[tuple[str, Any, Any]] = [
-        ("space", state.space, "original"),
-        ("side", state.side, None),
-        ("fetch_k", state.fetch_k, None),
-        ("drift_cap", state.drift_cap, DEFAULT_DRIFT_CAP),
-    ]
-    return [f"{name}={value!r}" for name, value, default in defaults if value != default]
-
-
-def _written(operation: Operation) -> str:
-    match operation:
-        case When(feature, above, then):
-            assert not isinstance(then, float)  # noqa: S101 - rows hold operations
-            return f"When({feature!r}, above={above!r}, then={_written(then)})"
-        case Add(strength, None):
-            return repr(strength)
-        case Add(strength, side):
-            return f"Add({strength!r}, side={side!r})"
-        case AddRaw(amount) | Clamp(amount) | Scale(amount):
-            return f"{type(operation).__name__}({amount!r})"
-        case Suppress():
-            return "Suppress()"
+def _written(operation: Operation | float) -> str:
+    if isinstance(operation, float):
+        return repr(operation)
+    if isinstance(operation, When):
+        return f"When({operation.feature!r}, above={operation.above!r}, then={_written(operation.then)})"
+    fields = {name: value for name, value in vars(operation).items() if value is not None}
+    arguments = [f"side={value!r}" if name == "side" else repr(value) for name, value in fields.items()]
+    # A bare number means `Add` on the default side.
+    return arguments[0] if list(fields) == ["strength"] else f"{type(operation).__name__}({', '.join(arguments)})"
 
 
 def _names(operation: Operation) -> list[str]:
-    """What the written operation needs to be imported."""
+    """The classes that the script imports for an operation."""
     if isinstance(operation, When):
         return ["When", *([] if isinstance(operation.then, float) else _names(operation.then))]
     return [] if isinstance(operation, Add) and operation.side is None else [type(operation).__name__]
@@ -144,6 +114,3 @@ def _call(function: str, arguments: list[str]) -> str:
     if len(line) <= _LINE:
         return line
     return "\n".join([f"{function}(", *(f"    {argument}," for argument in arguments), ")"])
-
-
-__all__ = ["Framework", "StoreAddress", "address_of", "python_code"]

@@ -1,4 +1,4 @@
-"""The steering bench's requests: a query's features, searches, passages, code, policies, counterfactuals."""
+"""The workbench's requests: a query's features, searches, passages, Python code, policies, counterfactuals."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from sae_steer_retriever import __version__
 from sae_steer_retriever.errors import SAESteerError, quoted
 from sae_steer_retriever.explorer.page_data import WHOLE, metadata_data, standard, text_data
 from sae_steer_retriever.explorer.python_code import Framework, python_code
-from sae_steer_retriever.explorer.workbench_state import LONGEST_QUERY, MOST_HITS, BenchState, EditState
+from sae_steer_retriever.explorer.workbench_state import LONGEST_QUERY, MOST_HITS, WorkbenchState
 from sae_steer_retriever.steering.operations import LARGEST_STRENGTH
 from sae_steer_retriever.steering.policy import USEFUL_STRENGTH, Steering
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.explorer.workbench import Bench, Searched
+    from sae_steer_retriever.explorer.workbench import Searched, Workbench
 
 PassageId = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
 class Asked(BaseModel):
-    """A request's body; unknown fields are refused, so that a slip is not a silent default."""
+    """A request's body; an unknown field is an error, so that a misspelt one is not a silent default."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -36,29 +36,28 @@ class QueryAsked(Asked):
     query: str = Field(max_length=LONGEST_QUERY)
 
 
-class SearchAsked(Asked):
-    """A search: the newest turn of a page counts, older ones are let go."""
+class StateAsked(Asked):
+    """A workbench."""
 
-    state: BenchState
+    state: WorkbenchState
+
+
+class SearchAsked(StateAsked):
+    """A search; only the newest of a page's requests is answered."""
+
     before: bool = True
     page: str = Field(default="", max_length=100)
     turn: int = 0
 
 
-class StateAsked(Asked):
-    """A bench."""
-
-    state: BenchState
-
-
 class CodeAsked(StateAsked):
-    """A bench as code."""
+    """A workbench as Python code for a framework."""
 
     framework: Framework = "langchain"
 
 
 class PolicyAsked(Asked):
-    """The content of a policy's file."""
+    """The content of a policy file."""
 
     policy: str
 
@@ -69,109 +68,104 @@ class PassageAsked(Asked):
     id: PassageId
 
 
-class LiftAsked(StateAsked):
+class LiftAsked(StateAsked, PassageAsked):
     """A passage that should rank higher."""
 
-    id: PassageId
     rank: int = Field(default=1, ge=1, le=MOST_HITS)
 
 
 def answer(content: Any, status: int = 200) -> JSONResponse:  # noqa: ANN401 - anything JSON can hold
-    """JSON without what is no JSON."""
+    """A JSON response; NaN and infinity become null."""
     return JSONResponse(standard(content), status)
 
 
-def search_routes(bench: Bench) -> APIRouter:
-    """The routes.
-
-    Args:
-        bench: What they ask.
-    """
+def search_routes(workbench: Workbench) -> APIRouter:
+    """The workbench's routes."""
     router = APIRouter(prefix="/api")
-    retriever = bench.retriever
+    retriever = workbench.retriever
 
     @router.get("/about")
     async def about() -> JSONResponse:
-        """What is explored, and the limits of what can be asked."""
-        return answer(await bench.run(_about, bench))
+        """The store, the SAE, the limits of requests, and the state to start with."""
+        return answer(await workbench.run(_about, workbench))
 
     @router.post("/query")
     async def query(asked: QueryAsked) -> JSONResponse:
-        """The features that a question is about."""
-        found = await bench.run(bench.query_features, asked.query) if asked.query.strip() else []
+        """The label latents of a question."""
+        found = await workbench.run(workbench.query_features, asked.query) if asked.query.strip() else []
         return answer({"features": found})
 
     @router.post("/search")
     async def search(asked: SearchAsked) -> Response:
-        """Hits with and without steering, a line of JSON; then why, another."""
+        """Hits with and without steering as one line of JSON, then their explanations as another."""
         if asked.page:
-            bench.turns.take(asked.page, asked.turn)
+            workbench.turns.take(asked.page, asked.turn)
 
         def work() -> Searched | None:
-            # Asked when a thread is free, not when the request came in.
-            if asked.page and not bench.turns.is_newest(asked.page, asked.turn):
+            # Checked when a thread is free, not when the request arrives.
+            if asked.page and not workbench.turns.is_newest(asked.page, asked.turn):
                 return None
-            return bench.search(asked.state, before=asked.before)
+            return workbench.search(asked.state, before=asked.before)
 
-        searched = await bench.run(work)
-        return StreamingResponse(_lines(bench, asked, searched), media_type="application/x-ndjson")
+        searched = await workbench.run(work)
+        return StreamingResponse(_lines(workbench, asked, searched), media_type="application/x-ndjson")
 
     @router.post("/passage")
     async def passage(asked: PassageAsked) -> JSONResponse:
-        """A passage as a whole."""
-        found = (await bench.run(retriever.store.find, [asked.id], vectors=False)).get(asked.id)
+        """A whole passage."""
+        found = (await workbench.run(retriever.store.find, [asked.id], vectors=False)).get(asked.id)
         if found is None:
-            raise SAESteerError(f"no passage {quoted(asked.id)} in this store: it was deleted since it was found.")
+            raise SAESteerError(f"no passage {quoted(asked.id)} in the store: it was deleted since. Search again.")
         return answer({"id": asked.id, **text_data(found.text, WHOLE), "metadata": metadata_data(found.metadata)})
 
     @router.post("/code")
     async def code(asked: CodeAsked) -> JSONResponse:
-        """The bench as Python."""
-        text = await bench.run(python_code, asked.state, retriever, bench.address, asked.framework)
+        """The workbench's search as Python code."""
+        text = await workbench.run(python_code, asked.state, retriever, workbench.address, asked.framework)
         return answer({"code": text})
 
     @router.post("/policy")
     async def policy(asked: StateAsked) -> JSONResponse:
-        """The bench's steering as the content of a policy's file."""
-        steering = await bench.run(asked.state.steering, retriever)
+        """The workbench's steering as the content of a policy file."""
+        steering = await workbench.run(asked.state.steering, retriever)
         return answer({"policy": f"{steering.to_json()}\n"})
 
     @router.post("/policy/read")
     async def read_policy(asked: PolicyAsked) -> JSONResponse:
-        """A policy's file as the bench's rows."""
+        """A policy file as the workbench's rows."""
 
         def work() -> dict[str, Any]:
-            steering = Steering.from_json(asked.policy).of_sae(retriever.sae.config, retriever.sae.fingerprint)
-            return {"edits": _rows(bench.rows(steering)), "drift_cap": steering.drift_cap}
+            steering = Steering.from_json(asked.policy).rebind(retriever.sae.config, retriever.sae.fingerprint)
+            return {"edits": workbench.rows(steering), "drift_cap": steering.drift_cap}
 
-        return answer(await bench.run(work))
+        return answer(await workbench.run(work))
 
     @router.post("/lift")
     async def lift(asked: LiftAsked) -> JSONResponse:
-        """The smallest steering that lifts a passage to a rank, beside the bench's own."""
+        """The smallest steering that lifts a passage to a rank, added to the workbench's own."""
 
         def work() -> dict[str, Any]:
             state = asked.state
-            under = retriever.with_steering(state.steering(retriever))
-            found = under.counterfactual(
-                state.query, asked.id, asked.rank, space=state.space, embedding=bench.embeddings.of(state.query)
+            steered = retriever.with_steering(state.steering(retriever))
+            found = steered.counterfactual(
+                state.query, asked.id, asked.rank, space=state.space, embedding=workbench.embedding(state.query)
             )
-            return {"sentence": str(found), "edits": _rows(bench.rows(found.steering)), "searches": found.searches}
+            return {"sentence": str(found), "edits": workbench.rows(found.steering), "searches": found.searches}
 
-        return answer(await bench.run(work))
+        return answer(await workbench.run(work))
 
     return router
 
 
-async def _lines(bench: Bench, asked: SearchAsked, searched: Searched | None) -> AsyncIterator[bytes]:
+async def _lines(workbench: Workbench, asked: SearchAsked, searched: Searched | None) -> AsyncIterator[bytes]:
     if searched is None:
         yield _line({"kind": "superseded", "turn": asked.turn})
         return
     yield _line({"kind": "results", "turn": asked.turn, **searched.results})
-    if asked.page and not bench.turns.is_newest(asked.page, asked.turn):
+    if asked.page and not workbench.turns.is_newest(asked.page, asked.turn):
         return
     try:
-        reasons = await bench.run(searched.explain)
+        reasons = await workbench.run(searched.explain)
     except SAESteerError as error:  # the answer has begun: its status cannot say so any more
         yield _line({"kind": "error", "turn": asked.turn, "error": str(error)})
         return
@@ -182,8 +176,8 @@ def _line(content: dict[str, Any]) -> bytes:
     return json.dumps(standard(content), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def _about(bench: Bench) -> dict[str, Any]:
-    retriever = bench.retriever
+def _about(workbench: Workbench) -> dict[str, Any]:
+    retriever = workbench.retriever
     catalog = retriever.catalog
     return {
         "version": __version__,
@@ -198,12 +192,5 @@ def _about(bench: Bench) -> dict[str, Any]:
         "largest_strength": LARGEST_STRENGTH,
         "useful_strength": USEFUL_STRENGTH,
         "most_hits": MOST_HITS,
-        "start": bench.start.model_dump(mode="json"),
+        "start": workbench.start.model_dump(mode="json"),
     }
-
-
-def _rows(edits: list[EditState]) -> list[dict[str, Any]]:
-    return [edit.model_dump(mode="json") for edit in edits]
-
-
-__all__ = ["Asked", "PassageId", "answer", "search_routes"]

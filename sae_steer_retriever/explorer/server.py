@@ -1,42 +1,29 @@
-"""The explorer as an ASGI app: pages, their requests, and errors in the package's own words."""
+"""The explorer as an ASGI app: pages, routes, and error answers."""
 
 from __future__ import annotations
 
 import importlib.resources
 import logging
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING
 
-from sae_steer_retriever.errors import (
-    AmbiguousFeatureError,
-    ArtifactError,
-    MissingExtraError,
-    SAESteerError,
-    StoreError,
-    UnknownFeatureError,
-)
-
-try:
-    from fastapi import FastAPI, HTTPException, Request
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse, Response
-    from starlette.exceptions import HTTPException as StarletteHTTPException
-except ModuleNotFoundError as error:
-    if error.name not in ("fastapi", "starlette"):
-        raise
-    raise MissingExtraError("the explorer", "explorer") from error
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from sae_steer_retriever import __version__
+from sae_steer_retriever.errors import ArtifactError, SAESteerError, StoreError
 from sae_steer_retriever.explorer.access import AccessGuard
 from sae_steer_retriever.explorer.compare_routes import compare_routes
+from sae_steer_retriever.explorer.feature_map import map_routes
 from sae_steer_retriever.explorer.feature_routes import feature_routes
-from sae_steer_retriever.explorer.map_routes import map_routes
 from sae_steer_retriever.explorer.search_routes import search_routes
-from sae_steer_retriever.explorer.workbench import Bench
+from sae_steer_retriever.explorer.workbench import Workbench
 
 if TYPE_CHECKING:
     from sae_steer_retriever.explorer.python_code import StoreAddress
-    from sae_steer_retriever.explorer.workbench_state import BenchState
+    from sae_steer_retriever.explorer.workbench_state import WorkbenchState
     from sae_steer_retriever.retriever import SteeredRetriever
 
 logger = logging.getLogger(__name__)
@@ -49,8 +36,6 @@ _TYPES = {
 }
 _PAGES = {"/": "bench.html", "/features": "features.html", "/map": "map.html", "/compare": "compare.html"}
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
-    (UnknownFeatureError, 422),
-    (AmbiguousFeatureError, 422),
     (StoreError, 503),
     (ArtifactError, 500),
     (SAESteerError, 422),
@@ -65,28 +50,17 @@ def create_app(
     token: str | None = None,
     hosts: Collection[str] = (),
     address: StoreAddress | None = None,
-    start: BenchState | None = None,
+    start: WorkbenchState | None = None,
 ) -> FastAPI:
-    """The explorer of a retriever.
-
-    Args:
-        retriever: What is explored.
-        token: What every request must bring; give one wherever others than this machine can reach the server.
-        hosts: Names beside this machine's own that the server may be asked by.
-        address: Where the store is, for code that is copied; as the store itself says if not given.
-        start: What the bench begins with; the retriever's default steering if not given.
-
-    Raises:
-        MissingExtraError: The `explorer` extra is not installed.
-    """
-    bench = Bench(retriever, address=address, start=start)
-    # Without the documentation pages, which load scripts from another host.
+    """Returns the explorer of a retriever as an app; see `AccessGuard` and `Workbench` for the arguments."""
+    workbench = Workbench(retriever, address=address, start=start)
+    # FastAPI's documentation pages are off: they load scripts from another host.
     app = FastAPI(
         title="sae-steer explorer", version=__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json"
     )
-    app.state.bench = bench
+    app.state.workbench = workbench
     for routes in (search_routes, feature_routes, compare_routes, map_routes):
-        app.include_router(routes(bench))
+        app.include_router(routes(workbench))
     _add_files(app)
     _add_errors(app)
     app.add_middleware(AccessGuard, token=token, hosts=tuple(hosts))
@@ -94,7 +68,7 @@ def create_app(
 
 
 def _add_files(app: FastAPI) -> None:
-    """The page's files, read once: what is asked for is looked up by name, and no path is ever opened."""
+    """Serves the page's files from memory, by name: no request ever opens a path."""
     folder = importlib.resources.files("sae_steer_retriever.explorer") / "static"
     files = {
         item.name: (item.read_bytes(), _TYPES[item.name.rpartition(".")[2]])
@@ -109,31 +83,31 @@ def _add_files(app: FastAPI) -> None:
     @app.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:
         if name not in files:
-            raise HTTPException(404, "there is no such file.")
+            raise HTTPException(404, "no such file.")
         return page(name)
 
+    def constant(name: str) -> Callable[[], Awaitable[Response]]:
+        async def show() -> Response:
+            return page(name)
+
+        return show
+
     for path, name in _PAGES.items():
-        app.add_api_route(path, _constant(page(name)), include_in_schema=False)
-    app.add_api_route("/features/{feature}", _feature_page(page("feature.html")), include_in_schema=False)
+        app.add_api_route(path, constant(name), include_in_schema=False)
 
-
-def _constant(response: Response) -> Any:  # noqa: ANN401 - a route
-    async def route() -> Response:
-        return response
-
-    return route
-
-
-def _feature_page(response: Response) -> Any:  # noqa: ANN401 - a route
-    async def route(feature: int) -> Response:
-        return response
-
-    return route
+    @app.get("/features/{feature}", include_in_schema=False)
+    async def feature_page(feature: int) -> Response:
+        return page("feature.html")
 
 
 def _add_errors(app: FastAPI) -> None:
-    for kind, status in _STATUS:
-        app.add_exception_handler(kind, _told(status))
+    async def told(request: Request, error: Exception) -> JSONResponse:
+        status = next(status for kind, status in _STATUS if isinstance(error, kind))
+        text = str(error).encode("utf-8", errors="replace").decode()
+        return JSONResponse({"error": " ".join(text.split())}, status)
+
+    for kind, _ in _STATUS:
+        app.add_exception_handler(kind, told)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -148,15 +122,4 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return JSONResponse({"error": "the server failed; where it was started it says why."}, 500)
-
-
-def _told(status: int) -> Any:  # noqa: ANN401 - an exception handler
-    async def told(request: Request, error: Exception) -> JSONResponse:
-        text = str(error).encode("utf-8", errors="replace").decode()
-        return JSONResponse({"error": " ".join(text.split())}, status)
-
-    return told
-
-
-__all__ = ["create_app"]
+        return JSONResponse({"error": "the server failed: its log, where it was started, says why."}, 500)

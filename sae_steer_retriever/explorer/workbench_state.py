@@ -1,20 +1,28 @@
-"""The state of the steering bench: what a link holds, what a search is made of, and what a policy is read into."""
+"""The state of the workbench, as a link, a request and a loaded policy hold it."""
 
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sae_steer_retriever.errors import SteeringError, quoted
+from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.features.names import folded
-from sae_steer_retriever.search.query import Space
+from sae_steer_retriever.search.options import Space
 from sae_steer_retriever.steering.edit import Condition, Edit
-from sae_steer_retriever.steering.operations import Add, AddRaw, Always, Clamp, Operation, Scale, Side, Suppress, When
-from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Resolution, Steering, SteerLike, parse
+from sae_steer_retriever.steering.operations import (
+    OPERATIONS,
+    Operation,
+    Side,
+    SteerLike,
+    When,
+    make_operation,
+    written_name,
+)
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering, parse
 
 if TYPE_CHECKING:
     from sae_steer_retriever.retriever import SteeredRetriever
@@ -22,39 +30,34 @@ if TYPE_CHECKING:
 LONGEST_QUERY, LONGEST_NAME = 4000, 500
 MOST_EDITS, MOST_HITS, MOST_CANDIDATES = 40, 50, 5000
 DEFAULT_HITS = 10
-# What a link begins with; a later form of it would begin otherwise.
+# A link begins with the version of its format.
 _PREFIX = "b1."
 
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
-Operator = Literal["add", "raw", "clamp", "scale", "suppress"]
 
 
 class EditState(BaseModel):
-    """One row of knobs.
-
-    Attributes:
-        name: The feature, as in `steer=`; an id as "#12".
-        op: What is done with it.
-        strength: How much; not looked at for "suppress".
-        side: For "add": which side; None as the search says.
-        on: Whether it is switched on.
-        when: A feature that the query must have; None if it always applies.
-        above: How much of it, in units.
-        features: Latent ids, where a policy says so and the name does not; with `weights`.
-        weights: Their shares, the largest 1.0.
-    """
+    """One row of the workbench: an operation on a named feature."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: Name
-    op: Operator = "add"
-    strength: float = 0.5
-    side: Side | None = None
-    on: bool = True
-    when: Name | None = None
-    above: float = 0.0
+    name: Name  # the feature, as in `steer=`; an id as "#12"
+    op: str = "add"
+    strength: float = 0.5  # its number; ignored for "suppress"
+    side: Side | None = None  # the side of an "add"; None for the search's
+    on: bool = True  # whether the row is switched on
+    when: Name | None = None  # a feature that the query must have; None if the row always applies
+    above: float = 0.0  # the query must have more than this many units of it
+    # Latent ids, where a policy's name means other features by now; with `weights`.
     features: tuple[int, ...] | None = Field(default=None, max_length=1000)
-    weights: tuple[float, ...] | None = Field(default=None, max_length=1000)
+    weights: tuple[float, ...] | None = Field(default=None, max_length=1000)  # their shares, the largest 1.0
+
+    @field_validator("op")
+    @classmethod
+    def _known(cls, op: str) -> str:
+        if op not in OPERATIONS:
+            raise ValueError(f"op is {op!r}, expected one of {', '.join(OPERATIONS)}")
+        return op
 
     @model_validator(mode="after")
     def _pinned_whole(self) -> Self:
@@ -64,117 +67,64 @@ class EditState(BaseModel):
 
     @property
     def operation(self) -> Operation:
-        """What the row asks for."""
-        operations: dict[Operator, Always] = {
-            "add": Add(self.strength, self.side),
-            "raw": AddRaw(self.strength),
-            "clamp": Clamp(self.strength),
-            "scale": Scale(self.strength),
-            "suppress": Suppress(),
-        }
-        then = operations[self.op]
+        """The operation of the row."""
+        then = make_operation(self.op, self.strength, self.side)
         return then if self.when is None else When(self.when, self.above, then)
 
-    @classmethod
-    def of_edit(cls, edit: Edit, *, pinned: bool) -> EditState:
-        """A resolved edit as a row.
 
-        Args:
-            edit: Of a policy, a contrast or a counterfactual.
-            pinned: Whether its name means other features than the edit has.
-        """
-        if edit.condition is not None and pinned:
-            raise SteeringError(
-                f"the edit {quoted(edit.name)} depends on a condition, and its name means other features by now: "
-                "resolve the policy's names again."
-            )
-        return cls(
-            name=edit.name,
-            op=edit.op,
-            strength=edit.strength,
-            side=edit.side if edit.op == "add" else None,
-            when=None if edit.condition is None else edit.condition.name,
-            above=0.0 if edit.condition is None else edit.condition.above,
-            features=edit.features if pinned else None,
-            weights=edit.weights if pinned else None,
-        )
-
-    def resolved(self) -> Edit:
-        """A row that says which features it means, as an edit.
-
-        Raises:
-            SteeringError: It is none that a steering may have.
-        """
-        side = self.side or "both" if self.op == "add" else "both" if self.op == "suppress" else "query"
-        row = {"name": self.name, "op": self.op, "strength": self.strength, "side": side}
-        return Edit.from_dict({**row, "features": list(self.features or ()), "weights": list(self.weights or ())})
-
-
-class BenchState(BaseModel):
-    """All that a bench shows, in the words of `SteeredRetriever.search`.
-
-    Attributes:
-        query: The question; empty before anything was typed.
-        edits: The rows of knobs.
-        k: How many hits.
-        space: What is searched.
-        side: For strengths that do not say; None as the space has it.
-        fetch_k: Candidates before re-ranking; None for the default.
-        drift_cap: Smallest cosine between the query and the tilted query.
-    """
+class WorkbenchState(BaseModel):
+    """The workbench's question, rows and search options, named as in `SteeredRetriever.search`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    query: str = Field(default="", max_length=LONGEST_QUERY)
+    query: str = Field(default="", max_length=LONGEST_QUERY)  # the question; empty at first
     edits: tuple[EditState, ...] = Field(default=(), max_length=MOST_EDITS)
-    k: int = Field(default=DEFAULT_HITS, ge=1, le=MOST_HITS)
-    space: Space = "original"
-    side: Side | None = None
+    k: int = Field(default=DEFAULT_HITS, ge=1, le=MOST_HITS)  # how many hits
+    space: Space = "original"  # the space that is searched
+    side: Side | None = None  # the side of strengths that do not name one; None for the space's default
+    # Candidates before re-ranking; None for the default.
     fetch_k: int | None = Field(default=None, ge=1, le=MOST_CANDIDATES)
-    drift_cap: float = DEFAULT_DRIFT_CAP
+    drift_cap: float = DEFAULT_DRIFT_CAP  # smallest cosine between the query and the shifted query
 
     @field_validator("query")
     @classmethod
     def _writable(cls, query: str) -> str:
-        # Half a surrogate pair is valid JSON and no text: neither an encoder nor a link can hold it.
+        # A lone surrogate is valid JSON, but no encoder and no link can hold it.
         return query.encode("utf-8", errors="replace").decode()
 
     @property
-    def switched_on(self) -> tuple[EditState, ...]:
-        """The rows that count."""
-        return tuple(edit for edit in self.edits if edit.on)
-
-    @property
     def steer(self) -> dict[str, Operation]:
-        """The rows that are asked for by name, as `steer=` takes them.
+        """The rows that name their features, as a mapping for `steer=`.
 
         Raises:
-            SteeringError: A name is there twice.
+            SteeringError: A name occurs twice.
         """
-        steer: dict[str, Operation] = {}
-        seen: set[str] = set()
-        for edit in self.switched_on:
-            if edit.features is not None:
-                continue
-            if folded(edit.name) in seen:
-                raise SteeringError(f"{quoted(edit.name)} is there twice: give it one strength.")
-            seen.add(folded(edit.name))
-            steer[edit.name] = edit.operation
-        return steer
+        named = {}
+        for edit in self.edits:
+            if edit.on and edit.features is None:
+                if folded(edit.name) in named:
+                    raise SteeringError(f"{quoted(edit.name)} is there twice: give each feature one strength.")
+                named[folded(edit.name)] = edit
+        return {edit.name: edit.operation for edit in named.values()}
 
     @property
     def pinned(self) -> tuple[Edit, ...]:
-        """The rows that say themselves which features they mean."""
-        return tuple(edit.resolved() for edit in self.switched_on if edit.features is not None)
-
-    def steering(self, retriever: SteeredRetriever) -> Steering:
-        """The steering of the rows that are switched on.
-
-        Args:
-            retriever: Without a default steering: the rows are all there is.
+        """The rows that list their features, as edits.
 
         Raises:
-            SteeringError: A strength is unusable, or a name is there twice.
+            SteeringError: A value is out of range.
+        """
+        rows = [row for row in self.edits if row.on and row.features is not None]
+        keys = {"name", "op", "strength", "features", "weights"}
+        sides = [OPERATIONS[row.op].acts_on or row.side or "both" for row in rows]
+        data = zip(rows, sides, strict=True)
+        return tuple(Edit.from_dict({**row.model_dump(include=keys), "side": side}) for row, side in data)
+
+    def steering(self, retriever: SteeredRetriever) -> Steering:
+        """Returns the steering of the rows that are switched on, for a retriever without a default steering.
+
+        Raises:
+            SteeringError: A strength is unusable, or a name occurs twice.
             UnknownFeatureError: A name means no feature.
             AmbiguousFeatureError: A name means unrelated features.
         """
@@ -185,79 +135,70 @@ class BenchState(BaseModel):
     # -- the link -----------------------------------------------------------------------------------------------------
 
     def fragment(self) -> str:
-        """The state as the part of a link behind "#": JSON without defaults, in URL-safe base 64."""
+        """The state as the fragment of a link: JSON without defaults, in URL-safe base 64."""
         body = self.model_dump_json(exclude_defaults=True).encode()
         return _PREFIX + base64.urlsafe_b64encode(body).decode().rstrip("=")
 
     @classmethod
-    def from_fragment(cls, fragment: str) -> BenchState:
-        """Read what `fragment` wrote.
+    def from_fragment(cls, fragment: str) -> WorkbenchState:
+        """Returns the state that `fragment` wrote.
 
         Raises:
-            SteeringError: It is no state of this library.
+            SteeringError: The fragment holds no state.
         """
         text = fragment.removeprefix("#")
         try:
-            if not text.startswith(_PREFIX):
-                raise ValueError(f"it does not begin with {_PREFIX!r}")
-            body = text.removeprefix(_PREFIX)
+            body = text.removeprefix(_PREFIX) if text.startswith(_PREFIX) else ""
             return cls.model_validate_json(base64.b64decode(body + "=" * (-len(body) % 4), "-_", validate=True))
-        except (binascii.Error, ValidationError, ValueError) as error:
-            raise SteeringError(f"this link holds no state of the explorer ({type(error).__name__}).") from error
+        except ValueError as error:  # pydantic's and base64's are ValueErrors
+            raise SteeringError(
+                f"the link holds no state of the explorer ({type(error).__name__}): copy the whole link again."
+            ) from error
 
 
 def edits_of(steer: SteerLike | None) -> list[EditState]:
-    """The rows of a `steer=` mapping.
+    """Returns the rows of a `steer=` mapping.
 
     Raises:
         SteeringError: A strength is unusable.
     """
     rows = []
     for name, operation in parse(steer):
-        then: object = operation.then if isinstance(operation, When) else operation
-        condition = (
-            {"when": _written(operation.feature), "above": operation.above} if isinstance(operation, When) else {}
-        )
-        row: Mapping[str, object]
-        match then:
-            case Add(strength, side):
-                row = {"op": "add", "strength": strength, "side": side}
-            case AddRaw(amount):
-                row = {"op": "raw", "strength": amount}
-            case Clamp(value):
-                row = {"op": "clamp", "strength": value}
-            case Scale(factor):
-                row = {"op": "scale", "strength": factor}
-            case _:
-                row = {"op": "suppress", "strength": 0.0}
-        rows.append(EditState.model_validate({"name": _written(name), **row, **condition}))
+        row: dict[str, object] = {"name": written_name(name)}
+        then: Any = operation
+        if isinstance(operation, When):
+            row |= {"when": written_name(operation.feature), "above": operation.above}
+            then = operation.then
+        row |= {"op": then.op, "strength": then.number, "side": getattr(then, "side", None)}
+        rows.append(EditState.model_validate(row))
     return rows
 
 
 def rows_of(steering: Steering, resolve: Callable[[str], Resolution]) -> list[EditState]:
-    """The rows of a policy: by name where the name means the same features still.
+    """Returns the rows of a policy; rows with names that mean other features by now list their features.
 
-    Args:
-        steering: The policy.
-        resolve: From a name to its `Resolution`; raises `LookupError` on unknown names.
+    `resolve` returns the `Resolution` of a name, and raises `LookupError` for an unknown one.
+
+    Raises:
+        SteeringError: Such a row has a condition.
     """
-    return [EditState.of_edit(edit, pinned=not _means(edit, resolve)) for edit in steering.edits]
+    return [_row_of(edit, resolve) for edit in steering.edits]
 
 
-def _means(edit: Edit, resolve: Callable[[str], Resolution]) -> bool:
+def _row_of(edit: Edit, resolve: Callable[[str], Resolution]) -> EditState:
+    row = {"name": edit.name, "op": edit.op, "strength": edit.strength}
+    row |= {"side": edit.side} if edit.op == "add" else {}
+    row |= {"when": edit.condition.name, "above": edit.condition.above} if edit.condition is not None else {}
     parts: list[Edit | Condition] = [edit] if edit.condition is None else [edit, edit.condition]
     try:
-        meant = [resolve(part.name) for part in parts]
+        found = [resolve(part.name) for part in parts]
     except LookupError:
-        return False
-    return all(
-        (found.features, found.weights) == (part.features, part.weights)
-        for found, part in zip(meant, parts, strict=True)
-    )
-
-
-def _written(name: str | int) -> str:
-    return f"#{name}" if isinstance(name, int) else name
-
-
-__all__ = ["BenchState", "EditState", "edits_of", "rows_of"]
+        found = []
+    if [(one.features, one.weights) for one in found] != [(part.features, part.weights) for part in parts]:
+        if edit.condition is not None:
+            raise SteeringError(
+                f"the edit {quoted(edit.name)} has a condition, and its name means other features by now: resolve the "
+                "policy's names again."
+            )
+        row |= {"features": edit.features, "weights": edit.weights}
+    return EditState.model_validate(row)

@@ -1,4 +1,4 @@
-"""The catalog: every latent with its label, and the way from a name to the latents it means."""
+"""The feature catalog: every latent with its label, and the lookups from a name or a text to features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError, nearest_names, quoted
+from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError, quoted
 from sae_steer_retriever.features.annotations import (
     Annotation,
     Annotations,
@@ -21,30 +21,36 @@ from sae_steer_retriever.features.annotations import (
 from sae_steer_retriever.features.calibration import Calibration
 from sae_steer_retriever.features.catalog_files import read_catalog, write_catalog
 from sae_steer_retriever.features.evidence import FeatureEvidence, read_evidence, write_evidence
-from sae_steer_retriever.features.family import Family
-from sae_steer_retriever.features.feature import Feature
+from sae_steer_retriever.features.feature import Family, Feature
 from sae_steer_retriever.features.feature_card import FeaturePage, NamedNeighbour
-from sae_steer_retriever.features.name_resolver import NameResolver
-from sae_steer_retriever.features.names import feature_id, folded
+from sae_steer_retriever.features.name_resolver import NameResolver, Resolution, find_family, find_feature
+from sae_steer_retriever.features.names import feature_id
 from sae_steer_retriever.features.search import FeatureSearch
 from sae_steer_retriever.features.text_reading import Concept
-from sae_steer_retriever.sae.topk_sae import Array, resolve_folder
-from sae_steer_retriever.steering.policy import Resolution
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.files import resolve_folder
 
 _NEIGHBOURS = 5
 
 
 class FeatureCatalog:
-    """All features of one SAE, with their calibration.
+    """All features of one SAE.
 
     Attributes:
-        features: One per latent, in order of their ids, under the names that a person gave where there are any.
-        calibration: Their statistics.
+        features: One per latent, in order of their ids; a person's label replaces the generated one.
+        generated: The same under their generated labels.
+        calibration: Statistics of their activations.
         fingerprint: Of the SAE.
         label_embeddings: (n, d) unit vectors of the labels, zero rows where there is none; None if there are none.
-        families: Groups of features that passages have together.
-        annotations: The names that a person gave.
-        revision: How often a name was changed since the catalog was made: what was looked up before may be outdated.
+        families: Groups of features that the same passages have.
+        annotations: The labels that a person gave.
+        revision: Counts the changes of labels since the catalog was made; caches of lookups compare it.
+
+    Example:
+        >>> len(catalog) == sae.config.n
+        True
+        >>> catalog[12].id
+        12
     """
 
     def __init__(
@@ -56,41 +62,27 @@ class FeatureCatalog:
         families: Sequence[Family] = (),
         evidence: Mapping[int, FeatureEvidence] | None = None,
     ) -> None:
-        """Take the parts.
-
-        Args:
-            features: One per latent, in order of their ids.
-            calibration: Their statistics.
-            fingerprint: Of the SAE.
-            label_embeddings: (n, d) unit vectors of the labels, zero rows where there is none.
-            families: Groups of features.
-            evidence: By feature id.
-        """
-        self.calibration = calibration
-        self.fingerprint = fingerprint
-        self.families = tuple(families)
+        """Make a catalog in memory of the parts that the class documents; `evidence` is by feature id."""
+        self.calibration, self.fingerprint, self.families = calibration, fingerprint, tuple(families)
         self.revision = 0
-        self._generated = tuple(features)
+        self.generated = tuple(features)
         self._generated_embeddings = label_embeddings
         self._evidence = evidence
         self._folder: Path | None = None
-        self._name(Annotations(fingerprint))
+        self._apply(Annotations(fingerprint))
 
-    def _name(self, annotations: Annotations) -> None:
-        """Put a person's names over the generated ones."""
+    def _apply(self, annotations: Annotations) -> None:
+        """Put a person's labels over the generated ones."""
         self.annotations = annotations
-        names = {feature: one for feature, one in annotations.names.items() if feature < len(self._generated)}
-        embeddings = self._generated_embeddings
+        names = {feature: one for feature, one in annotations.names.items() if feature < len(self.generated)}
+        self.label_embeddings = self._generated_embeddings
         embedded = {feature: one.embedding for feature, one in names.items() if one.embedding is not None}
-        if embeddings is not None and embedded:
-            embeddings = embeddings.copy()
+        if self.label_embeddings is not None and embedded:
+            self.label_embeddings = self.label_embeddings.copy()
             for feature, embedding in embedded.items():
-                if len(embedding) == embeddings.shape[1]:
-                    embeddings[feature] = embedding
-        self.label_embeddings = embeddings
-        self.features = tuple(
-            names[feature.id].of(feature) if feature.id in names else feature for feature in self._generated
-        )
+                if len(embedding) == self.label_embeddings.shape[1]:
+                    self.label_embeddings[feature] = embedding
+        self.features = tuple(names[one.id].of(one) if one.id in names else one for one in self.generated)
         self._resolver: NameResolver | None = None
         self._search: FeatureSearch | None = None
 
@@ -100,14 +92,10 @@ class FeatureCatalog:
 
     def __getitem__(self, latent: int) -> Feature:
         """The feature with this id."""
-        if not isinstance(latent, int | np.integer):
-            raise TypeError(f"a feature's id is a whole number, got {type(latent).__name__}; `resolve` takes names.")
-        if not 0 <= latent < len(self.features):
-            raise UnknownFeatureError(f"unknown feature #{latent}: this SAE has features #0 to #{len(self) - 1}.")
-        return self.features[latent]
+        return find_feature(self.features, latent)
 
     def __repr__(self) -> str:
-        """One line: how many features there are, how many are named."""
+        """One line with the numbers of features and labels."""
         return f"FeatureCatalog({len(self)} features, {len(self.labelled)} labelled)"
 
     def name(self, latent: int) -> str:
@@ -115,16 +103,9 @@ class FeatureCatalog:
         return self[latent].name
 
     @property
-    def generated(self) -> tuple[Feature, ...]:
-        """The features under the names that were generated for them: what `features` is without a person's names."""
-        return self._generated
-
-    @property
     def labelled(self) -> tuple[Feature, ...]:
         """The features that have a label."""
         return tuple(feature for feature in self.features if feature.label)
-
-    # -- looking things up --------------------------------------------------------------------------------------------
 
     def search(
         self,
@@ -135,37 +116,65 @@ class FeatureCatalog:
         include_hubs: bool = False,
         include_dead: bool = False,
     ) -> list[Feature]:
-        """Features that answer to a text, by their words, by meaning and by what the text itself activates.
+        """Returns the features that match a text, best first.
+
+        A feature matches by its keywords; with `concept` also by the meaning of its label and by its direction.
 
         Args:
             text: Words to look for.
-            concept: The same text, embedded; without it only words are compared.
-            limit: How many features at most.
-            include_hubs: Also features that more than a tenth of the passages have.
-            include_dead: Also features that no passage has.
+            concept: The same text as the SAE reads it (`read_concept`).
+            limit: The most features to return.
+            include_hubs: Also return hubs: features that more than a tenth of the passages have.
+            include_dead: Also return features that no passage has.
+
+        Raises:
+            TypeError: `text` is not a string.
+            ValueError: `limit` is below 0.
+
+        Example:
+            >>> word = catalog.labelled[0].keywords[0]
+            >>> found = catalog.search(word, include_hubs=True)
+            >>> word in found[0].label
+            True
         """
-        # Indexed when first asked: indexing takes longer than reading the files.
-        self._search = self._search or FeatureSearch(self)
-        return self._search.find(
-            text, concept=concept, limit=limit, include_hubs=include_hubs, include_dead=include_dead
-        )
+        # Indexed at the first search: indexing takes longer than reading the files.
+        self._search = self._search or FeatureSearch(self.features, self.calibration, self.label_embeddings)
+        return self._search.find(text, concept, limit, include_hubs, include_dead)
 
     def resolve(self, name: str | int, concept: Callable[[str], Concept] | None = None) -> Resolution:
-        """The features a name means; see `NameResolver.resolve`.
+        """Returns the features that a name means.
+
+        The name is looked up, in order, as an id (`84340`, `"#84340"`), a label, a family (its name, or
+        `"family:12"`), and by its meaning. By meaning, a feature is relevant if the text is near its label and its
+        direction; features rank by relevance plus label score. A text may mean up to five features, with weights that
+        fall as the square of relevance. A feature with a weak label is found by its id and its whole label only.
 
         Args:
             name: As the user wrote it.
-            concept: Embeds and encodes a text; without it only ids, labels and keywords are known.
+            concept: Embeds and encodes a text; without it names are looked up by id, label, family and keyword.
 
         Raises:
-            UnknownFeatureError: No live feature answers to the name; the nearest names are listed.
-            AmbiguousFeatureError: Several unrelated features do; they are listed.
+            UnknownFeatureError: No live feature has the name, or only one with a weak label has; the nearest names
+                are listed.
+            AmbiguousFeatureError: Several unrelated features have it; they are listed.
+
+        Example:
+            >>> feature = catalog.labelled[0]
+            >>> feature.id in catalog.resolve(feature.label).features
+            True
         """
-        self._resolver = self._resolver or NameResolver(self)
+        if self._resolver is None:
+            self._resolver = NameResolver(
+                self.features,
+                self.calibration.count,
+                self.families,
+                self.label_embeddings,
+                lambda text, concept: self.search(text, concept=concept, limit=3),
+            )
         return self._resolver.resolve(name, concept)
 
     def evidence(self, feature: int) -> FeatureEvidence | None:
-        """What a feature's name rests on; None if the catalog was made without. Read when it is first asked for.
+        """Returns a feature's passages and words; None if the catalog has none. The file is read at the first call.
 
         Raises:
             UnknownFeatureError: There is no such feature.
@@ -179,7 +188,7 @@ class FeatureCatalog:
         return self._evidence
 
     def show(self, feature: int | str, *, directions: Array | None = None) -> FeaturePage:
-        """All that is known of a feature, to be printed or shown in a notebook.
+        """Returns a page with all that is known of a feature: print it, or show it in a notebook.
 
         Args:
             feature: Its id, also a dead one's, or a name that means one feature.
@@ -188,7 +197,12 @@ class FeatureCatalog:
         Raises:
             TypeError: `feature` is neither a number nor a text.
             UnknownFeatureError: There is no such feature.
-            AmbiguousFeatureError: The name means several.
+            AmbiguousFeatureError: The name means several features.
+
+        Example:
+            >>> print(catalog.show(catalog.labelled[0].id))
+            #...
+            keywords ...
         """
         found = self[self._one(feature)]
         evidence = self.evidence(found.id)
@@ -199,9 +213,9 @@ class FeatureCatalog:
             maximum=float(self.calibration.maximum[found.id]),
             evidence=evidence,
             neighbours=self._neighbours(found.id, evidence, directions),
-            family=self._family_of(found),
+            family=next((family for family in self.families if found.id in family.features), None),
             note=self.annotations.names[found.id].note if found.id in self.annotations.names else None,
-            generated=self._generated[found.id].label,
+            generated=self.generated[found.id].label,
         )
 
     def _one(self, feature: int | str) -> int:
@@ -211,9 +225,8 @@ class FeatureCatalog:
         features = self.resolve(feature).features
         if len(features) > 1:
             options = "; ".join(f"#{latent} {self.name(latent)}" for latent in features)
-            raise AmbiguousFeatureError(
-                f"{quoted(feature)} means {len(features)} features: {options}. Show one by its id."
-            )
+            problem = f"{quoted(feature)} means {len(features)} features: {options}"
+            raise AmbiguousFeatureError(f"{problem}. Show one by its id.")
         return features[0]
 
     def _neighbours(
@@ -224,49 +237,24 @@ class FeatureCatalog:
         if directions is None:
             return ()
         cosines = directions @ directions[feature]
-        others = sorted(
-            (other for other in self.labelled if other.id != feature), key=lambda other: (-cosines[other.id], other.id)
-        )
+        others = [other for other in self.labelled if other.id != feature]
+        others.sort(key=lambda other: (-cosines[other.id], other.id))
         return tuple(NamedNeighbour(other, float(cosines[other.id])) for other in others[:_NEIGHBOURS])
 
-    # -- families -----------------------------------------------------------------------------------------------------
-
     def family(self, name: str | int) -> Family:
-        """A family by its name or number.
+        """Returns the family with a name or number; see `find_family` for the errors.
 
-        Raises:
-            TypeError: `name` is neither a number nor a text.
-            UnknownFeatureError: There is none; the nearest names are listed.
+        Example:
+            >>> [catalog.family(family.id).name == family.name for family in catalog.families[:1]]
+            [True]
         """
-        number, key = feature_id(name), folded(str(name))
-        for family in self.families:
-            if family.id == number or key == folded(family.name):
-                return family
-        if not self.families:
-            raise UnknownFeatureError(f"unknown family {quoted(name)}: this catalog was made without families.")
-        names = {folded(family.name): family.name for family in self.families}
-        near = [names[spelt] for spelt in nearest_names(key, names, 3)]
-        words = set(key.replace(",", " ").split())
-        near += [
-            family.name
-            for family in self.families
-            if family.name not in near and words & set(folded(family.name).replace(",", " ").split())
-        ][:3]
-        hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
-        raise UnknownFeatureError(
-            f"unknown family {quoted(name)}.{hint} There are {len(self.families)}: see `sae-steer features families`."
-        )
-
-    def _family_of(self, feature: Feature) -> Family | None:
-        return next((family for family in self.families if feature.id in family.features), None)
-
-    # -- a person's names ---------------------------------------------------------------------------------------------
+        return find_family(self.families, name)
 
     def annotate(self, feature: int, label: str, note: str | None = None, *, embedding: Array | None = None) -> Feature:
-        """Name a feature oneself. The name wins over the generated one, is kept with the SAE, and survives retraining.
+        """Returns the feature under a label of your own, which replaces the generated one and survives retraining.
 
-        A catalog that was loaded from a folder keeps the name there at once, any other where it is saved. Two features
-        of one label are steered together.
+        A catalog loaded from a folder writes the label there at once; any other catalog writes it when it is saved.
+        Two features with one label are steered together.
 
         Args:
             feature: Its id.
@@ -275,13 +263,16 @@ class FeatureCatalog:
             embedding: (d,) unit vector of the label, by which it is found by meaning; that of the generated label is
                 used if not given.
 
-        Returns:
-            The feature under its new name.
-
         Raises:
             UnknownFeatureError: There is no such feature.
             ValueError: The label is empty, too long, or reads as an id, or the embedding is of another width.
             ArtifactError: The SAE's folder cannot be written to; nothing is changed then.
+
+        Example:
+            >>> catalog.annotate(3, "file handles", note="checked by hand").name
+            'file handles'
+            >>> catalog.remove_annotation(3).label_by
+            'keywords'
         """
         latent = self[feature].id
         given = None if embedding is None else np.asarray(embedding, dtype=np.float32)
@@ -291,7 +282,7 @@ class FeatureCatalog:
         return self._change(latent, Annotation(latent, checked_label(label), checked_note(note), embedding=given))
 
     def remove_annotation(self, feature: int) -> Feature:
-        """Take a person's name back: the feature has its generated name again.
+        """Returns the feature under its generated label; the person's label is removed.
 
         Raises:
             UnknownFeatureError: There is no such feature, or nobody named it.
@@ -308,23 +299,21 @@ class FeatureCatalog:
         if annotation is not None and self._folder is not None:
             decoder = directions_of(self._folder, self.fingerprint)
             annotation = annotation if decoder is None else annotation.located(decoder)
-        changed = current.without(latent) if annotation is None else current.with_name(annotation)
+        changed = current.changed(latent, annotation)
         if self._folder is not None:
             write_annotations(self._folder, changed)
-        self._name(changed)
+        self._apply(changed)
         self.revision += 1
         return self[latent]
-
-    # -- files --------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
         """Write the catalog's files into the SAE's folder, each atomically.
 
-        A person's names go to `annotations.json`; those already kept in the folder stay.
+        A person's labels go to `annotations.json`; those that the folder has already stay.
         """
         target = Path(folder)
         families, embeddings = self.families, self._generated_embeddings
-        write_catalog(target, self._generated, self.calibration, self.fingerprint, embeddings, families)
+        write_catalog(target, self.generated, self.calibration, self.fingerprint, embeddings, families)
         if self._folder is None or self._folder.resolve() != target.resolve():
             evidence = self._all_evidence()
             if evidence:
@@ -333,13 +322,14 @@ class FeatureCatalog:
             kept = annotations_for(target, self.fingerprint)
             decoder = directions_of(target, self.fingerprint)
             for one in self.annotations.names.values():
-                kept = kept.with_name(one if one.direction is not None or decoder is None else one.located(decoder))
+                located = one if one.direction is not None or decoder is None else one.located(decoder)
+                kept = kept.changed(one.feature, located)
             others = [one for one in self.annotations.unmatched if one not in kept.unmatched]
             write_annotations(target, dataclasses.replace(kept, unmatched=(*kept.unmatched, *others)))
 
     @classmethod
     def load(cls, folder: str | Path, fingerprint: str) -> FeatureCatalog:
-        """Read the catalog of a saved SAE, with the names that a person gave.
+        """Returns the catalog of a saved SAE, with the labels that a person gave.
 
         Args:
             folder: The SAE's folder, or its hub id.
@@ -347,12 +337,14 @@ class FeatureCatalog:
 
         Raises:
             ArtifactError: A file is missing, damaged, or belongs to another SAE.
+
+        Example:
+            >>> catalog.save("sae")
+            >>> FeatureCatalog.load("sae", sae.fingerprint).labelled == catalog.labelled
+            True
         """
         path = resolve_folder(folder)
         catalog = cls(*read_catalog(path, fingerprint))
         catalog._folder = path
-        catalog._name(annotations_for(path, fingerprint))
+        catalog._apply(annotations_for(path, fingerprint))
         return catalog
-
-
-__all__ = ["Concept", "Feature", "FeatureCatalog"]

@@ -1,29 +1,45 @@
-"""The files of a catalog, beside the SAE's weights: `features.json` and `calibration.safetensors`."""
+"""The catalog's files, beside the SAE's weights: `features.json` and `calibration.safetensors`."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.features.calibration import CALIBRATION_FILE, Calibration, load_calibration, save_calibration
-from sae_steer_retriever.features.family import Family
-from sae_steer_retriever.features.feature import Feature, LabelScore
+from sae_steer_retriever.features.feature import Family, Feature, LabelScore
 from sae_steer_retriever.sae.atomic_files import write_files
-from sae_steer_retriever.sae.topk_sae import Array, resolve_folder
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.files import resolve_folder
 
 FEATURES_FILE = "features.json"
-# 1 had one figure for a label's score, and no families.
+# Version 1 had one figure for a label's score, and no families.
 _FORMAT_VERSION = 2
 _READABLE = (1, 2)
 
+_Parsed = TypeVar("_Parsed")
+
+
+def read_json(path: Path, parsed: Callable[[Any], _Parsed], problem: str, remedy: str = "") -> _Parsed:
+    """Returns a JSON file's content as `parsed` makes it; `problem` and `remedy` go into the error.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
+    try:
+        return parsed(json.loads(path.read_text(encoding="utf-8")))
+    except ArtifactError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise ArtifactError(f"{path} {problem} of this library ({error!r}). {remedy}".rstrip()) from error
+
 
 class CatalogParts(NamedTuple):
-    """What a catalog is made of, in the order of `FeatureCatalog`'s arguments."""
+    """The arguments of `FeatureCatalog`, in their order."""
 
     features: list[Feature]
     calibration: Calibration
@@ -40,21 +56,12 @@ def write_catalog(
     label_embeddings: Array | None,
     families: Sequence[Family] = (),
 ) -> None:
-    """Write both files, atomically.
-
-    Args:
-        folder: The SAE's folder.
-        features: One per latent.
-        calibration: Their statistics.
-        fingerprint: Of the SAE.
-        label_embeddings: (n, d) unit vectors of the labels, zero rows where there is none.
-        families: Groups of features.
-    """
+    """Write both files into the SAE's folder, atomically; see `FeatureCatalog` for the arguments."""
     tensors = save_calibration(calibration, label_embeddings)
     head = {"format_version": _FORMAT_VERSION, "fingerprint": fingerprint, "calibration": _digest(tensors)}
-    # A line each: to be read and compared by people too, at half the size that a line for every number takes.
+    # One line for each feature: people can read and compare them, and the file has half the size of an indented one.
     rows = {
-        "features": ",\n".join(_json(_fields(feature)) for feature in features),
+        "features": ",\n".join(_json(vars(feature)) for feature in features),
         "families": ",\n".join(_json(family._asdict()) for family in families),
     }
     body = ",\n".join([_json(head)[1:-1], *(f'"{name}":[\n{lines}\n]' for name, lines in rows.items())])
@@ -62,11 +69,7 @@ def write_catalog(
 
 
 def read_catalog(folder: str | Path, fingerprint: str) -> CatalogParts:
-    """Read both files.
-
-    Args:
-        folder: The SAE's folder, or its hub id.
-        fingerprint: Of the SAE that was loaded from it.
+    """Returns the content of both files in an SAE's folder (or hub id).
 
     Raises:
         ArtifactError: A file is missing, damaged, or belongs to another SAE.
@@ -74,33 +77,27 @@ def read_catalog(folder: str | Path, fingerprint: str) -> CatalogParts:
     path = resolve_folder(folder) / FEATURES_FILE
     if not path.is_file():
         raise ArtifactError(f"{path.parent} holds no {FEATURES_FILE}: train again, or copy the whole SAE folder.")
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        if body["format_version"] not in _READABLE:
-            raise ArtifactError(f"{path} has format version {body['format_version']}, expected {_FORMAT_VERSION}.")
-        found, written_with = str(body["fingerprint"]), str(body["calibration"])
-        features = [_feature(row) for row in body["features"]]
-        families = tuple(_family(row, len(features)) for row in body.get("families", ()))
-        if [feature.id for feature in features] != list(range(len(features))):
-            raise ValueError("its features are not numbered from 0 without gaps")
-    except ArtifactError:
-        raise
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise ArtifactError(f"{path} is not a feature catalog of this library ({error!r}).") from error
+    features, families, found, digest = read_json(path, functools.partial(_parsed, path), "is not a feature catalog")
     if found != fingerprint:
         raise ArtifactError(f"{path} names the features of SAE {found}, the weights are of {fingerprint}.")
     calibration_path = path.parent / CALIBRATION_FILE
     calibration, label_embeddings = load_calibration(calibration_path, len(features))
-    if _digest(calibration_path.read_bytes()) != written_with:
-        raise ArtifactError(
-            f"{path.parent}: {CALIBRATION_FILE} is not the one that {FEATURES_FILE} was written with: "
-            "copy the whole SAE folder, or train again."
-        )
+    if _digest(calibration_path.read_bytes()) != digest:
+        problem = f"{path.parent}: {CALIBRATION_FILE} is not the one that {FEATURES_FILE} was written with"
+        raise ArtifactError(f"{problem}: copy the whole SAE folder, or train again.")
     return CatalogParts(features, calibration, fingerprint, label_embeddings, families)
 
 
-def _fields(feature: Feature) -> dict[str, Any]:
-    return {field.name: getattr(feature, field.name) for field in dataclasses.fields(feature)}
+def _parsed(path: Path, body: dict[str, Any]) -> tuple[list[Feature], tuple[Family, ...], str, str]:
+    """Features, families, fingerprint, and digest of the calibration file."""
+    if body["format_version"] not in _READABLE:
+        problem = f"{path} has format version {body['format_version']}, expected {_FORMAT_VERSION}"
+        raise ArtifactError(f"{problem}: upgrade sae-steer-retriever, or train again.")
+    features = [_feature(row) for row in body["features"]]
+    families = tuple(_family(row, len(features)) for row in body.get("families", ()))
+    if [feature.id for feature in features] != list(range(len(features))):
+        raise ValueError("its features are not numbered from 0 without gaps")
+    return features, families, str(body["fingerprint"]), str(body["calibration"])
 
 
 def _json(value: dict[str, Any]) -> str:
@@ -109,14 +106,13 @@ def _json(value: dict[str, Any]) -> str:
 
 def _feature(row: dict[str, Any]) -> Feature:
     row = {**row, "keywords": tuple(row["keywords"]), "examples": tuple(row["examples"])}
-    if "label_score" in row:  # format 1: the AUROC against hard negatives alone
+    if "label_score" in row:  # format 1: the AUROC against near misses alone
         hard = row.pop("label_score")
         return Feature(**row, score=None if hard is None else LabelScore(random=float("nan"), hard=float(hard)))
-    score = row.pop("score")
-    if score is None:
-        return Feature(**row, score=None)
-    random, hard, random_interval, hard_interval, passages = score
-    return Feature(**row, score=LabelScore(random, hard, tuple(random_interval), tuple(hard_interval), passages))
+    if row["score"] is not None:
+        random, hard, random_interval, hard_interval, passages = row["score"]
+        row["score"] = LabelScore(random, hard, tuple(random_interval), tuple(hard_interval), passages)
+    return Feature(**row)
 
 
 def _family(row: dict[str, Any], latents: int) -> Family:
@@ -128,6 +124,3 @@ def _family(row: dict[str, Any], latents: int) -> Family:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-__all__ = ["FEATURES_FILE", "CatalogParts", "read_catalog", "write_catalog"]

@@ -1,59 +1,58 @@
-"""All that is known of one feature, on one page: for a terminal, for a notebook, and as data."""
+"""A page with all that is known of one feature: as text, as HTML for a notebook, and as JSON data."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
-import importlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from sae_steer_retriever.explain.text import excerpt
 from sae_steer_retriever.features.evidence import QUANTILES, Example, FeatureEvidence
-from sae_steer_retriever.features.family import Family
-from sae_steer_retriever.features.feature import BY_KEYWORDS, BY_PERSON, Feature, LabelScore
+from sae_steer_retriever.features.feature import BY_KEYWORDS, BY_PERSON, Family, Feature
+from sae_steer_retriever.features.trie import Trie
 
-_SHOWN_CHARACTERS = 240
-_TRIE_LINES = 30
-_WIDTH = 11
-# Colours of the page it stands in, light or dark.
+_TRIE_LINES, _WIDTH = 30, 11
+_NEAREST, _WORDS = "nearest", "words that carry it"
+_TITLES = {
+    "examples": "examples",
+    "top": "where it is strongest",
+    "middle": "across its range",
+    "near_misses": "near misses: its neighbours' passages, without it",
+}
 _CELL = "padding:.15em .9em .15em 0;vertical-align:top;text-align:left"
+# Opacity, not a colour: the notebook's page may be light or dark.
 _FAINT = "opacity:.65"
 
 
 class NamedNeighbour(NamedTuple):
-    """Another feature near this one.
-
-    Attributes:
-        feature: The other feature.
-        cosine: Of the two decoder directions.
-    """
+    """A feature near this one, and the cosine of the two decoder directions."""
 
     feature: Feature
     cosine: float
 
 
-class _Passages(NamedTuple):
-    key: str
-    title: str
-    examples: tuple[Example, ...]
-
-
 @dataclasses.dataclass(frozen=True)
 class FeaturePage:
-    """What `catalog.show` returns: `print` it, or let a notebook show it.
+    """A feature's page, as `catalog.show` returns it: `print` it, or let a notebook show it.
 
     Attributes:
-        feature: The feature.
+        feature: The latent with its label.
         count: Passages in which it is active.
         rows: Passages of the corpus.
         maximum: Its largest activation.
         evidence: Passages, quantiles, words; None if the catalog was made without.
-        neighbours: The features nearest by decoder direction, with their names.
+        neighbours: The features nearest by decoder direction.
         family: The group it belongs to, if any.
-        note: What a person wrote beside the name.
-        generated: The label it has without a person's.
+        note: A person's note beside the label.
+        generated: The generated label, also where a person's label replaces it.
         texts: Passages by id, as far as they are known.
+
+    Example:
+        >>> page = catalog.show(catalog.labelled[0].id)
+        >>> page.to_dict()["label"] == page.feature.label
+        True
     """
 
     feature: Feature
@@ -70,14 +69,10 @@ class FeaturePage:
     @property
     def passages(self) -> tuple[str, ...]:
         """Ids of all passages on the page, each once."""
-        return tuple(dict.fromkeys(example.id for part in self._parts() for example in part.examples))
+        return tuple(dict.fromkeys(example.id for part in self._parts().values() for example in part))
 
     def with_texts(self, texts: Mapping[str, str]) -> FeaturePage:
-        """The same page with the passages' texts.
-
-        Args:
-            texts: By id; those that are missing are shown by their id alone.
-        """
+        """The same page with the passages' texts, given by id; a passage without one is shown by its id."""
         return dataclasses.replace(self, texts=dict(texts))
 
     @property
@@ -85,35 +80,26 @@ class FeaturePage:
         """The words that carry the feature, as an indented tree; None where it has none."""
         if self.evidence is None or self.evidence.trie is None:
             return None
-        # Looked up when it is shown: the core does not depend on what interprets it.
-        trie = importlib.import_module("sae_steer_retriever.features.trie").Trie
-        text: str = trie.from_json(self.evidence.trie).to_text()
-        return text.strip("\n") or None
+        return Trie.from_json(self.evidence.trie).to_text().strip("\n") or None
 
     def __str__(self) -> str:
         """The page for a terminal."""
         lines = [f"#{self.feature.id}  {_printable(_named(self.feature))}"]
         lines += [f"{name:<{_WIDTH}}{value}" for name, value in self._facts()]
-        if self.neighbours:
-            lines.append("nearest")
-            lines += [
-                f"    {other.cosine:+.2f}  #{other.feature.id} {_printable(_named(other.feature))}"
-                for other in self.neighbours
-            ]
-        trie = self.trie
-        if trie:
-            lines += ["words that carry it", *(f"    {_printable(line)}" for line in _cut(trie.splitlines()))]
-        for part in self._parts():
-            lines.append(part.title)
-            for example in part.examples:
+        lines += [_NEAREST] if self.neighbours else []
+        lines += [f"    {cosine:+.2f}  #{other.id} {_printable(_named(other))}" for other, cosine in self.neighbours]
+        if trie := self._trie_lines():
+            lines += [_WORDS, *(f"    {line}" for line in trie)]
+        for key, examples in self._parts().items():
+            lines.append(_TITLES[key])
+            for example in examples:
                 lines.append(f"    {_strength(example)}{_printable(example.id)}")
-                text = _shortened(self.texts.get(example.id, ""))
-                if text:
+                if text := excerpt(self.texts.get(example.id, "")):
                     lines.append(f"        {text}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """The page for a notebook; labels, ids and passages are anybody's texts, so all is escaped."""
+        """The page for a notebook; labels, ids and passages are untrusted texts, so all of them are escaped."""
         facts = "".join(
             f'<tr><th style="{_CELL}">{_escaped(name)}</th><td style="{_CELL}">{_escaped(value)}</td></tr>'
             for name, value in self._facts()
@@ -123,37 +109,30 @@ class FeaturePage:
             f'<table style="border-collapse:collapse">{facts}</table>',
         ]
         if self.neighbours:
-            rows = (
-                f'<li>{other.cosine:+.2f} <span style="{_FAINT}">#{other.feature.id}</span> '
-                f"{_escaped(_named(other.feature))}</li>"
-                for other in self.neighbours
+            rows = "".join(
+                f"<li>{cosine:+.2f} {_faint(f'#{other.id}')} {_escaped(_named(other))}</li>"
+                for other, cosine in self.neighbours
             )
-            parts.append(f"<h5>nearest</h5><ul>{''.join(rows)}</ul>")
-        trie = self.trie
-        if trie:
-            body = _escaped("\n".join(_cut(trie.splitlines())))
-            parts.append(f"<h5>words that carry it</h5><pre>{body}</pre>")
-        for part in self._parts():
-            examples = "".join(
-                f'<li><span style="{_FAINT}">{_escaped(_strength(example) + example.id)}</span> '
-                f"{_escaped(_shortened(self.texts.get(example.id, '')))}</li>"
-                for example in part.examples
+            parts.append(f"<h5>{_NEAREST}</h5><ul>{rows}</ul>")
+        if trie := self._trie_lines():
+            parts.append(f"<h5>{_WORDS}</h5><pre>{html.escape(chr(10).join(trie))}</pre>")
+        for key, examples in self._parts().items():
+            rows = "".join(
+                f"<li>{_faint(_strength(example) + example.id)} "
+                f"{_escaped(excerpt(self.texts.get(example.id, '')))}</li>"
+                for example in examples
             )
-            parts.append(
-                f"<details{_opened(part)}><summary>{_escaped(part.title)}</summary><ul>{examples}</ul></details>"
-            )
+            is_open = " open" if key in ("top", "examples") else ""
+            parts.append(f"<details{is_open}><summary>{_escaped(_TITLES[key])}</summary><ul>{rows}</ul></details>")
         return f"<div>{''.join(parts)}</div>"
 
     def to_dict(self) -> dict[str, Any]:
         """The page as data, for JSON."""
         feature, evidence = self.feature, self.evidence
         passages = {
-            part.key: [
-                {"id": example.id, "strength": example.strength, "text": self.texts.get(example.id)}
-                for example in part.examples
-            ]
-            for part in self._parts()
-            if part.key != "examples"
+            key: [{**example._asdict(), "text": self.texts.get(example.id)} for example in examples]
+            for key, examples in self._parts().items()
+            if key != "examples"
         }
         return {
             "id": feature.id,
@@ -172,23 +151,18 @@ class FeaturePage:
             "maximum": self.maximum,
             "quantiles": dict(zip(map(str, QUANTILES), evidence.quantiles, strict=False)) if evidence else None,
             "family": None if self.family is None else {"id": self.family.id, "name": self.family.name},
-            "nearest": [
-                {"id": other.feature.id, "label": other.feature.name, "cosine": other.cosine}
-                for other in self.neighbours
-            ],
+            "nearest": [{"id": one.id, "label": one.name, "cosine": cosine} for one, cosine in self.neighbours],
             "examples": [{"id": name, "text": self.texts.get(name)} for name in feature.examples],
             **passages,
             "trie": None if evidence is None or evidence.trie is None else dict(evidence.trie),
         }
 
-    # -- inside -------------------------------------------------------------------------------------------------------
-
     def _facts(self) -> list[tuple[str, str]]:
         feature = self.feature
         facts = [("keywords", ", ".join(map(_printable, feature.keywords)) or "-")]
         if feature.label_by == BY_PERSON:
-            by = "by a person"
-            facts.append(("named", by + (f"; generated: {_printable(self.generated)}" if self.generated else "")))
+            generated = f"; generated: {_printable(self.generated)}" if self.generated else ""
+            facts.append(("named", f"by a person{generated}"))
         elif feature.label and feature.label_by != BY_KEYWORDS:
             facts.append(("named", f"by {_printable(feature.label_by)}"))
         if self.note:
@@ -196,62 +170,55 @@ class FeaturePage:
         facts.append(("score", score_line(feature)))
         share = f"{self.count:,} of {self.rows:,} passages ({feature.frequency:.2%})"
         facts.append(("frequency", share if self.count else "in no passage of the corpus: it is dead"))
-        facts.append(
-            (
-                "unit",
-                f"{feature.unit:.4f}, the activation that 1.0 in a steering stands for; largest {self.maximum:.4f}",
-            )
-        )
+        meaning = "the activation that 1.0 in a steering stands for"
+        facts.append(("unit", f"{feature.unit:.4f}, {meaning}; largest {self.maximum:.4f}"))
         if self.evidence is not None and self.evidence.quantiles:
-            shown = (
-                f"{value:.3f} ({share:.0%})" for share, value in zip(QUANTILES, self.evidence.quantiles, strict=False)
-            )
-            facts.append(("strength", f"{'  '.join(shown)} of the passages that have it, which are ordered by it"))
+            pairs = zip(QUANTILES, self.evidence.quantiles, strict=False)
+            shown = "  ".join(f"{value:.3f} ({share:.0%})" for share, value in pairs)
+            facts.append(("strength", f"{shown} of the passages that have it"))
         if not self._parts() and self.count:
-            none = "none are kept with this SAE, whose corpus is not here: those of a store are in the store"
-            facts.append(("passages", none))
+            facts.append(("passages", "none are kept with this SAE: its corpus is not here. A store shows its own."))
         if self.family is not None:
             members = len(self.family.features)
             facts.append(("family", f"{_printable(self.family.name)} ({members} features, family #{self.family.id})"))
         return facts
 
-    def _parts(self) -> tuple[_Passages, ...]:
-        """The groups of passages that are shown."""
+    def _trie_lines(self) -> list[str]:
+        lines = [_printable(line) for line in (self.trie or "").splitlines()]
+        more = len(lines) - _TRIE_LINES
+        return lines if more <= 0 else [*lines[:_TRIE_LINES], f"... and {more} more"]
+
+    def _parts(self) -> dict[str, tuple[Example, ...]]:
+        """Passages by their key in `_TITLES`."""
         if self.evidence is None:
-            named = tuple(Example(name, math.nan) for name in self.feature.examples)
-            return (_Passages("examples", "examples", named),) if named else ()
-        groups = (
-            _Passages("top", "where it is strongest", self.evidence.top),
-            _Passages("middle", "across its range", self.evidence.middle),
-            _Passages("near_misses", "near misses: its neighbours' passages, without it", self.evidence.near_misses),
-        )
-        return tuple(group for group in groups if group.examples)
+            found = {"examples": tuple(Example(name, math.nan) for name in self.feature.examples)}
+        else:
+            found = {key: getattr(self.evidence, key) for key in ("top", "middle", "near_misses")}
+        return {key: examples for key, examples in found.items() if examples}
 
 
 def _named(feature: Feature) -> str:
-    """What stands beside the id, which a feature without a label has for a name."""
     return feature.name if feature.label else "(no label)"
 
 
 def score_line(feature: Feature) -> str:
-    """A label's score with its intervals and what it means, or why there is none."""
+    """A label's score with its intervals, or the reason why it has none."""
     if feature.score is None:
-        reason = "not measured: too few unseen passages with it, or too few of its neighbours' without it"
         if not feature.label:
-            reason = "it has no label"
-        elif feature.label_by == BY_PERSON:
-            reason = "a person's name is not measured"
-        return f"-  ({reason})"
+            return "-  (it has no label)"
+        if feature.label_by == BY_PERSON:
+            return "-  (a person's name is not measured)"
+        return "-  (not measured: too few unseen passages with it, or too few of its neighbours' without it)"
     score = feature.score
-    line = f"{score.hard:.2f}{_interval(score, 'hard_interval')} against near misses"
+    line = f"{score.hard:.2f}{_interval(score.hard_interval)} against near misses"
     if math.isfinite(score.random):
-        line += f", {score.random:.2f}{_interval(score, 'random_interval')} against random passages"
+        line += f", {score.random:.2f}{_interval(score.random_interval)} against random passages"
     on = f" on {score.passages:,} unseen passages" if score.passages else ""
     return f"{line}  (how well the label finds the feature's passages{on}: AUROC, 0.5 is chance)"
 
 
-def _interval(score: LabelScore, which: str) -> str:
-    low, high = getattr(score, which)
+def _interval(bounds: tuple[float, float]) -> str:
+    low, high = bounds
     return "" if (low, high) == (0.0, 1.0) else f" [{low:.2f}, {high:.2f}]"
 
 
@@ -259,31 +226,14 @@ def _strength(example: Example) -> str:
     return f"{example.strength:.3f}  " if math.isfinite(example.strength) and example.strength else ""
 
 
-def _opened(part: _Passages) -> str:
-    return " open" if part.key in ("top", "examples") else ""
-
-
-def _cut(lines: Sequence[str]) -> Iterable[str]:
-    more = len(lines) - _TRIE_LINES
-    return lines if more <= 0 else [*lines[:_TRIE_LINES], f"... and {more} more"]
-
-
-def _shortened(text: str) -> str:
-    line = _printable(" ".join(text.split()))
-    return line if len(line) <= _SHOWN_CHARACTERS else line[: _SHOWN_CHARACTERS - 1].rstrip() + "…"
-
-
 def _printable(text: str) -> str:
-    """Without control characters: a passage must not steer the terminal that it is shown on."""
+    """Without control characters, which a terminal would obey."""
     return text if text.isprintable() else "".join(one if one.isprintable() else " " for one in text)
 
 
 def _escaped(text: str) -> str:
-    return html.escape(_printable_lines(text))
+    return html.escape(_printable(text))
 
 
-def _printable_lines(text: str) -> str:
-    return "\n".join(map(_printable, text.split("\n")))
-
-
-__all__ = ["FeaturePage", "NamedNeighbour", "score_line"]
+def _faint(text: str) -> str:
+    return f'<span style="{_FAINT}">{_escaped(text)}</span>'

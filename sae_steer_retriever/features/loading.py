@@ -1,58 +1,34 @@
-"""An SAE with all that belongs to it: its catalog and its encoder."""
+"""Opening an SAE with its catalog and its encoder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from sae_steer_retriever.encoders.embedders import Embedder, as_embedder
+from sae_steer_retriever.encoders.embedders import Embedder, as_embedder, bundled_for
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.bundled import require_shipped
-from sae_steer_retriever.sae.config import DEFAULT_MODEL
-from sae_steer_retriever.sae.topk_sae import TopKSAE, resolve_folder
+from sae_steer_retriever.sae.files import resolve_folder
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 def load_sae(
-    path: str | Path | None = None,
-    *,
-    embedding: Any = None,  # noqa: ANN401 - see as_embedder
-    k: int | None = None,
+    path: str | Path | None = None, *, embedding: Any = None, k: int | None = None
 ) -> tuple[TopKSAE, FeatureCatalog, Embedder]:
-    """An SAE, its catalog and its encoder.
+    """Returns an SAE, its catalog and its encoder.
 
     Args:
-        path: The SAE's folder, its hub id, or the name of one that ships; if None, the one that ships for the encoder.
+        path: The SAE's folder, its hub id, or the name of a bundled SAE; if None, the bundled one for the encoder.
         embedding: Anything `as_embedder` takes; the SAE's own encoder if not given.
-        k: Active latents per embedding, in place of those it was fitted for; see `TopKSAE.with_k`.
+        k: Active latents per embedding, in place of the number it was fitted for; see `TopKSAE.with_k`.
 
     Raises:
-        ArtifactError: A file is missing or damaged, or no SAE was given and none ships for the encoder.
+        ArtifactError: A file is missing or damaged, or no SAE was given and none is bundled for the encoder.
         MismatchError: The given encoder is not the SAE's.
         ValueError: `k` is out of range.
     """
-    if path is None:
-        path = shipped_for(embedding)
-    folder = resolve_folder(path)
+    folder = resolve_folder(bundled_for(embedding) if path is None else path)
     sae = TopKSAE.from_pretrained(folder, k=k)
     catalog = FeatureCatalog.load(folder, sae.fingerprint)
     embedder = as_embedder(sae.config.encoder.name if embedding is None else embedding)
     sae.config.encoder.require_same(embedder.spec, "the SAE", "the embedder")
     return sae, catalog, embedder
-
-
-def shipped_for(embedding: Any = None) -> Path:  # noqa: ANN401 - see as_embedder
-    """The folder of the SAE that ships for an encoder; that of all-MiniLM-L6-v2 if None is given.
-
-    Args:
-        embedding: Anything `as_embedder` takes.
-
-    Raises:
-        ArtifactError: None ships for it.
-    """
-    if embedding is None:
-        return require_shipped(DEFAULT_MODEL)
-    # By its name where that is known, before what it names is loaded.
-    return require_shipped(str(embedding) if isinstance(embedding, str | Path) else as_embedder(embedding).spec.name)
-
-
-__all__ = ["load_sae", "shipped_for"]

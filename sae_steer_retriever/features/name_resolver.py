@@ -1,102 +1,105 @@
-"""From a name to the features it means: by id, label, family, keyword or meaning, and never by a guess."""
+"""From a name to the features it means: by id, label, family, keyword or meaning; unclear names are errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import AmbiguousFeatureError, UnknownFeatureError, nearest_names, quoted
-from sae_steer_retriever.features.feature import BY_PERSON, CLEAR_FROM, Feature
+from sae_steer_retriever.features.feature import BY_PERSON, Family, Feature
 from sae_steer_retriever.features.names import feature_id, folded, stem
 from sae_steer_retriever.features.text_reading import Concept
-from sae_steer_retriever.steering.policy import Resolution
+from sae_steer_retriever.sae.codes import Array
 
-if TYPE_CHECKING:
-    from sae_steer_retriever.features.catalog import FeatureCatalog
-
-# Relevance is the cosine of a name with a label plus its cosine with the feature's direction. Under all-MiniLM-L6-v2
-# names of what a corpus is about reach 0.85 to 1.5 with their best feature, names of what it lacks stay below 0.75.
+# A name's relevance to a feature is its cosine with the label plus its cosine with the feature's direction. Under
+# all-MiniLM-L6-v2 names of what a corpus is about reach 0.85 to 1.5 with their best feature, names of what it lacks
+# stay below 0.75.
 _MEANT_FROM = 0.8
-# What may be a misspelt keyword must mean something all the same to be taken at its word.
+# A name that may be a misspelt keyword needs a higher relevance.
 _CERTAIN_FROM = 0.95
-# A label's score counts as much as relevance does; one that was not measured counts as weak.
+# Features are ranked by relevance plus label score; this stands for a score that was not measured.
 _UNMEASURED = 0.6
-# What a feature without passages would lose, and of how many passages it loses half of that: who types a word means a
-# feature of many passages rather than one of the few that go furthest with the word.
+# Features of few passages rank lower: by _RARE_LOSES at no passages, by half of it at _RARE passages.
 _RARE_LOSES, _RARE = 0.25, 20
-# A name that is itself a keyword.
+# Added to the rank of a feature that has the name as a keyword.
 _KEYWORD_BONUS = 0.2
-# Features this close to the best are rivals; labels with cosines below this are unrelated.
+# Features ranked this close to the best are rivals; labels with a cosine below _RELATED_FROM are unrelated.
 _RIVAL_WITHIN, _RELATED_FROM = 0.1, 0.2
-# A name steers at most this many features, none with less than this share of the best one's relevance.
-_FAMILY_SIZE, _FAMILY_FROM = 5, 0.7
+# A name means at most this many features, none with less than this share of the best one's relevance.
+_MOST_FEATURES, _SHARE_FROM = 5, 0.7
 _FAMILY_PREFIX = "family:"
 
 
+class Resolution(NamedTuple):
+    """The features that a name means.
+
+    Attributes:
+        features: Latent ids, the most relevant first.
+        weights: Their shares, the largest 1.0.
+        how: "id", "label", "family", "keyword" or "meaning".
+
+    Example:
+        >>> catalog.resolve(catalog.labelled[0].id).how
+        'id'
+    """
+
+    features: tuple[int, ...]
+    weights: tuple[float, ...]
+    how: str
+
+
 class NameResolver:
-    """Finds the features of one catalog by name."""
+    """Finds features by name."""
 
-    def __init__(self, catalog: FeatureCatalog) -> None:
-        """Index the catalog's labels, keywords and families.
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        count: NDArray[np.int64],
+        families: Sequence[Family] = (),
+        label_embeddings: Array | None = None,
+        nearest: Callable[[str, Concept | None], Sequence[Feature]] = lambda text, concept: (),
+    ) -> None:
+        """Index labels, keywords and families; see `FeatureCatalog`.
 
-        Args:
-            catalog: Whose features.
+        `count` (n,) is `Calibration.count`; `nearest` finds the features that the error for an unknown name suggests.
         """
-        self._catalog = catalog
+        self._features, self._count, self._families = features, count, families
+        self._label_embeddings, self._nearest = label_embeddings, nearest
         self._by_label: dict[str, list[int]] = {}
         self._by_keyword: dict[str, list[int]] = {}
-        # How a keyword is written, by its stem: suggestions are words, not stems.
+        # A keyword's spelling by its stem: suggestions are words, not stems.
         self._written: dict[str, str] = {}
-        for feature in catalog.features:
+        for feature in features:
             if feature.label:
                 self._by_label.setdefault(folded(feature.label), []).append(feature.id)
             for key, keyword in {stem(keyword): keyword for keyword in reversed(feature.keywords)}.items():
                 self._by_keyword.setdefault(key, []).append(feature.id)
                 self._written.setdefault(key, keyword)
-        # What a person called a feature means that one, whatever else has the same label.
+        # A label by a person wins over the same label by anything else.
         for label, alike in self._by_label.items():
-            own = [latent for latent in alike if catalog.features[latent].label_by == BY_PERSON]
+            own = [latent for latent in alike if features[latent].label_by == BY_PERSON]
             self._by_label[label] = own or alike
-        self._by_family = {folded(family.name): family for family in catalog.families}
-        rare = _RARE / (catalog.calibration.count + _RARE)
-        self._trust = np.array([_trusted(feature) for feature in catalog.features]) - _RARE_LOSES * rare
-        alive = catalog.calibration.count > 0
-        named = np.array([bool(feature.label) for feature in catalog.features], dtype=bool) & alive
-        self._weak = np.array([_is_weak(feature) for feature in catalog.features], dtype=bool) & named
+        self._by_family = {folded(family.name): family for family in families}
+        self._trust = np.array([_trust(feature) for feature in features]) - _RARE_LOSES * (_RARE / (count + _RARE))
+        named = np.array([bool(feature.label) for feature in features], dtype=bool) & (count > 0)
+        self._weak = np.array([feature.is_weak for feature in features], dtype=bool) & named
         self._eligible = named & ~self._weak
 
     def resolve(self, name: str | int, concept: Callable[[str], Concept] | None = None) -> Resolution:
-        """The features a name means.
-
-        In order: an id (`84340`, `"#84340"`), a display name or whole label, a family (its name, or `"family:12"`),
-        free text by its meaning. By meaning a feature is relevant if the text is near its label and its direction;
-        the better its label detects its passages, the better. A text may mean several features: the five most relevant,
-        with weights that fall as the square of relevance. A feature whose label is weak answers to its id and to its
-        whole name, and to nothing else.
-
-        Args:
-            name: As the user wrote it.
-            concept: Embeds and encodes a text; without it only ids, labels, families and keywords are known.
-
-        Raises:
-            UnknownFeatureError: No live feature answers to the name, or only one whose label is weak; the nearest names
-                are listed.
-            AmbiguousFeatureError: Several unrelated features do; they are listed.
-        """
+        """The features that a name means; see `FeatureCatalog.resolve`."""
         latent = feature_id(name)
         if latent is not None:
-            return self._alive([self._catalog[latent].id], "id")
+            return self._alive([find_feature(self._features, latent).id], "id")
         text = str(name).strip()
         key = folded(text)
-        alike = self._by_label.get(key)
-        if alike is not None:
-            return self._alive(alike, "label")
+        if key in self._by_label:
+            return self._alive(self._by_label[key], "label")
         family = self._by_family.get(key)
         if key.startswith(_FAMILY_PREFIX):
-            family = self._catalog.family(text[len(_FAMILY_PREFIX) :].strip())
+            family = find_family(self._families, text[len(_FAMILY_PREFIX) :].strip())
         if family is not None:
             return Resolution(family.features, (1.0,) * len(family.features), "family")
         matches = self._by_keyword.get(stem(text), [])
@@ -104,13 +107,12 @@ class NameResolver:
         matches = [latent for latent in matches if not self._weak[latent]]
         if weak and not matches and concept is None:
             raise self._too_weak(text, weak[0])
-        if concept is None or self._catalog.label_embeddings is None or not self._eligible.any():
+        if concept is None or self._label_embeddings is None or not self._eligible.any():
             return self._resolve_by_words(text, matches)
         return self._resolve_by_meaning(text, matches, concept(text))
 
     def _alive(self, latents: Sequence[int], how: str) -> Resolution:
-        """Those of some features that any passage has."""
-        alive = [latent for latent in latents if self._catalog.calibration.count[latent] > 0][:_FAMILY_SIZE]
+        alive = [latent for latent in latents if self._count[latent] > 0][:_MOST_FEATURES]
         if not alive:
             raise UnknownFeatureError(f"feature #{latents[0]} is dead: it is active in no passage of the corpus.")
         return Resolution(tuple(alive), (1.0,) * len(alive), how)
@@ -119,13 +121,14 @@ class NameResolver:
         if not matches:
             raise self._unknown(text, None)
         self._refuse_unrelated(text, matches)
-        ranks = {latent: self._rank_of(text, latent) for latent in matches}
-        family = sorted(matches, key=lambda latent: ranks[latent])[:_FAMILY_SIZE]
-        first = 1.0 + ranks[family[0]]
-        return Resolution(tuple(family), tuple(first / (1.0 + ranks[latent]) for latent in family), "keyword")
+        # A keyword's place in the label.
+        ranks = {latent: list(map(stem, self._features[latent].keywords)).index(stem(text)) for latent in matches}
+        meant = sorted(matches, key=ranks.__getitem__)[:_MOST_FEATURES]
+        first = 1.0 + ranks[meant[0]]
+        return Resolution(tuple(meant), tuple(first / (1.0 + ranks[latent]) for latent in meant), "keyword")
 
     def _resolve_by_meaning(self, text: str, matches: list[int], concept: Concept) -> Resolution:
-        relevance = self.relevance(concept)
+        relevance = self._relevance(concept)
         ranking = relevance + self._trust
         for latent in matches:
             ranking[latent] += _KEYWORD_BONUS
@@ -139,21 +142,18 @@ class NameResolver:
             if weak.max() >= _MEANT_FROM:
                 raise self._too_weak(text, int(weak.argmax()))
             raise self._unknown(text, concept)
-        rivals = [int(latent) for latent in order[:_FAMILY_SIZE] if ranking[latent] >= ranking[best] - _RIVAL_WITHIN]
-        self._refuse_unrelated(text, rivals)
-        family = [
-            int(latent)
-            for latent in order[:_FAMILY_SIZE]
-            if relevance[latent] >= _FAMILY_FROM * relevance[best] and self._related(best, int(latent))
-        ]
-        weights = tuple(min(1.0, float(relevance[latent] / relevance[best]) ** 2) for latent in family)
-        return Resolution(tuple(family), weights, "keyword" if best in matches else "meaning")
+        first = order[:_MOST_FEATURES].tolist()
+        self._refuse_unrelated(text, [one for one in first if ranking[one] >= ranking[best] - _RIVAL_WITHIN])
+        least = _SHARE_FROM * relevance[best]
+        meant = [one for one in first if relevance[one] >= least and self._related(best, one)]
+        weights = tuple(min(1.0, float(relevance[latent] / relevance[best]) ** 2) for latent in meant)
+        return Resolution(tuple(meant), weights, "keyword" if best in matches else "meaning")
 
-    def relevance(self, concept: Concept) -> NDArray[np.float64]:
+    def _relevance(self, concept: Concept) -> NDArray[np.float64]:
         """(n,) the cosine of a text with each label plus its cosine with each direction."""
         found = concept.matches.astype(np.float64)
-        if self._catalog.label_embeddings is not None:
-            found += self._catalog.label_embeddings @ concept.embedding
+        if self._label_embeddings is not None:
+            found += self._label_embeddings @ concept.embedding
         return found
 
     def _meant_from(self, text: str) -> float:
@@ -162,23 +162,18 @@ class NameResolver:
         return _CERTAIN_FROM if misspelt else _MEANT_FROM
 
     def _related(self, one: int, other: int) -> bool:
-        labels = self._catalog.label_embeddings
+        labels = self._label_embeddings
         return labels is None or one == other or float(labels[one] @ labels[other]) >= _RELATED_FROM
 
     def _refuse_unrelated(self, text: str, rivals: Sequence[int]) -> None:
-        if len(rivals) < 2:
-            return
-        first, *others = rivals
-        unrelated = [other for other in others if not self._related(first, other)]
+        unrelated = [other for other in rivals[1:] if not self._related(rivals[0], other)]
         if unrelated:
-            options = "; ".join(f"#{latent} {self._catalog.name(latent)}" for latent in [first, *unrelated][:5])
-            raise AmbiguousFeatureError(
-                f"{quoted(text)} is ambiguous, it fits unrelated features: {options}. Name one by its id or its "
-                "whole label."
-            )
+            options = "; ".join(f"#{latent} {self._features[latent].name}" for latent in [rivals[0], *unrelated][:5])
+            problem = f"{quoted(text)} is ambiguous, it fits unrelated features: {options}"
+            raise AmbiguousFeatureError(f"{problem}. Name one by its id or its whole label.")
 
     def _too_weak(self, text: str, latent: int) -> UnknownFeatureError:
-        feature = self._catalog[latent]
+        feature = self._features[latent]
         return UnknownFeatureError(
             f"{quoted(text)} fits only {feature.name}, whose label does not tell its own passages from near misses "
             f"({feature.label_score:.2f}, 0.5 is chance): look at it with `sae-steer features show {latent}`, "
@@ -187,33 +182,60 @@ class NameResolver:
 
     def _unknown(self, text: str, concept: Concept | None) -> UnknownFeatureError:
         spelt = self._spelt_like(text, 3)
-        nearest = [f"#{feature.id} {feature.name}" for feature in self._catalog.search(text, concept=concept, limit=3)]
-        if concept is not None and self._catalog.label_embeddings is not None and not nearest:
-            order = np.argsort(-np.where(self._eligible, self.relevance(concept), -np.inf), kind="stable")[:3]
-            nearest = [f"#{latent} {self._catalog.name(int(latent))}" for latent in order]
+        nearest = [f"#{feature.id} {feature.name}" for feature in self._nearest(text, concept)]
+        if concept is not None and self._label_embeddings is not None and not nearest:
+            order = np.argsort(-np.where(self._eligible, self._relevance(concept), -np.inf), kind="stable")[:3]
+            nearest = [f"#{latent} {self._features[latent].name}" for latent in order]
         message = f"unknown feature {quoted(text)}."
-        if spelt:
-            message += f" Did you mean {', '.join(repr(name) for name in spelt)}?"
-        if nearest:
-            message += f" Nearest features: {'; '.join(nearest)}."
-        return UnknownFeatureError(
-            f"{message} {len(self._catalog.labelled)} features have names: see `sae-steer features`."
-        )
+        message += f" Did you mean {', '.join(map(repr, spelt))}?" if spelt else ""
+        message += f" Nearest features: {'; '.join(nearest)}." if nearest else ""
+        named = sum(bool(one.label) for one in self._features)
+        return UnknownFeatureError(f"{message} {named} features have names: see `sae-steer features`.")
 
     def _spelt_like(self, text: str, limit: int) -> list[str]:
         return [self._written[key] for key in nearest_names(stem(text), self._by_keyword, limit)]
 
-    def _rank_of(self, text: str, latent: int) -> int:
-        stems = [stem(keyword) for keyword in self._catalog.features[latent].keywords]
-        return stems.index(stem(text))
 
-
-def _trusted(feature: Feature) -> float:
-    """How well a feature's label finds its passages; a person's own name is taken at its word."""
+def _trust(feature: Feature) -> float:
+    """A label's score; 1.0 for a person's label."""
     if feature.label_by == BY_PERSON:
         return 1.0
     return _UNMEASURED if feature.label_score is None else feature.label_score
 
 
-def _is_weak(feature: Feature) -> bool:
-    return feature.label_score is not None and feature.label_score < CLEAR_FROM
+def find_feature(features: Sequence[Feature], latent: int) -> Feature:
+    """Returns the feature with an id.
+
+    Raises:
+        TypeError: `latent` is not a whole number.
+        UnknownFeatureError: There is no such feature.
+    """
+    if not isinstance(latent, int | np.integer):
+        raise TypeError(f"a feature's id is a whole number, got {type(latent).__name__}; `resolve` takes names.")
+    if not 0 <= latent < len(features):
+        raise UnknownFeatureError(f"unknown feature #{latent}: this SAE has features #0 to #{len(features) - 1}.")
+    return features[latent]
+
+
+def find_family(families: Sequence[Family], name: str | int) -> Family:
+    """Returns the family with a name or number.
+
+    Raises:
+        TypeError: `name` is neither a number nor a text.
+        UnknownFeatureError: There is no such family; the nearest names are listed.
+    """
+    number, key = feature_id(name), folded(str(name))
+    for family in families:
+        if family.id == number or key == folded(family.name):
+            return family
+    if not families:
+        raise UnknownFeatureError(f"unknown family {quoted(name)}: this catalog was made without families.")
+    names = {folded(family.name): family.name for family in families}
+    near = [names[spelt] for spelt in nearest_names(key, names, 3)]
+    words = set(key.replace(",", " ").split())
+    sharing = [name for spelt, name in names.items() if words & set(spelt.replace(",", " ").split())]
+    near += [name for name in sharing if name not in near][:3]
+    hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+    raise UnknownFeatureError(
+        f"unknown family {quoted(name)}.{hint} There are {len(families)}: see `sae-steer features families`."
+    )

@@ -1,4 +1,4 @@
-"""A text as an SAE reads it: what a name is compared with the features by."""
+"""A text as an SAE reads it: its embedding, its codes and its match with each feature."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 class Concept(NamedTuple):
-    """A name read as text.
+    """A text as an SAE reads it.
 
     Attributes:
         embedding: (d,) unit vector.
         codes: (1, K) its codes.
-        matches: (n,) cosines of the embedding, less the decoder's bias, with the features' directions.
+        matches: (n,) cosine of the embedding, less the decoder's bias, with each feature's direction.
     """
 
     embedding: Array
@@ -25,16 +26,14 @@ class Concept(NamedTuple):
 
 
 def read_concept(sae: TopKSAE, embedding: Array) -> Concept:
-    """Read a text's embedding.
+    """Returns a text as the SAE reads it; `embedding` is its (d,) unit vector, embedded as a query.
 
-    Args:
-        sae: The dictionary.
-        embedding: (d,) unit vector, as a query's.
+    Example:
+        >>> concept = read_concept(sae, embedder.embed_queries(["open a file"])[0])
+        >>> concept.matches.shape == (sae.config.n,)
+        True
     """
     centred = embedding - sae.bias
     length = max(float(np.linalg.norm(centred)), 1e-12)
     matches = np.asarray(sae.decoder @ (centred / np.float32(length)), dtype=np.float32)
     return Concept(embedding, sae.encode(embedding[None]), matches)
-
-
-__all__ = ["Concept", "read_concept"]

@@ -1,4 +1,4 @@
-"""What an adapter writes beside a hit: the steering and the reasons, in plain types that JSON can hold."""
+"""The explanation that both adapters attach to a hit: the steering and the parts of the score, as plain JSON values."""
 
 from __future__ import annotations
 
@@ -8,55 +8,28 @@ from sae_steer_retriever.explain.attribution import Attribution
 from sae_steer_retriever.steering.policy import Steering
 
 EXPLANATION_KEY = "sae"
+# LlamaIndex keeps a whole node as JSON under this key of a passage's metadata.
+NODE_KEY = "_node_content"
 SHOWN_FEATURES = 5
 
 
 def explanation(
     steering: Steering, unsteered_rank: int | None, unsteered_score: float, why: Attribution | None
 ) -> dict[str, Any]:
-    """The value of `metadata["sae"]`.
+    """Returns the value of `metadata["sae"]`: edits, rank (from 1) and score without steering, parts of the score.
 
-    `features` (the largest), `other_features`, `steering`, `bias` and `residual` hold contributions that sum to the
-    score; `unexplained` is the residual's share of all parts by size.
-
-    Args:
-        steering: What was asked for; an empty list under `steer` shows that no steering arrived. An edit with a
-            `condition` was made only for queries that meet it: only then `steering` has its contribution.
-        unsteered_rank: From 1; None if the plain search did not find the passage.
-        unsteered_score: Its score without steering.
-        why: The parts of its score, where they were asked for.
+    An edit with a `condition` has a contribution only if the query meets the condition. The rank is None if the passage
+    is not among the plain search's candidates; `why` is None if the parts were not asked for.
     """
-    body: dict[str, Any] = {
-        "steer": [
-            {
-                "name": edit.name,
-                "features": [int(feature) for feature in edit.features],
-                "weights": [float(weight) for weight in edit.weights],
-                "op": edit.op,
-                "strength": float(edit.strength),
-                "side": edit.side,
-                **({} if edit.condition is None else {"condition": str(edit.condition)}),
-            }
-            for edit in steering.edits
-        ],
-        "unsteered_rank": unsteered_rank,
-        "unsteered_score": float(unsteered_score),
-    }
-    if why is None:
-        return body
-    shown = why.top(SHOWN_FEATURES)
-    return body | {
-        "features": [
-            {"id": int(part.feature), "label": part.label, "contribution": float(part.value)} for part in shown
-        ],
-        "other_features": float(sum(part.value for part in why.features) - sum(part.value for part in shown)),
-        "steering": [
-            {"name": term.name, "side": term.side, "contribution": float(term.value)} for term in why.steering
-        ],
-        "bias": float(why.bias),
-        "residual": float(why.residual),
-        "unexplained": float(why.unexplained),
-    }
-
-
-__all__ = ["EXPLANATION_KEY", "SHOWN_FEATURES", "explanation"]
+    edits = [
+        {
+            **edit.to_dict(),
+            "features": [int(feature) for feature in edit.features],
+            "weights": [float(weight) for weight in edit.weights],
+            "strength": float(edit.strength),
+            **({} if edit.condition is None else {"condition": str(edit.condition)}),
+        }
+        for edit in steering.edits
+    ]
+    body = {"steer": edits, "unsteered_rank": unsteered_rank, "unsteered_score": float(unsteered_score)}
+    return body if why is None else body | why.to_dict(SHOWN_FEATURES)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from sae_steer_retriever.errors import MissingExtraError, StoreError
+from sae_steer_retriever.errors import MissingExtraError
 
 try:
     importlib.import_module("llama_index.core")
 except ModuleNotFoundError as error:
-    # `llama_index` is a namespace of many distributions: it may be there without its core.
+    # `llama_index` is a namespace of many distributions: it may be installed without its core.
     if error.name not in ("llama_index", "llama_index.core"):
         raise
     raise MissingExtraError("the LlamaIndex adapter", "llama-index") from error
@@ -23,36 +24,53 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores import MetadataFilters
 
-from sae_steer_retriever.integrations.explanation import explanation
-from sae_steer_retriever.integrations.llama_index_nodes import add_nodes, explained, node_of, where_of
+from sae_steer_retriever.integrations import llama_index_types as types
 from sae_steer_retriever.integrations.llama_index_postprocessor import SAESteerPostprocessor
-from sae_steer_retriever.integrations.llama_index_query import SteeredQuery, embedding_of, steer_of, steered
-from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store, reopen_store
-from sae_steer_retriever.retriever import Space, SteeredRetriever
-from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
+from sae_steer_retriever.integrations.llama_index_types import SteeredQuery
+from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store
+from sae_steer_retriever.retriever import SteeredRetriever
+from sae_steer_retriever.search.options import SearchOptions, Space
+from sae_steer_retriever.steering.operations import Side, SteerLike
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering
 
 if TYPE_CHECKING:
     from llama_index.core import VectorStoreIndex
-
-    from sae_steer_retriever.explorer.running import Explorer
 
 
 class SAESteeredRetriever(BaseRetriever):
     """Retrieves nodes from Chroma, steered by named features of a sparse autoencoder, with reasons.
 
     Steering comes from the call (`retrieve(q, steer={"employment": 0.5})`), else from a `SteeredQuery`, else from the
-    constructor. None means "as set further down", `{}` means "not steered this time". Without steering, ids, order
-    and scores are those of the plain collection. `index.as_retriever(steer=...)` and `index.as_query_engine(steer=...)`
-    ignore what they do not know: give this retriever to `RetrieverQueryEngine.from_args` instead.
+    constructor. None means "use the next of these", `{}` means "no steering". Without steering, ids, order and scores
+    are those of the plain collection. `index.as_retriever(steer=...)` and `index.as_query_engine(steer=...)` ignore
+    `steer`: give this retriever to `RetrieverQueryEngine.from_args` instead.
 
-    `NodeWithScore.score` is a cosine plus what the steering adds (`ChromaVectorStore` gives `exp(-distance)`: do not
-    compare them). `node.metadata["sae"]` says why, for people: neither the LLM nor an encoder gets to read it. See
-    `integrations.explanation` for its keys. It replaces a key of that name in the node's own metadata.
+    `NodeWithScore.score` is a cosine plus the steering's terms; it is not comparable with `ChromaVectorStore`'s score,
+    `exp(-distance)`. `node.metadata["sae"]` explains it, with the keys that the LangChain `SAESteeredRetriever`
+    documents. It is hidden from the LLM and from encoders, and replaces a key of that name in the node's metadata.
 
-    Attributes:
-        retriever: The core retriever: SAE, encoder, catalog and store.
+    Args:
+        retriever: The core retriever, which `SteeredRetriever.open` and the class methods make.
         similarity_top_k: How many nodes.
-        steer: The default steering.
+        steer: See `SearchOptions`, as for `where`, `space`, `fetch_k`, `side` and `drift_cap`; names are resolved now.
+        filters: LlamaIndex's metadata filters, instead of `where`: ==, !=, >, >=, <, <=, in, nin, contains, combined by
+            and / or.
+        explain: Whether the explanation contains the parts of the score.
+        attach_explanation: Whether to add `metadata["sae"]`. Turn it off inside `QueryFusionRetriever`, which
+            identifies nodes by a hash of text and metadata.
+        callback_manager: LlamaIndex's callbacks.
+
+    Raises:
+        ValueError: Both `filters` and `where` are given, or Chroma has no such filter.
+        SteeringError: A strength is unusable.
+        UnknownFeatureError: A name means no feature.
+        AmbiguousFeatureError: A name means unrelated features.
+
+    Example:
+        >>> from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever
+        >>> nodes = SAESteeredRetriever(retriever, similarity_top_k=2).retrieve("wait for work", steer={"thread": 0.5})
+        >>> [node.metadata["sae"]["steer"][0]["name"] for node in nodes]
+        ['thread', 'thread']
     """
 
     def __init__(
@@ -71,42 +89,20 @@ class SAESteeredRetriever(BaseRetriever):
         attach_explanation: bool = True,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        """Take a core retriever; the classmethods make one.
-
-        Args:
-            retriever: `SteeredRetriever.open` makes one, also over a Chroma server.
-            similarity_top_k: How many nodes.
-            steer: Feature id, label, keyword or text -> strength or operation; names are resolved now.
-            filters: Metadata filters: ==, !=, >, >=, <, <=, in, nin, contains, combined by and / or.
-            where: Chroma's own metadata filter, instead of `filters`.
-            space: See `SteeredRetriever.search`, as for the next three.
-            fetch_k: Candidates from each source before re-ranking.
-            side: For strengths that do not say.
-            drift_cap: Smallest cosine between the query and the tilted query.
-            explain: Whether to attribute the scores.
-            attach_explanation: Whether to put the steering, the unsteered rank and the attribution into the nodes'
-                metadata. Turn it off inside `QueryFusionRetriever`, which tells nodes apart by a hash that covers
-                metadata.
-            callback_manager: LlamaIndex' callbacks.
-
-        Raises:
-            ValueError: Both `filters` and `where` are given, or Chroma cannot filter so.
-            SteeringError: A strength is unusable.
-            UnknownFeatureError: A name means no feature.
-            AmbiguousFeatureError: A name means unrelated features.
-        """
         if filters is not None and where is not None:
             raise ValueError("filters and where are both given: expected one of them.")
         retriever.resolve(steer, side=side, drift_cap=drift_cap)
         self.retriever = retriever
         self.similarity_top_k = similarity_top_k
         self.steer = dict(steer) if isinstance(steer, Mapping) else steer
-        self._where = where_of(filters) if where is None else dict(where)
-        self._space: Space = space
-        self._fetch_k = fetch_k
-        self._side = side
-        self._drift_cap = drift_cap
-        self._explain = explain and attach_explanation
+        self._options = SearchOptions(
+            space=space,
+            where=types.where_of(filters) if where is None else dict(where),
+            fetch_k=fetch_k,
+            side=side,
+            drift_cap=drift_cap,
+            explain=explain and attach_explanation,
+        )
         self._attach_explanation = attach_explanation
         super().__init__(callback_manager=callback_manager)
 
@@ -119,16 +115,10 @@ class SAESteeredRetriever(BaseRetriever):
         persist_directory: str | Path | None = None,
         **options: Any,
     ) -> Self:
-        """`from_nodes`, `from_vector_store_index` or `open`, by what is given.
-
-        Args:
-            nodes: What to index.
-            index: An index to retrieve from, instead.
-            persist_directory: Where to keep the nodes; without nodes and index, the store to open.
-            options: Further arguments of those methods.
+        """Returns `from_vector_store_index`, `from_nodes` or `open` of the arguments, whichever fits first.
 
         Raises:
-            ValueError: Nothing to retrieve from is given, or an index beside nodes or a folder.
+            ValueError: No argument says what to retrieve from, or an index is given beside nodes or a folder.
         """
         if index is not None:
             if nodes is not None or persist_directory is not None:
@@ -151,26 +141,26 @@ class SAESteeredRetriever(BaseRetriever):
         collection_name: str = "docs",
         **options: Any,
     ) -> Self:
-        """Index nodes and retrieve from them. Repeating it embeds only what is new or changed.
+        """Returns a retriever over nodes, indexed now. Repeating it embeds only new and changed nodes.
 
         Args:
-            nodes: What to index; they are embedded as LlamaIndex does, with their metadata before the text.
+            nodes: The nodes; as everywhere in LlamaIndex, they are embedded with their metadata before the text.
             embed_model: A LlamaIndex `BaseEmbedding`, or anything `as_embedder` takes; the SAE's own encoder if None
-                (`Settings.embed_model` is not looked at).
-            sae: Folder or hub id of the SAE, the name of one that ships, or the loaded SAE and its catalog. If None,
-                the one that the collection was indexed with, else the one that ships for the encoder.
-            persist_directory: Folder of the Chroma store. If None, the store is gone with this retriever.
+                (`Settings.embed_model` is ignored).
+            sae: The SAE's folder, its hub id, the name of a bundled one, or a loaded SAE with its catalog. If None,
+                the SAE that the collection was indexed with, else the bundled one for the encoder.
+            persist_directory: Folder of the Chroma store. If None, the store is deleted with this retriever.
             collection_name: Name of the documents collection; `ChromaVectorStore` can read it.
-            options: Further arguments of the constructor.
+            options: More arguments of the constructor.
 
         Raises:
-            ArtifactError: A damaged SAE, or none was given and none ships for the encoder.
+            ArtifactError: The SAE is damaged, or none was given and none is bundled for the encoder.
             MismatchError: The encoder, the SAE and the collection do not belong together.
-            ValueError: Two nodes have the same id; see the constructor for its errors.
+            ValueError: Two nodes have the same id; for the other errors see the constructor.
         """
-        parts, store = open_store(sae, embed_model, persist_directory, collection_name)
-        made = cls(SteeredRetriever(store, parts.embedder, parts.catalog), **options)
-        add_nodes(store, nodes, parts.embedder)
+        core = open_store(persist_directory, collection_name, sae, embed_model)
+        made = cls(core, **options)
+        types.add_nodes(core.store, nodes, core.embedder)
         return made
 
     @classmethod
@@ -183,24 +173,23 @@ class SAESteeredRetriever(BaseRetriever):
         attach: bool = True,
         **options: Any,
     ) -> Self:
-        """Retrieve from an index over a `ChromaVectorStore`. Its collection is not modified: a companion is made.
+        """Returns a retriever over the collection of an index. Only its sidecar collection is written.
 
         Args:
-            index: The index.
+            index: An index over a `ChromaVectorStore`.
             sae: See `from_nodes`.
-            embed_model: What the collection was embedded with; the index' own embedding model if None.
-            attach: Whether to bring the companion in step first, from the stored vectors: no text is embedded. Call
-                `retriever.store.attach()` of the result's core again when nodes were inserted.
-            options: Further arguments of the constructor.
+            embed_model: The collection's encoder; the index's own embedding model if None.
+            attach: Whether to update the sidecar first, from the stored vectors: no text is embedded. After inserting
+                nodes into the index, call `.retriever.store.attach()` of the result.
+            options: More arguments of the constructor.
 
         Raises:
-            TypeError: The index is not over a `ChromaVectorStore`; otherwise see `from_nodes`.
+            TypeError: The index is not over a `ChromaVectorStore`; for the other errors see `from_nodes`.
         """
-        own = index._embed_model if embed_model is None else embed_model
-        parts, store = adopt_store(index.vector_store, sae, own)
-        made = cls(SteeredRetriever(store, parts.embedder, parts.catalog), **options)
+        core = adopt_store(index.vector_store, sae, index._embed_model if embed_model is None else embed_model)
+        made = cls(core, **options)
         if attach:
-            store.attach()
+            core.store.attach()
         return made
 
     @classmethod
@@ -213,32 +202,24 @@ class SAESteeredRetriever(BaseRetriever):
         collection_name: str = "docs",
         **options: Any,
     ) -> Self:
-        """Retrieve from a store that was indexed before, here or by `sae-steer index`.
+        """Returns a retriever over a store that was indexed before, by this class or by `sae-steer index`.
 
-        Args:
-            persist_directory: Folder of the Chroma store.
-            sae: See `from_nodes`; if None, the one that the store was indexed with.
-            embed_model: See `from_nodes`.
-            collection_name: Name of the documents collection.
-            options: Further arguments of the constructor.
+        The arguments are those of `from_nodes`.
 
         Raises:
-            StoreError: There is no such folder or collection; otherwise see `from_nodes`.
+            StoreError: There is no such folder or collection; for the other errors see `from_nodes`.
         """
-        if not Path(persist_directory).is_dir():
-            raise StoreError(f"no folder {str(persist_directory)!r}: make the store with from_nodes(...) first.")
-        parts, store = reopen_store(persist_directory, collection_name, sae, embed_model)
-        return cls(SteeredRetriever(store, parts.embedder, parts.catalog), **options)
+        return cls(open_store(persist_directory, collection_name, sae, embed_model, create=False), **options)
 
     def retrieve(
         self, str_or_query_bundle: QueryType, *, steer: SteerLike | Steering | None = None
     ) -> list[NodeWithScore]:
-        """The nodes that answer a query.
+        """Returns the nodes that answer a query.
 
         Args:
-            str_or_query_bundle: The question; never modified. An `embedding` it brings is used, and so are its
-                `custom_embedding_strs` (their mean, as everywhere in LlamaIndex).
-            steer: For this call: feature -> strength or operation.
+            str_or_query_bundle: The question; never modified. Its `embedding` is used if it has one, else the mean
+                embedding of its `custom_embedding_strs`, as everywhere in LlamaIndex.
+            steer: The steering of this call; see `SearchOptions`.
 
         Raises:
             TypeError: The query is neither a text nor a `QueryBundle`.
@@ -247,40 +228,30 @@ class SAESteeredRetriever(BaseRetriever):
             AmbiguousFeatureError: A name means unrelated features.
             StoreError: The store does not answer.
         """
-        return super().retrieve(steered(str_or_query_bundle, steer))
+        return super().retrieve(types.steered(str_or_query_bundle, steer))
 
     async def aretrieve(
         self, str_or_query_bundle: QueryType, *, steer: SteerLike | Steering | None = None
     ) -> list[NodeWithScore]:
-        """`retrieve`, off the event loop."""
-        return await super().aretrieve(steered(str_or_query_bundle, steer))
+        """Returns the result of `retrieve`, without blocking the event loop."""
+        return await super().aretrieve(types.steered(str_or_query_bundle, steer))
 
-    def explore(self, query: str = "", **options: Any) -> Explorer:
-        """Open the explorer over this store, with this retriever's settings; see `SteeredRetriever.explore`."""
-        own: dict[str, Any] = {"k": self.similarity_top_k, "steer": self.steer, "space": self._space}
-        own |= {"side": self._side, "fetch_k": self._fetch_k, "drift_cap": self._drift_cap}
-        return self.retriever.explore(query, **{**own, **options})
+    @property
+    def search_options(self) -> SearchOptions:
+        """The options of a call without arguments, as the core retriever takes them."""
+        return dataclasses.replace(self._options, k=self.similarity_top_k, steer=self.steer)
 
     # LlamaIndex passes the argument by position in sync and by keyword in async calls: its name must stay.
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        core = self.retriever
-        asked = steer_of(query_bundle, self.steer)
-        steering = core.resolve(asked, side=self._side, drift_cap=self._drift_cap, space=self._space)
-        hits = core.search(
-            query_bundle.query_str,
-            k=self.similarity_top_k,
-            steer=steering,
-            space=self._space,
-            where=self._where,
-            fetch_k=self._fetch_k,
-            explain=self._explain,
-            embedding=embedding_of(query_bundle, core.embedder),
-        )
+        core, own = self.retriever, self.search_options
+        asked = types.steer_of(query_bundle, self.steer)
+        steering = core.resolve(asked, side=own.side, drift_cap=own.drift_cap, space=own.space)
+        options = dataclasses.replace(own, steer=steering, embedding=types.embedding_of(query_bundle, core.embedder))
         nodes = []
-        for hit in hits:
-            node = node_of(hit)
+        for hit in core.search(query_bundle.query_str, options=options):
+            node = types.node_of(hit)
             if self._attach_explanation:
-                node = explained(node, explanation(steering, hit.base_rank, hit.base_score, hit.attribution))
+                node = types.explained(node, steering, hit.base_rank, hit.base_score, hit.attribution)
             nodes.append(NodeWithScore(node=node, score=hit.score))
         return nodes
 

@@ -1,4 +1,4 @@
-"""The re-ranker as a LlamaIndex node postprocessor: steers what any retriever found."""
+"""The re-ranker as a LlamaIndex node postprocessor: steers the nodes of any retriever."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRan
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
-from sae_steer_retriever.integrations.explanation import explanation
-from sae_steer_retriever.integrations.llama_index_nodes import explained
-from sae_steer_retriever.integrations.llama_index_query import embedding_of, steer_of
+from sae_steer_retriever.integrations.llama_index_types import embedding_of, explained, steer_of
 from sae_steer_retriever.integrations.sources import SAESource, load_parts
 from sae_steer_retriever.search.reranker import Reranker
-from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
+from sae_steer_retriever.steering.operations import Side, SteerLike
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering
 
 dispatcher = get_dispatcher(__name__)
 
 
 class SAESteerPostprocessor(BaseNodePostprocessor):
-    """Re-ranks nodes by similarity to the query plus what the steering adds, whatever retriever found them.
+    """Re-ranks the nodes of any retriever by similarity to the query plus the steering's terms.
 
-    It needs no store. It can only reorder what it is given: let the retriever fetch generously. The steering comes
-    from a `SteeredQuery`, else from `steer`; without one, nodes keep their order and their scores. Steered nodes are
-    copies with a new score and, as from `SAESteeredRetriever`, `metadata["sae"]`, where `unsteered_rank` is the place
-    the node came in.
+    It needs no store. It only reorders the nodes that it is given, so the retriever should fetch more than are needed.
+    The steering comes from a `SteeredQuery`, else from `steer`. Without steering, nodes keep their order and scores.
+    Steered nodes are copies with a new score and, as from `SAESteeredRetriever`, `metadata["sae"]`; its
+    `unsteered_rank` is the node's place in the input.
+
+    Example:
+        >>> from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever, SAESteerPostprocessor
+        >>> nodes = SAESteeredRetriever(retriever, 20).retrieve("wait for work")
+        >>> steer = SAESteerPostprocessor.from_defaults(sae=(sae, catalog), embed_model=embedder, steer={"thread": 0.5})
+        >>> len(steer.postprocess_nodes(nodes, query_str="wait for work"))
+        20
     """
 
     model_config = ConfigDict(extra="forbid")
 
     reranker: Reranker = Field(exclude=True, repr=False, description="SAE, encoder and catalog.")
     top_n: int | None = Field(default=None, ge=1, description="How many nodes to return; all of them if None.")
-    steer: dict[Any, Any] | Steering | None = Field(
-        default=None, description="Feature id, label, keyword or text -> strength or operation."
-    )
-    side: Side | None = Field(default=None, description="For strengths that do not say: query, document or both.")
-    drift_cap: float = Field(
-        default=DEFAULT_DRIFT_CAP, description="Smallest cosine between the query and the tilted query."
-    )
+    steer: dict[Any, Any] | Steering | None = Field(default=None, description="See SearchOptions.")
+    side: Side | None = Field(default=None, description="See SearchOptions.")
+    drift_cap: float = Field(default=DEFAULT_DRIFT_CAP, description="See SearchOptions.")
     reuse_embeddings: bool = Field(
         default=True,
-        description="Whether to use the embeddings that query and nodes bring where their size fits. Turn it off if "
-        "the retriever's embedding model is another one of the same size.",
+        description="Whether to use the embeddings of query and nodes if their size fits. Turn it off if the "
+        "retriever's embedding model is another one of the same size.",
     )
-    attach_explanation: bool = Field(
-        default=True, description="Whether to put the steering and the reasons into the nodes' metadata."
-    )
+    attach_explanation: bool = Field(default=True, description="Whether to add metadata['sae'] to the nodes.")
 
     @classmethod
     def class_name(cls) -> str:
-        """The name in LlamaIndex' serialization."""
+        """Returns the class's name in LlamaIndex's serialisation."""
         return "SAESteerPostprocessor"
 
     @classmethod
@@ -67,20 +67,14 @@ class SAESteerPostprocessor(BaseNodePostprocessor):
         top_n: int | None = None,
         **options: Any,
     ) -> Self:
-        """Load what is needed.
+        """Returns a postprocessor with a loaded SAE.
 
-        Args:
-            sae: Folder or hub id of the SAE, the name of one that ships, or the loaded SAE and its catalog. If None,
-                the one that ships for the encoder.
-            embed_model: A LlamaIndex `BaseEmbedding`, or anything `as_embedder` takes; the SAE's own encoder if None.
-            steer: The default steering; names are resolved now.
-            top_n: How many nodes to return.
-            options: Further fields of this class.
+        `sae` and `embed_model` are those of `SAESteeredRetriever.from_nodes`, the others are the fields of this class.
 
         Raises:
-            ArtifactError: A damaged SAE, or none was given and none ships for the encoder.
+            ArtifactError: The SAE is damaged, or none was given and none is bundled for the encoder.
             MismatchError: The encoder is not the SAE's.
-            ValidationError: A field is unusable, a strength among them.
+            ValidationError: A field is out of range, or a strength is unusable.
             UnknownFeatureError: A name means no feature.
             AmbiguousFeatureError: A name means unrelated features.
         """
@@ -90,7 +84,7 @@ class SAESteerPostprocessor(BaseNodePostprocessor):
         return cls(reranker=reranker, steer=own, top_n=top_n, **options)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Refuse an unusable steering at once."""
+        """Checks the steering."""
         super().model_post_init(context)
         self.reranker.resolve(self.steer, side=self.side, drift_cap=self.drift_cap)
 
@@ -136,14 +130,10 @@ class SAESteerPostprocessor(BaseNodePostprocessor):
         for place in ranking:
             node = nodes[place.position].node
             if self.attach_explanation:
-                details = explanation(steering, place.position + 1, place.base_score, place.attribution)
-                node = explained(node, details)
+                node = explained(node, steering, place.position + 1, place.base_score, place.attribution)
             reranked.append(NodeWithScore(node=node, score=place.score))
         return reranked
 
     def _usable(self, embedding: list[float] | None) -> list[float] | None:
         fits = embedding is not None and len(embedding) == self.reranker.sae.config.d
         return embedding if fits and self.reuse_embeddings else None
-
-
-__all__ = ["SAESteerPostprocessor"]

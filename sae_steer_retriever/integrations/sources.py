@@ -1,4 +1,4 @@
-"""What both adapters are made from: an SAE as users have it at hand, and a store, kept or passing."""
+"""The core retriever of both adapters: opens an SAE in any form that users have, over a new or an existing store."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from sae_steer_retriever.encoders.cache_root import cache_root
 from sae_steer_retriever.encoders.embedders import Embedder, as_embedder
-from sae_steer_retriever.encoders.embedding_cache import cache_root
 from sae_steer_retriever.errors import StoreError
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.features.loading import load_sae, shipped_for
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.bundled import recordable
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.store.chroma_store import ChromaStore, client_of, connect
-from sae_steer_retriever.store.recorded_sae import at_recorded_k, default_sae, require_readable
+from sae_steer_retriever.store.chroma_store import ChromaStore, client_of
+from sae_steer_retriever.store.connection import connect
+from sae_steer_retriever.store.recorded_sae import at_recorded_k, opened_sae, require_readable
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -26,23 +25,12 @@ SAESource: TypeAlias = str | Path | tuple[TopKSAE, FeatureCatalog]
 
 
 class Parts(NamedTuple):
-    """What a retriever needs beside a store.
-
-    Attributes:
-        sae: The SAE.
-        catalog: Its features' names.
-        embedder: Its encoder.
-        location: Where the SAE was loaded from, for the store to record; None if it was given ready.
-    """
+    """An SAE, its catalog and encoder, and the location that the sidecar records: None for an SAE given loaded."""
 
     sae: TopKSAE
     catalog: FeatureCatalog
     embedder: Embedder
     location: str | None
-
-    def retriever(self, store: ChromaStore) -> SteeredRetriever:
-        """The core retriever over a store of this SAE."""
-        return SteeredRetriever(store, self.embedder, self.catalog)
 
 
 def load_parts(
@@ -52,122 +40,90 @@ def load_parts(
     client: ClientAPI | None = None,
     collection: str = "docs",
 ) -> Parts:
-    """The parts of a retriever, loaded if need be.
+    """Returns the parts of a retriever.
 
     Args:
-        sae: Folder of the SAE, its hub id, the name of one that ships, or the loaded SAE with its catalog; if None, the
-            one that the collection was indexed with, else the one that ships for the encoder.
+        sae: The SAE's folder, its hub id, the name of a bundled one, or a loaded SAE with its catalog. If None, see
+            `default_sae`.
         embedding: Anything `as_embedder` takes; the SAE's own encoder if None.
-        client: The store, where there is one already: its collection says which SAE it is of, and at which K.
+        client: The store, if it exists: its collection records the SAE and its K.
         collection: Name of the documents collection.
 
     Raises:
-        ArtifactError: A file is missing or damaged, or `sae` is None and no SAE ships for the encoder.
+        ArtifactError: A file is missing or damaged, or `sae` is None and no SAE is bundled for the encoder.
         MismatchError: The encoder is not the SAE's.
         TypeError: `sae` is none of these.
     """
     match sae:
         case (TopKSAE() as model, FeatureCatalog() as catalog):
             embedder = as_embedder(model.config.encoder.name if embedding is None else embedding)
-            return Parts(model, catalog, embedder, None)
-        case None:
-            path = str(shipped_for(embedding)) if client is None else default_sae(client, collection, embedding)
-        case str() | Path():
-            path = str(sae)
+            own = model if client is None else at_recorded_k(model, client, collection)
+            return Parts(own, catalog, embedder, None)
+        case None | str() | Path():
+            opened = opened_sae(sae, client=client, collection=collection, embedding=embedding)
+            catalog = FeatureCatalog.load(opened.folder, opened.sae.fingerprint)
+            return Parts(opened.sae, catalog, opened.embedder(embedding), opened.location)
         case _:
             raise TypeError(
                 f"sae is a {type(sae).__name__}: expected a folder, a hub id, or a (TopKSAE, FeatureCatalog) pair."
             )
-    parts = Parts(*load_sae(path, embedding=embedding), recordable(path))
-    return parts if client is None else parts._replace(sae=at_recorded_k(parts.sae, client, collection))
 
 
 def open_store(
-    sae: SAESource | None,
-    embedding: Any,  # noqa: ANN401 - see as_embedder
     persist_directory: str | Path | None,
     collection: str,
-) -> tuple[Parts, ChromaStore]:
-    """Open, or make, a store in a folder; without one, a store of its own that is gone when it is let go.
+    sae: SAESource | None,
+    embedding: Any = None,  # noqa: ANN401 - see as_embedder
+    *,
+    create: bool = True,
+) -> SteeredRetriever:
+    """Returns a retriever over a store in a folder; `collection`, `sae` and `embedding` as in `load_parts`.
 
-    Chroma's in-memory client is no substitute: all of one process share their data, and refuse each other's settings.
-
-    Args:
-        sae: See `load_parts`.
-        embedding: See `load_parts`.
-        persist_directory: Folder of the Chroma store, or None.
-        collection: Name of the documents collection.
+    Without a folder the store is private and is deleted with the retriever. Chroma's in-memory client is no substitute:
+    all in-memory clients of a process share their data and must have the same settings.
 
     Raises:
-        StoreError: The folder cannot be used; otherwise see `load_parts`.
+        StoreError: The folder cannot be used; or the folder or the collection is absent, and `create` is False.
     """
-    # A folder that is no store yet becomes one only if there is an SAE for it.
     existing = persist_directory is not None and Path(persist_directory).is_dir()
-    parts = load_parts(
-        sae, embedding, client=connect(path=persist_directory) if existing else None, collection=collection
-    )
+    if not existing and not create:
+        raise StoreError(f"there is no folder {str(persist_directory)!r}: index documents into it first.")
+    # The SAE is loaded first: a missing SAE must not leave a new folder behind.
+    client = connect(path=persist_directory) if existing else None
+    parts = load_parts(sae, embedding, client=client, collection=collection)
     folder = tempfile.mkdtemp(prefix="sae-steer-") if persist_directory is None else str(persist_directory)
-    client = connect(path=folder)
-    store = ChromaStore.open(parts.sae, client=client, collection=collection, sae_location=parts.location)
+    client = client or connect(path=folder)
+    store = ChromaStore.open(
+        parts.sae, client=client, collection=collection, create=create, sae_location=parts.location
+    )
     if persist_directory is None:
-        weakref.finalize(store, _discard, client, [Path(folder), cache_root() / "codes" / store.companion.id])
-    return parts, store
+        weakref.finalize(store, _discard, client, [Path(folder), cache_root() / "codes" / store.sidecar.id])
+    return SteeredRetriever(store, parts.embedder, parts.catalog)
 
 
 def adopt_store(
     collection: Any,  # noqa: ANN401 - see ChromaStore.from_collection
     sae: SAESource | None,
     embedding: Any = None,  # noqa: ANN401 - see as_embedder
-) -> tuple[Parts, ChromaStore]:
-    """Put a companion beside a collection that exists.
-
-    Args:
-        collection: See `ChromaStore.from_collection`.
-        sae: See `load_parts`.
-        embedding: What the collection was embedded with; see `load_parts`.
+) -> SteeredRetriever:
+    """Returns a retriever over a collection that exists; `sae` and `embedding` as in `load_parts`.
 
     Raises:
-        TypeError: It is no collection.
-        MismatchError: No SAE was given, and the one that ships cannot read its vectors; otherwise see `load_parts`.
+        TypeError: `collection` is not a collection; see `ChromaStore.from_collection`.
+        MismatchError: No SAE was given, and the bundled one cannot read the collection's vectors; for the other errors
+            see `load_parts`.
     """
     client, name = client_of(collection)
     parts = load_parts(sae, embedding, client=client, collection=name)
     if sae is None:
         require_readable(parts.sae, client, name)
-    return parts, ChromaStore.from_collection(collection, parts.sae, sae_location=parts.location)
-
-
-def reopen_store(
-    persist_directory: str | Path,
-    collection: str,
-    sae: SAESource | None,
-    embedding: Any = None,  # noqa: ANN401 - see as_embedder
-) -> tuple[Parts, ChromaStore]:
-    """Open a store that exists; without `sae`, the SAE is the one it was indexed with.
-
-    Args:
-        persist_directory: Folder of the Chroma store.
-        collection: Name of the documents collection.
-        sae: See `load_parts`.
-        embedding: See `load_parts`.
-
-    Raises:
-        StoreError: There is no such folder or collection; otherwise see `load_parts`.
-    """
-    if not Path(persist_directory).is_dir():
-        raise StoreError(f"there is no folder {str(persist_directory)!r}: index documents into it first.")
-    client = connect(path=persist_directory)
-    parts = load_parts(sae, embedding, client=client, collection=collection)
-    store = ChromaStore.open(parts.sae, client=client, collection=collection, create=False, sae_location=parts.location)
-    return parts, store
+    store = ChromaStore.from_collection(collection, parts.sae, sae_location=parts.location)
+    return SteeredRetriever(store, parts.embedder, parts.catalog)
 
 
 def _discard(client: ClientAPI, folders: list[Path]) -> None:
     close = getattr(client, "close", None)
-    if close is not None:  # an open database cannot be deleted on Windows
+    if close is not None:  # Windows cannot delete an open database
         close()
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-__all__ = ["Parts", "SAESource", "adopt_store", "load_parts", "open_store", "reopen_store"]

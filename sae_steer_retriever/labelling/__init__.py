@@ -1,1 +1,1 @@
-"""What the latents of an SAE mean: their top passages, keyword labels and label scores."""
+"""Labels for an SAE's features: keywords, language models, label scores and Neuron2Graph."""

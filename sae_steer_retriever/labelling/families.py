@@ -1,7 +1,8 @@
-"""Families: features that the same passages have more often than chance would have it."""
+"""Families: groups of features that the same passages have, more often than by chance."""
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -9,44 +10,46 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix, csr_matrix
 
-from sae_steer_retriever.features.family import Family
+from sae_steer_retriever.features.feature import Family
 from sae_steer_retriever.features.names import stem
 from sae_steer_retriever.features.search import HUB_FROM
 from sae_steer_retriever.labelling.gather_evidence import Evidence
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
-# Features join while the mean normalised PMI of their pairs is at least this: 0 is chance, 1 is always together.
+# Groups join while the mean normalised PMI of their pairs is at least this; 0 is chance, 1 is always together.
 _TOGETHER_FROM = 0.35
-# Company of features whose directions are not even so near is that of themes, not of one concept.
+# Features with a lower cosine of their directions share passages by theme, not by concept.
 _NEAR_FROM = 0.2
-# Fewer passages than this tell nothing of a feature's company, nor does having fewer in common.
+# Fewest passages of a feature, and fewest shared passages of a pair.
 _PASSAGES_FROM, _SHARED_FROM = 10, 3
 _LARGEST = 12
 _NAME_WORDS = 3
 # Pairs whose directions are compared at once.
 _TILE = 16_384
 
+_Rows = NDArray[np.int64]
+
 
 def find_families(evidence: Evidence, directions: Array, keywords: Mapping[int, Sequence[str]]) -> tuple[Family, ...]:
-    """Groups of 2 to 12 features that passages have together, the most frequent group first.
+    """Returns groups of 2 to 12 features that the same passages have, the most frequent group first.
 
-    Agglomerative clustering with average linkage, where two features are as alike as their normalised pointwise mutual
-    information over passages (Bouma, "Normalized (pointwise) mutual information in collocation extraction", 2009), or
-    not at all where they meet by chance or their directions are opposite. Features without keywords, those of fewer
-    than 10 passages and hubs belong to none. There is nothing random in it.
+    Agglomerative clustering with average linkage. The similarity of two features is their normalised pointwise mutual
+    information over passages (Bouma, "Normalized (pointwise) mutual information in collocation extraction", 2009); it
+    is 0 for pairs at or below chance and for directions that are far apart. Features without keywords, features of
+    fewer than 10 passages and hubs are in no family. The result is deterministic.
 
     Args:
         evidence: Of all passages.
         directions: (n, d) the features' unit decoder rows.
-        keywords: By feature id; those of the members name their family.
+        keywords: By feature id; the members' keywords name their family.
     """
-    frequency = np.diff(evidence.presence.indptr)
-    passages = evidence.presence.shape[1]
+    frequency = np.diff(evidence.feature_match.indptr)
+    passages = evidence.feature_match.shape[1]
     eligible = np.zeros(len(frequency), dtype=bool)
     eligible[list(keywords)] = True
     eligible &= (frequency >= _PASSAGES_FROM) & (frequency <= HUB_FROM * passages)
     chosen = np.flatnonzero(eligible)
-    similarity = _company(evidence.presence[chosen], directions[chosen])
+    similarity = _company(evidence.feature_match[chosen], directions[chosen])
     groups = [
         tuple(sorted(chosen[members].tolist(), key=lambda feature: (-frequency[feature], feature)))
         for members in average_linkage(similarity, _TOGETHER_FROM, _LARGEST)
@@ -56,16 +59,16 @@ def find_families(evidence: Evidence, directions: Array, keywords: Mapping[int, 
     return tuple(Family(number, name, group) for number, (name, group) in enumerate(zip(names, groups, strict=True)))
 
 
-def _company(presence: csr_matrix, directions: Array) -> csr_matrix:
-    """(features, features) normalised PMI of the pairs above chance, each pair once: row below column."""
-    has = presence.copy()
+def _company(feature_match: csr_matrix, directions: Array) -> csr_matrix:
+    """(features, features) normalised PMI of the pairs above chance, each pair once above the diagonal."""
+    has = feature_match.copy()
     has.data = np.ones(len(has.data), dtype=np.float32)
     count, passages = np.diff(has.indptr), has.shape[1]
     shared = coo_matrix(has @ has.T)
     pair = (shared.row < shared.col) & (shared.data >= _SHARED_FROM)
     one, other, together = shared.row[pair], shared.col[pair], shared.data[pair].astype(np.float64)
     expected = count[one].astype(np.float64) * count[other] / passages
-    # Two features that all passages have are in company everywhere, and -log(p) is 0.
+    # For two features that all passages have, -log(p) is 0.
     found = np.log(together / expected) / np.maximum(-np.log(together / passages), np.finfo(np.float64).tiny)
     kept = (found > 0) & (_cosines(directions, one, other) >= _NEAR_FROM)
     return csr_matrix((np.minimum(found[kept], 1.0), (one[kept], other[kept])), shape=shared.shape)
@@ -73,18 +76,17 @@ def _company(presence: csr_matrix, directions: Array) -> csr_matrix:
 
 def _cosines(directions: Array, one: NDArray[np.int32], other: NDArray[np.int32]) -> Array:
     found = np.empty(len(one), dtype=np.float32)
-    for start in range(0, len(one), _TILE):
-        own = slice(start, start + _TILE)
+    for own in (slice(start, start + _TILE) for start in range(0, len(one), _TILE)):
         found[own] = np.einsum("pd,pd->p", directions[one[own]], directions[other[own]])
     return found
 
 
 def average_linkage(similarity: csr_matrix, least: float, largest: int) -> list[NDArray[np.int64]]:
-    """Groups of at least two by agglomerative clustering with average linkage, without an (n, n) matrix.
+    """Returns groups of at least two by agglomerative clustering with average linkage, without an (n, n) matrix.
 
-    All reciprocal nearest neighbours join at once, which with average linkage ends in the same groups as joining the
-    nearest two first (Murtagh, "A survey of recent advances in hierarchical clustering algorithms", 1983). A group that
-    would be too large is never made; its parts go on with others.
+    All reciprocal nearest neighbours join at once; with average linkage this gives the same groups as joining the
+    nearest two first (Murtagh, "A survey of recent advances in hierarchical clustering algorithms", 1983). Two groups
+    that are too large together do not join.
 
     Args:
         similarity: (n, n) sparse, each pair once above the diagonal; pairs that are not stored have similarity 0.
@@ -102,7 +104,7 @@ def average_linkage(similarity: csr_matrix, least: float, largest: int) -> list[
         joined = np.flatnonzero((nearest >= 0) & (nearest[nearest] == np.arange(len(size))))
         if not len(joined):
             break
-        # Both of a pair take the lower one's number; then numbers are made dense again.
+        # Both groups of a pair take the lower number; then the numbers are made dense again.
         number = np.arange(len(size))
         number[joined] = np.minimum(joined, nearest[joined])
         _, number = np.unique(number, return_inverse=True)
@@ -112,22 +114,20 @@ def average_linkage(similarity: csr_matrix, least: float, largest: int) -> list[
     return sorted(members, key=lambda rows: int(rows[0]))
 
 
-def _nearest(
-    one: NDArray[np.int64], other: NDArray[np.int64], value: NDArray[np.float64], count: int
-) -> NDArray[np.int64]:
-    """(count,) whom each is nearest to, the lowest number of several; -1 where there is nobody."""
+def _nearest(one: _Rows, other: _Rows, value: NDArray[np.float64], count: int) -> _Rows:
+    """(count,) the nearest neighbour of each, the lowest number of several; -1 where there is none."""
     own, whom, values = np.concatenate([one, other]), np.concatenate([other, one]), np.concatenate([value, value])
     order = np.lexsort((whom, -values, own))
-    first = np.unique(own[order], return_index=True)
+    found, first = np.unique(own[order], return_index=True)
     nearest = np.full(count, -1, dtype=np.int64)
-    nearest[first[0]] = whom[order][first[1]]
+    nearest[found] = whom[order][first]
     return nearest
 
 
 def _summed(
-    one: NDArray[np.int64], other: NDArray[np.int64], total: NDArray[np.float64], count: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """The similarities between groups, each pair once and none of a group with itself."""
+    one: _Rows, other: _Rows, total: NDArray[np.float64], count: int
+) -> tuple[_Rows, _Rows, NDArray[np.float64]]:
+    """The summed similarities between groups, each pair once, without pairs within a group."""
     apart = one != other
     low, high = np.minimum(one[apart], other[apart]), np.maximum(one[apart], other[apart])
     key, place = np.unique(low * count + high, return_inverse=True)
@@ -135,36 +135,26 @@ def _summed(
 
 
 def _names(members: Sequence[Sequence[Sequence[str]]]) -> list[str]:
-    """Up to three words a family that most members share and that come first in their labels; no name twice."""
-    taken: set[str] = set()
-    names = []
+    """One name for each family, all different: up to three words that most members share."""
+    names: list[str] = []
     for keywords in members:
         words = _shared_words(keywords)
-        name = ", ".join(words[:_NAME_WORDS])
-        further = _NAME_WORDS
-        while name in taken and further < len(words):
-            further += 1
-            name = ", ".join(words[:further])
-        repeated = 1
-        while name in taken:
-            repeated += 1
-            name = f"{', '.join(words)} ({repeated})"
-        taken.add(name)
-        names.append(name)
+        # More words, and then a number, until the name is new.
+        longer = (", ".join(words[:count]) for count in range(_NAME_WORDS, max(_NAME_WORDS, len(words)) + 1))
+        numbered = (f"{', '.join(words)} ({number})" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain(longer, numbered) if name not in names))
     return names
 
 
 def _shared_words(members: Sequence[Sequence[str]]) -> list[str]:
-    """The members' words, those of most members first, then those that stand first in their labels; none in another."""
+    """The members' words, those of most members first, then the first of their labels; no word that begins another."""
     weight: defaultdict[str, float] = defaultdict(float)
     sharing: defaultdict[str, int] = defaultdict(int)
     written: dict[str, str] = {}
     for keywords in members:
-        ranks: dict[str, int] = {}
-        for rank, word in enumerate(keywords):
-            written.setdefault(stem(word), word)
-            ranks.setdefault(stem(word), rank)
-        for key, rank in ranks.items():
+        ranks = {stem(word): rank for rank, word in reversed(list(enumerate(keywords)))}
+        for key, rank in sorted(ranks.items(), key=lambda one: one[1]):
+            written.setdefault(key, keywords[rank])
             weight[key] += 1 / (1 + rank)
             sharing[key] += 1
     chosen: list[str] = []

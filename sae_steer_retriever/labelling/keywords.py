@@ -1,4 +1,4 @@
-"""Keyword labels without an LLM: words that a feature's passages have, its near misses lack, and that mean it."""
+"""Keywords of a feature without a language model: words of its passages, not of its near misses, near it in meaning."""
 
 from __future__ import annotations
 
@@ -11,65 +11,59 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.labelling.gather_evidence import Evidence
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
-_TOP_PASSAGES = 30
-_NEAR_MISSES = 60
-_WORDS = 5
-# Words by frequency alone, from which meaning chooses.
+_TOP_PASSAGES, _NEAR_MISSES, _WORDS = 30, 60, 5
+# Candidates by frequency, which meaning then ranks.
 _CANDIDATES = 100
-# Least cosine that counts: where no candidate is near the feature, frequency decides.
+# Lower bound of the cosine: where no candidate is near the feature, frequency decides.
 _LEAST_COSINE = 0.02
 # Letters only, three or more: numbers and fragments make poor names. Identifiers such as run_in_executor stay whole.
 _TOKEN = r"(?u)\b[^\W\d][\w-]+[^\W_]\b"
 
 
 class Vocabulary:
-    """The words of a corpus: which passage has which, how rare each is, and what it means by itself.
+    """The words of a corpus with their passages, rarity and meaning.
 
     Attributes:
         matrix: (N, words) sparse, 1 where a passage has a word.
         words: (words,) the words.
-        rarity: (words,) log of the passages over those that have the word.
-        meanings: (words, d) unit embeddings of single words less the mean of all, as features are directions of
-            embeddings less a mean.
+        rarity: (words,) log of the number of passages over the number that have the word.
+        meanings: (words, d) unit embeddings of the single words, less their mean.
     """
 
     def __init__(self, texts: Sequence[str], embedder: Embedder, max_words: int = 30_000) -> None:
-        """Count words, binary per passage, English stop words left out, and embed each.
+        """Count the words of passages, binary per passage, without English stop words, and embed them.
 
-        Args:
-            texts: The passages.
-            embedder: The encoder whose features are to be named.
-            max_words: The most frequent so many are kept.
+        The most frequent words are kept, up to `max_words`. The `embedder` is the SAE's encoder.
         """
-        # In a small corpus one passage is all the evidence a word can have.
+        # In a small corpus a word may have only one passage.
         rarest = 2 if len(texts) >= 200 else 1
+        commonest = 0.25 if len(texts) >= 20 else 1.0
         vectorizer = CountVectorizer(
-            binary=True,
-            stop_words="english",
-            token_pattern=_TOKEN,
-            min_df=rarest,
-            max_df=0.25 if len(texts) >= 20 else 1.0,
-            max_features=max_words,
-            dtype=np.float32,
-        )
+            binary=True, stop_words="english", token_pattern=_TOKEN, dtype=np.float32,
+            min_df=rarest, max_df=commonest, max_features=max_words,
+        )  # fmt: skip
         try:
             self.matrix: csr_matrix = csr_matrix(vectorizer.fit_transform(texts))
             self.words: NDArray[np.str_] = vectorizer.get_feature_names_out()
-        except ValueError:  # scikit-learn's word for "no word is left": a corpus of numbers or of stop words
+        except ValueError:  # no word is left: a corpus of numbers or of stop words
             self.matrix, self.words = csr_matrix((len(texts), 0), dtype=np.float32), np.empty(0, dtype=np.str_)
         frequency = np.asarray(self.matrix.sum(axis=0)).ravel()
         self.rarity = np.log(len(texts) / np.maximum(frequency, 1.0))
-        self.meanings = _centred(embedder.embed_queries(self.words.tolist()))
+        self.meanings = embedder.embed_queries(self.words.tolist())
+        if len(self.words):
+            centred = self.meanings - self.meanings.mean(axis=0)
+            lengths = np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+            self.meanings = np.asarray(centred / lengths, dtype=np.float32)
 
 
 def contrastive_keywords(feature: int, evidence: Evidence, vocabulary: Vocabulary, direction: Array) -> tuple[str, ...]:
-    """Up to five words that tell a feature's strongest passages from its near misses and that mean the feature.
+    """Returns up to five words that tell a feature's strongest passages from its near misses and mean the feature.
 
     A word's weight is its share of the top passages, weighted by activation, less its share of the near misses,
     times its rarity (class-based TF-IDF with hard negatives), times the cosine of the word with the feature's
-    direction: a name or a number that happens to stand in those passages says nothing of what they share.
+    direction, which gives little weight to names that the passages share by accident.
 
     Args:
         feature: Latent id.
@@ -102,10 +96,3 @@ def contrastive_keywords(feature: int, evidence: Evidence, vocabulary: Vocabular
 def _same_stem(one: str, other: str) -> bool:
     shorter, longer = sorted((one, other), key=len)
     return longer.startswith(shorter[: max(4, len(shorter) - 2)]) and len(longer) - len(shorter) <= 4
-
-
-def _centred(vectors: Array) -> Array:
-    if not len(vectors):
-        return vectors
-    centred = vectors - vectors.mean(axis=0)
-    return np.asarray(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12), dtype=np.float32)

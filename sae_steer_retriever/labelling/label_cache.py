@@ -1,4 +1,4 @@
-"""The replies of language models on disk: what was asked once is not asked, nor paid for, again."""
+"""The replies of language models on disk: no prompt is asked, or paid for, twice."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from sae_steer_retriever.encoders.embedding_cache import cache_root
+from sae_steer_retriever.encoders.cache_root import cache_root
 from sae_steer_retriever.errors import ArtifactError
 
 
 def default_label_cache() -> Path:
-    """The file of replies that all SAEs share; it holds no passages."""
+    """The file of replies that all SAEs share; it contains no passages."""
     return cache_root() / "labels" / "replies.jsonl"
 
 
 class LabelCache:
     """Replies by model and prompt, in an append-only file of JSON Lines.
 
-    A killed run leaves at most one line cut short, which the next one passes over; every reply before it counts. The
-    first reply to a prompt stays its reply, so labels that are made again are the same. Processes may share the file.
+    A killed run leaves at most one incomplete line, which the next run skips. The first reply to a prompt stays, so
+    labelling again gives the same labels. Processes may share the file.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read what is there.
-
-        Args:
-            path: The file; made with its folder when the first reply is kept.
+        """Read the replies in the file at `path`, which is made with its folder when the first reply is kept.
 
         Raises:
             ArtifactError: The file cannot be read.
@@ -37,34 +34,23 @@ class LabelCache:
         self._path = path
         self._replies: dict[tuple[str, str], str] = {}
         self._writing = threading.Lock()
-        if not path.exists():
-            return
         try:
-            content = path.read_bytes()
+            content = path.read_bytes() if path.exists() else b""
         except OSError as error:
             raise ArtifactError(f"cannot read {path}: {error.strerror or error}.") from error
         for line in content.split(b"\n"):
             self._read(line)
 
     def __len__(self) -> int:
-        """How many replies are known."""
+        """Number of replies."""
         return len(self._replies)
 
     def get(self, model: str, prompt: str) -> str | None:
-        """The reply of a model to a prompt, if it is known.
-
-        Args:
-            model: The model's name.
-            prompt: `prompt_hash` of the prompt.
-        """
+        """The reply of the model with a name to the prompt with a hash (`LabelPrompt.hash`), if it is known."""
         return self._replies.get((model, prompt))
 
     def keep(self, model: str, replies: Mapping[str, str]) -> None:
-        """Remember replies; of a prompt that has one already the first one stays.
-
-        Args:
-            model: The model's name.
-            replies: By `prompt_hash` of the prompt.
+        """Add a model's replies, by `LabelPrompt.hash`; a prompt that has a reply keeps it.
 
         Raises:
             ArtifactError: The file cannot be written.
@@ -73,7 +59,7 @@ class LabelCache:
             new = {prompt: reply for prompt, reply in replies.items() if (model, prompt) not in self._replies}
             if not new:
                 return
-            # ASCII alone, so that a line that is cut short is never cut within a character.
+            # ASCII alone, so that an incomplete line never ends within a character.
             rows = [{"model": model, "prompt": prompt, "reply": reply} for prompt, reply in new.items()]
             lines = "".join(json.dumps(row) + "\n" for row in rows).encode("ascii")
             try:
@@ -81,9 +67,8 @@ class LabelCache:
                 with FileLock(f"{self._path}.lock"), self._path.open("a+b") as stream:
                     stream.write(lines if _ends_a_line(self._path) else b"\n" + lines)
             except OSError as error:
-                raise ArtifactError(
-                    f"cannot keep the replies of {model} in {self._path}: {error.strerror or error}."
-                ) from error
+                problem = f"cannot keep the replies of {model} in {self._path}"
+                raise ArtifactError(f"{problem}: {error.strerror or error}.") from error
             self._replies.update({(model, prompt): reply for prompt, reply in new.items()})
 
     def _read(self, line: bytes) -> None:
@@ -91,7 +76,7 @@ class LabelCache:
             row = json.loads(line)
             key, reply = (row["model"], row["prompt"]), row["reply"]
         except (ValueError, KeyError, TypeError, RecursionError):
-            return  # empty, or cut short by a kill
+            return  # empty or incomplete
         if all(isinstance(part, str) for part in (*key, reply)):
             self._replies.setdefault(key, reply)
 
@@ -99,7 +84,5 @@ class LabelCache:
 def _ends_a_line(path: Path) -> bool:
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
-        if not size:
-            return True
-        stream.seek(size - 1)
-        return stream.read(1) == b"\n"
+        stream.seek(max(size - 1, 0))
+        return stream.read(1) in (b"", b"\n")

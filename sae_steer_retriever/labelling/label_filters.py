@@ -1,4 +1,4 @@
-"""What is a label and what is not: replies are checked by their form, their words, and against all other labels."""
+"""Checks of a language model's replies: by their form, by their words, and against all other labels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_steer_retriever.errors import quoted
 from sae_steer_retriever.features.names import stem
 from sae_steer_retriever.labelling.label_prompt import EXAMPLE, FEWEST_KEYWORDS, MOST_KEYWORDS
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
-Reason = Literal["empty", "refusal", "too long", "not words", "prompt leak", "generic"]
-"""Why a reply is no label."""
+Reason = Literal["empty", "refusal", "too long", "not words", "prompt leak", "generic", "timeout", "error", "not asked"]
+"""Why there is no label: the first six are faults of a reply, the others mean that there was none."""
 
 _MOST_WORDS, _MOST_CHARACTERS = 4, 40
-# Words of interpreting neurons, which the labels of arXiv 2411.00786 are full of, and words of our own prompt.
+# Vocabulary of neuron interpretation, frequent in the labels of arXiv 2411.00786, and words of our own prompt.
 LEAKING_WORDS = frozenset((
     "activate", "activated", "activating", "activation", "comma", "content", "context", "dictionary", "document",
     "embedding", "example", "excerpt", "explanation", "feature", "fires", "firing", "group", "index", "instruction",
@@ -27,7 +28,7 @@ LEAKING_WORDS = frozenset((
     "prompt", "sequence", "shared", "signal", "snippet", "stimuli", "stimulus", "subject", "subsequence", "text",
     "token", "topic", "trie", "vector", "wildcard", "word",
 ))  # fmt: skip
-"""No label may have these words, unless they are in the passages themselves."""
+"""No label may have these words, unless the passages have them."""
 
 _REFUSAL = re.compile(
     r"\bi\s+can(no|['’])?t\b|\bi\s+can\s+not\b|\bi(\s+a|['’])m\s+(sorry|unable|not\s+able)\b|\bi\s+won['’]t\b"
@@ -38,7 +39,7 @@ _REFUSAL = re.compile(
 _REASONING = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"^```\w*\s*\n(.*?)\n?```$", re.DOTALL)
 _HEADING = re.compile(r"^(?:the\s+)?(?:labels?|keywords?|answers?|topics?)(?:\s+(?:of|for)\s+group\s+a)?\s*:\s*", re.I)
-# Letters and digits, joined within by a hyphen and the like, or an abbreviation with dots: r&d, tcp/ip, c++, u.s.
+# Letters and digits with inner hyphens and similar signs, or an abbreviation with dots: r&d, tcp/ip, c++, u.s.
 _WORD = re.compile(r"[^\W_](?:[\w'’&/+#-]*[\w+#])?|(?:[^\W\d_]\.){2,}")
 _REPEATED = re.compile(r"(.)\1{3}")
 _TOKEN = re.compile(r"[^\W_]+")
@@ -48,11 +49,9 @@ _CENTRAL_DEVIATIONS, _CENTRAL_FROM = 3.0, 50
 
 
 class Rejection(NamedTuple):
-    """That a reply is no label.
+    """The kind of fault for which a feature keeps the label it has, and the fault in words, for a person.
 
-    Attributes:
-        reason: One of a few.
-        detail: What is wrong, for a person; may hold what the model said, so never goes into a prompt.
+    The words may quote the model, so they never go into a prompt.
     """
 
     reason: Reason
@@ -67,39 +66,39 @@ COMPLAINTS: dict[Reason, str] = {
     "prompt leak": "it spoke of the task. Name what the excerpts are about, in words of their subject.",
     "generic": "it would fit most documents of this library. Name what sets group A apart from group B.",
 }
-"""What the second prompt says of the first reply."""
+"""The sentence about the first reply in the second prompt, by the fault of the reply."""
 
 
 def keywords_of(reply: str, passages: Iterable[str] = (), marker: str = "") -> tuple[str, ...] | Rejection:
-    """The keywords of a reply, or why it has none.
+    """Returns the keywords of a reply, or the reason why it is no label.
 
-    A reply is one line of two to five keywords, separated by commas, or the same as a JSON list or as the only list
-    of a JSON object. What a passage may have told the model to say is held to the same form.
+    A label is one line of two to five keywords, separated by commas, or a JSON list of them, or a JSON object with
+    one such list. A reply that follows an instruction inside a passage has to have the same form.
 
     Args:
-        reply: What the model said.
-        passages: Those that it was asked about: words in them are no leak of the prompt.
-        marker: What fenced them.
+        reply: The model's reply.
+        passages: The passages of the prompt: their words are no leak of the prompt.
+        marker: The fence around them.
     """
     text = _unwrapped(reply)
     if not text:
         return Rejection("empty", "the reply is empty")
     if _REFUSAL.search(text):
-        return Rejection("refusal", f"the model declined: {_shown(text)}")
+        return Rejection("refusal", f"the model declined: {quoted(text)}")
     parts = _parts(text)
     if parts is None:
-        return Rejection("too long", f"no single line of keywords: {_shown(text)}")
+        return Rejection("too long", f"no single line of keywords: {quoted(text)}")
     keywords = _distinct(" ".join(part.strip(" \t\"'“”‘’`*.;").casefold().split()) for part in parts)
     if len(keywords) > MOST_KEYWORDS:
-        return Rejection("too long", f"{len(keywords)} keywords: {_shown(text)}")
+        return Rejection("too long", f"{len(keywords)} keywords: {quoted(text)}")
     for keyword in keywords:
         words = keyword.split()
         if len(words) > _MOST_WORDS or len(keyword) > _MOST_CHARACTERS:
-            return Rejection("too long", f"no keyword but a sentence: {_shown(keyword)}")
+            return Rejection("too long", f"no keyword but a sentence: {quoted(keyword)}")
         if not all(_is_word(word) for word in words):
-            return Rejection("not words", f"not in plain words: {_shown(keyword)}")
+            return Rejection("not words", f"not in plain words: {quoted(keyword)}")
     if len(keywords) < FEWEST_KEYWORDS:
-        return Rejection("not words", f"{len(keywords)} keywords, expected at least {FEWEST_KEYWORDS}: {_shown(text)}")
+        return Rejection("not words", f"{len(keywords)} keywords, expected at least {FEWEST_KEYWORDS}: {quoted(text)}")
     leaks = _leaks(keywords, passages, marker)
     if leaks:
         return Rejection("prompt leak", f"words of the prompt, not of the passages: {', '.join(leaks)}")
@@ -107,23 +106,13 @@ def keywords_of(reply: str, passages: Iterable[str] = (), marker: str = "") -> t
 
 
 def generic_keywords(labels: Collection[Sequence[str]], share: float = _GENERIC_SHARE) -> frozenset[str]:
-    """The keywords, as stems, that are in more than a share of all labels (and in five at least): they tell nothing.
-
-    Args:
-        labels: The keywords of each label.
-        share: Of the labels, in (0, 1].
-    """
+    """The stems of keywords that are in five labels at least and in more than a `share`, in (0, 1], of all labels."""
     counts = Counter(key for keywords in labels for key in {stem(keyword) for keyword in keywords})
     return frozenset(key for key, count in counts.items() if count >= _GENERIC_FROM and count > share * len(labels))
 
 
 def without_generic(keywords: Sequence[str], generic: Collection[str]) -> tuple[str, ...] | Rejection:
-    """A label without its generic keywords, or why too little is left of it.
-
-    Args:
-        keywords: The label's.
-        generic: Stems of `generic_keywords`.
-    """
+    """A label without the keywords whose stems are `generic`; a rejection where fewer than two are left."""
     left = tuple(keyword for keyword in keywords if stem(keyword) not in generic)
     if len(left) >= FEWEST_KEYWORDS:
         return left
@@ -131,26 +120,20 @@ def without_generic(keywords: Sequence[str], generic: Collection[str]) -> tuple[
 
 
 def central_labels(embeddings: Array, among: Array) -> NDArray[np.bool_]:
-    """(m,) which labels are so near to the centroid of all labels that they name nothing in particular.
+    """Returns (m,) which of the (m, d) labels are near the centroid of all (all, d) labels, and so name nothing.
 
-    Those whose cosine with the centroid lies three standard deviations above the mean of all labels' cosines; none
-    where there are fewer than 50 labels.
-
-    Args:
-        embeddings: (m, d) unit vectors of some labels.
-        among: (all, d) unit vectors of all of them.
+    Their cosine with the centroid lies three standard deviations above the mean; among fewer than 50 labels none does.
     """
     if not len(embeddings) or len(among) < _CENTRAL_FROM:
         return np.zeros(len(embeddings), dtype=np.bool_)
     centroid = among.mean(axis=0, dtype=np.float64)
     all_cosines = among @ centroid
     highest = all_cosines.mean() + _CENTRAL_DEVIATIONS * all_cosines.std()
-    central: NDArray[np.bool_] = embeddings @ centroid > highest
-    return central
+    return np.asarray(embeddings @ centroid > highest, dtype=np.bool_)
 
 
 def _unwrapped(reply: str) -> str:
-    """A reply without the thoughts of a reasoning model, a code fence or a heading around it."""
+    """A reply without a reasoning model's thoughts, a code fence or a heading."""
     text = _REASONING.sub("", reply).strip()
     fenced = _FENCE.match(text)
     text = (fenced[1] if fenced else text).strip()
@@ -158,7 +141,7 @@ def _unwrapped(reply: str) -> str:
 
 
 def _parts(text: str) -> list[str] | None:
-    """What stands between the commas of one line, or in the list of a JSON text; None for anything else."""
+    """The parts between the commas of one line, or in the list of a JSON text; None for anything else."""
     if text[0] in "[{":
         try:
             found: Any = json.loads(text)
@@ -170,7 +153,7 @@ def _parts(text: str) -> list[str] | None:
 
 
 def _distinct(keywords: Iterable[str]) -> tuple[str, ...]:
-    """Of those that differ in their plural alone the first."""
+    """The first of those keywords that differ in case or plural alone."""
     found: dict[str, str] = {}
     for keyword in filter(None, keywords):
         found.setdefault(stem(keyword), keyword)
@@ -182,15 +165,13 @@ def _is_word(word: str) -> bool:
 
 
 def _leaks(keywords: Sequence[str], passages: Iterable[str], marker: str) -> list[str]:
-    """The words of the prompt, and the keywords of its example, that are not in the passages."""
-    fences = set(_TOKEN.findall(marker))
+    """The label's words that come from the prompt or its example, and not from the passages."""
+    leaking = LEAKING_WORDS.union(_TOKEN.findall(marker))
     words = [word for keyword in keywords for word in keyword.split()]
     suspects = [
         word
         for word in words
-        if any(
-            token in LEAKING_WORDS or stem(token) in LEAKING_WORDS or token in fences for token in _TOKEN.findall(word)
-        )
+        if any(token in leaking or stem(token) in LEAKING_WORDS for token in _TOKEN.findall(word))
     ]
     echoes = [keyword for keyword in keywords if keyword in EXAMPLE]
     if not suspects and not echoes:
@@ -200,10 +181,6 @@ def _leaks(keywords: Sequence[str], passages: Iterable[str], marker: str) -> lis
     def absent(found: Iterable[str]) -> list[str]:
         return [word for word in found if not all(stem(token) in known for token in _TOKEN.findall(word))]
 
-    # One word of the example may be meant, several are an echo.
+    # One word of the example may be meant; several are an echo of it.
     echoes = absent(echoes)
     return absent(suspects) + (echoes if len(echoes) > 1 else [])
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 80 else f"{text[:79]}…")

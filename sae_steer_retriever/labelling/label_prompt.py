@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
 PASSAGE_CHARACTERS = 400
-"""A passage is cut to so many characters."""
+"""Most characters of a passage."""
 FEWEST_KEYWORDS, MOST_KEYWORDS = 2, 5
-"""How many keywords a label has."""
+"""Fewest and most keywords of a label."""
 
 EXAMPLE = ("employment", "salary", "wages", "jobs", "bonuses")
-"""The keywords that the prompt shows as an example: of all labels these must come from the passages themselves."""
+"""The keywords that the prompt shows as an example; a label with them must have them from the passages."""
 
 _FORM = f"one line with {FEWEST_KEYWORDS} to {MOST_KEYWORDS} keywords, separated by commas"
 _TASK = """\
@@ -31,12 +32,12 @@ _NOTHING = "(none)"
 
 
 class LabelPrompt(NamedTuple):
-    """A prompt, and what its reply is checked against.
+    """A prompt with the passages that its reply is checked against.
 
     Attributes:
-        text: What the model is asked.
-        passages: The passages of group A as the prompt has them: words that are in them may be in a label.
-        marker: What fences the passages, a word that is in none of them.
+        text: The prompt.
+        passages: The passages of group A as the prompt has them; a label may have their words.
+        marker: The fence around the passages, which none of them contains.
     """
 
     text: str
@@ -45,28 +46,24 @@ class LabelPrompt(NamedTuple):
 
     @property
     def hash(self) -> str:
-        """Of the text: recorded with each label, and the key of its reply."""
-        return prompt_hash(self.text)
+        """Hash of the text: recorded with each label, and the key of its cached reply."""
+        return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def label_prompt(
-    active: Sequence[str],
-    inactive: Sequence[str],
-    *,
-    characters: int = PASSAGE_CHARACTERS,
-    complaint: str = "",
+    active: Sequence[str], inactive: Sequence[str], *, characters: int = PASSAGE_CHARACTERS, complaint: str = ""
 ) -> LabelPrompt:
-    """Ask what the passages that have a feature share, and similar ones lack.
+    """Returns the prompt that asks what passages with a feature share, and similar passages lack.
 
-    The same passages give the same prompt. Each is one line, cut to size, without control characters, and fenced by a
-    marker made of the digest of all of them: no passage can hold the digest of itself, so none can end its fence.
+    The same passages give the same prompt. Each passage is one line without control characters, between lines with a
+    marker. The marker is a digest of all passages, so no passage can contain it and end its fence.
 
     Args:
         active: Passages that have the feature, the most telling first.
         inactive: Similar passages that do not have it.
         characters: Most characters of each.
-        complaint: What was wrong with an earlier reply. A fixed sentence of ours, never what a model said: that may
-            be what a passage told it to say.
+        complaint: The fault of an earlier reply: one of `COMPLAINTS`, never a quotation of the reply, which may
+            repeat an instruction from a passage.
     """
     having = tuple(one_line(text, characters) for text in active)
     lacking = tuple(one_line(text, characters) for text in inactive)
@@ -81,17 +78,11 @@ def label_prompt(
     return LabelPrompt("\n".join(blocks), having, marker)
 
 
-def prompt_hash(text: str) -> str:
-    """16 hexadecimal digits of a prompt's SHA-256."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
 def one_line(text: str, characters: int) -> str:
-    """A text without line breaks, control and invisible characters, cut between words to so many characters."""
-    # Cc, Cf, Cs: controls, invisible and direction marks, half surrogate pairs. Line ends become blanks.
-    kept = (
-        " " if sign.isspace() else "" if unicodedata.category(sign) in ("Cc", "Cf", "Cs") else sign for sign in text
-    )
+    """A text on one line, without control and invisible characters, cut between words to `characters`."""
+    # Cc, Cf, Cs: controls, invisible and direction marks, half surrogate pairs. Line ends become spaces.
+    hidden = ("Cc", "Cf", "Cs")
+    kept = (" " if sign.isspace() else "" if unicodedata.category(sign) in hidden else sign for sign in text)
     line = " ".join("".join(kept).split())
     if len(line) <= characters:
         return line
@@ -100,16 +91,8 @@ def one_line(text: str, characters: int) -> str:
     return f"{head if len(head) > characters // 2 else cut}…"
 
 
-def _is_visible(sign: str) -> bool:
-    # Controls, invisible and direction marks, half surrogate pairs.
-    return sign.isspace() or unicodedata.category(sign) not in ("Cc", "Cf", "Cs")
-
-
 def _marker(passages: Sequence[str]) -> str:
-    content, number = "\0".join(passages).encode(), 0
-    while True:
-        digest = hashlib.blake2b(content, digest_size=6, salt=number.to_bytes(8, "little")).hexdigest()
-        marker = f"=====[{digest}]====="
-        if not any(digest in passage for passage in passages):
-            return marker
-        number += 1
+    content = "\0".join(passages).encode()
+    salts = (number.to_bytes(8, "little") for number in itertools.count())
+    digests = (hashlib.blake2b(content, digest_size=6, salt=salt).hexdigest() for salt in salts)
+    return f"=====[{next(digest for digest in digests if not any(digest in passage for passage in passages))}]====="

@@ -1,16 +1,18 @@
-"""Labels by a language model, for features that have keyword labels already: better words where it finds any."""
+"""Labels by a language model, for features that have keyword labels: prompts, cost, labelling and its result."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.evidence import Example, FeatureEvidence
-from sae_steer_retriever.features.feature import BY_PERSON, LabelScore
+from sae_steer_retriever.features.feature import BY_PERSON, Feature, LabelScore
 from sae_steer_retriever.labelling.label_cache import LabelCache
 from sae_steer_retriever.labelling.label_filters import (
     COMPLAINTS,
@@ -21,22 +23,25 @@ from sae_steer_retriever.labelling.label_filters import (
     without_generic,
 )
 from sae_steer_retriever.labelling.label_prompt import PASSAGE_CHARACTERS, LabelPrompt, label_prompt
-from sae_steer_retriever.labelling.label_results import LabelFailure, LabellingResult
 from sae_steer_retriever.labelling.language_model import Failure, LanguageModel
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 Embed = Callable[[Sequence[str]], Array]
-"""(m, d) unit vectors of texts, e.g. an embedder's `embed_queries`."""
+"""Returns (m, d) unit vectors of texts, e.g. an embedder's `embed_queries`."""
 Score = Callable[[int, Array], LabelScore | None]
-"""How well a label, given as its (d,) unit vector, detects a feature's passages; e.g. `scoring.score_label`."""
+"""Returns the score of a feature's label, given as its (d,) unit vector; e.g. `LabelHalves.score`."""
 Progress = Callable[[int, int], None]
-"""Is told how many prompts have been answered, of how many so far."""
+"""Called with the number of prompts answered and the number known so far."""
 
 _TOP, _MIDDLE, _NEAR_MISSES = 8, 6, 8
-# Prompts that are given to the model at once; a kill loses the replies of as many.
+# Prompts that are given to the model at once; a killed run loses the replies of one batch.
 _BATCH = 32
-# So many prompts in a row without a reply, and the model is not asked any more: a wrong key answers nothing.
+# After this many prompts in a row without a reply the model is not asked again: a wrong key answers nothing.
 _GIVE_UP_AFTER = 32
+# Rules of thumb for the cost: UTF-8 bytes per token of byte-pair vocabularies, and tokens of five keywords.
+_BYTES_PER_TOKEN, _TOKENS_PER_REPLY = 4, 24
+
+_Found = dict[int, tuple[str, ...] | Rejection]
 
 
 def label_prompts(
@@ -48,15 +53,15 @@ def label_prompts(
     characters: int = PASSAGE_CHARACTERS,
     complaints: Mapping[int, str] | None = None,
 ) -> dict[int, LabelPrompt]:
-    """What to ask about which features: those that have a label which no person wrote, the most frequent first.
+    """Returns the prompts for the features that have a generated label, by feature id, the most frequent first.
 
     Args:
         catalog: The features.
         evidence: By feature id; a feature without it is left out.
         texts: By passage id. Only these are shown: leave out those that the labels will be scored on.
-        limit: How many features at most.
+        limit: The most features to label.
         characters: Most characters of a passage.
-        complaints: By feature id, what was wrong with the first reply; then only these features.
+        complaints: By feature id, the fault of the first reply; then only these features.
     """
     named = [feature for feature in catalog.labelled if feature.label_by != BY_PERSON and feature.id in evidence]
     if complaints is not None:
@@ -75,6 +80,112 @@ def label_prompts(
     return prompts
 
 
+class Price(NamedTuple):
+    """The price of a model, in any currency, per million tokens of prompts and per million tokens of replies."""
+
+    prompts: float
+    replies: float
+
+
+class Estimate(NamedTuple):
+    """The cost of labels by rule of thumb: four bytes of UTF-8 per token, 24 tokens per reply.
+
+    A reply that is refused is asked for once more, so the cost can double; a reasoning model writes far more.
+
+    Attributes:
+        features: Features to be labelled.
+        calls: Prompts that have no reply yet.
+        tokens_in: Tokens of these prompts.
+        tokens_out: Tokens of their replies.
+        price: In the currency of the given price; None if none was given.
+    """
+
+    features: int
+    calls: int
+    tokens_in: int
+    tokens_out: int
+    price: float | None = None
+
+    def __str__(self) -> str:
+        """The estimate on one line."""
+        known = f" ({self.features - self.calls} of {self.features} need none)" if self.calls < self.features else ""
+        line = f"{self.calls} prompts{known}, about {self.tokens_in:,} tokens to read and {self.tokens_out:,} to write"
+        return line if self.price is None else f"{line}: about {self.price:.2f}, at most {2 * self.price:.2f}"
+
+
+def estimate_labels(
+    prompts: Mapping[int, LabelPrompt], model: str, cache: LabelCache | None = None, price: Price | None = None
+) -> Estimate:
+    """The estimated cost of having prompts answered by the model with a name; replies in the cache cost nothing."""
+    texts = {prompt.hash: prompt.text for prompt in prompts.values()}
+    asked = [text for key, text in texts.items() if cache is None or cache.get(model, key) is None]
+    tokens_in = sum(-(-len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN) for text in asked)
+    tokens_out = _TOKENS_PER_REPLY * len(asked)
+    cost = None if price is None else (tokens_in * price.prompts + tokens_out * price.replies) / 1e6
+    return Estimate(len(prompts), len(asked), tokens_in, tokens_out, cost)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabellingResult:
+    """New labels by a language model, and the reasons why other features keep theirs.
+
+    Attributes:
+        model: Its name, also each feature's `label_by`.
+        features: The features under their new labels and scores, by id.
+        embeddings: (d,) unit vectors of the new labels, by id.
+        prompts: Hash of the prompt that each new label answers, by id.
+        failures: The features that keep their labels, by id.
+        calls: Prompts that the model was given; the others had a cached reply.
+    """
+
+    model: str
+    features: Mapping[int, Feature]
+    embeddings: Mapping[int, Array] = dataclasses.field(repr=False)
+    prompts: Mapping[int, str] = dataclasses.field(repr=False)
+    failures: Mapping[int, Rejection]
+    calls: int
+
+    def reasons(self) -> dict[str, int]:
+        """Number of features that keep their label, by reason, the most frequent first."""
+        return dict(Counter(failure.reason for failure in self.failures.values()).most_common())
+
+    def applied(self, features: Sequence[Feature], embeddings: Array | None) -> tuple[list[Feature], Array | None]:
+        """All n features and their labels' (n, d) embeddings, with the new labels in their places."""
+        changed = [self.features.get(feature.id, feature) for feature in features]
+        if not self.embeddings:
+            return changed, embeddings
+        new = np.stack(list(self.embeddings.values()))
+        rows = np.zeros((len(features), new.shape[1]), dtype=np.float32) if embeddings is None else embeddings.copy()
+        rows[list(self.embeddings)] = new
+        return changed, rows
+
+    def summary(self) -> str:
+        """Two or three lines: the numbers of new and kept labels, and their median score."""
+        scores = [feature.score for feature in self.features.values() if feature.score is not None]
+        lines = [f"{len(self.features)} features labelled by {self.model}, {self.calls} prompts asked"]
+        if scores:
+            random, hard = (float(np.median([score[place] for score in scores])) for place in (0, 1))
+            lines.append(f"median label score {random:.2f} against random passages, {hard:.2f} against near misses")
+        if self.failures:
+            counts = ", ".join(f"{count} {reason}" for reason, count in self.reasons().items())
+            kept = f"{len(self.failures)} keep the labels they had" if len(self.failures) > 1 else "1 keeps its label"
+            lines.append(f"{kept}: {counts}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The result without the embeddings, as data for JSON."""
+        return {
+            "model": self.model,
+            "calls": self.calls,
+            "labelled": [
+                {"id": key, "label": one.label, "score": one.score and one.score._asdict(), "prompt": self.prompts[key]}
+                for key, one in self.features.items()
+            ],
+            "kept": [{"id": feature, **failure._asdict()} for feature, failure in self.failures.items()],
+            "reasons": self.reasons(),
+        }
+
+
 def label_with(
     model: LanguageModel,
     catalog: FeatureCatalog,
@@ -88,70 +199,66 @@ def label_with(
     characters: int = PASSAGE_CHARACTERS,
     progress: Progress | None = None,
 ) -> LabellingResult:
-    """Have a language model name features by passages that have them and similar ones that do not.
+    """Returns labels that a language model writes from passages with a feature and similar passages without it.
 
     A reply that is no label (a refusal, a sentence, words of the prompt, words that most labels have) is asked for
-    once more, with a prompt that says what was wrong. What is no label then, or had no reply, costs only that label:
-    the feature keeps the one it has. The same replies give the same labels.
+    once more, with a prompt that names the fault. If the second reply fails too, or none came, the feature keeps its
+    label. The same replies give the same labels.
 
     Args:
-        model: What writes the labels; `as_language_model` makes one.
-        catalog: The features. Those without a label, and those that a person named, are left as they are.
+        model: Writes the labels; see `as_language_model`.
+        catalog: The features. Features without a label and features that a person labelled stay as they are.
         evidence: By feature id.
         texts: By passage id. Only these are shown: leave out those that `score` measures on.
         embed: Embeds the labels as queries are embedded.
         score: Scores a label on passages that are not among `texts`; without it the new labels have no score.
-        cache: Replies that are known; new ones are added batch by batch, so a run that was killed goes on.
-        limit: How many features at most, the most frequent first.
+        cache: Known replies; new ones are added batch by batch, so an interrupted run resumes.
+        limit: The most features to label, the most frequent first.
         characters: Most characters of a passage in a prompt.
         progress: Called after each batch.
 
     Raises:
         ArtifactError: The cache cannot be written.
-        MismatchError: The model gives another number of replies than it was given prompts.
+        MismatchError: The model returns another number of replies than it was given prompts.
     """
     first = label_prompts(catalog, evidence, texts, limit=limit, characters=characters)
-    asked = _Asked(model, cache, progress)
+    asked = _CachedModel(model, cache, progress)
     found = _keywords(first, asked.replies(first))
-    named = {feature: keywords for feature, keywords in found.items() if not isinstance(keywords, LabelFailure)}
-    every = generic_keywords(named.values())
-    among = _embedded(named, embed)
-    found |= _specific(named, every, among, among)
+    labels = _labels(found)
+    generic, among = generic_keywords(labels.values()), _embedded(labels, embed)
+    found |= _specific(labels, generic, among, among)
 
-    complaints = {
-        feature: COMPLAINTS[failure.reason]
-        for feature, failure in found.items()
-        if isinstance(failure, LabelFailure)
-        and failure.reason != "timeout"
-        and failure.reason != "error"
-        and failure.reason != "not asked"
-    }
+    refused = {feature: failure for feature, failure in found.items() if isinstance(failure, Rejection)}
+    complaints = {key: COMPLAINTS[one.reason] for key, one in refused.items() if one.reason in COMPLAINTS}
     second = label_prompts(catalog, evidence, texts, characters=characters, complaints=complaints)
     again = _keywords(second, asked.replies(second))
-    named = {feature: keywords for feature, keywords in again.items() if not isinstance(keywords, LabelFailure)}
-    again |= _specific(named, every, _embedded(named, embed), among)
-    return _result(model.name, catalog, {**found, **again}, {**first, **second}, embed, score, asked.calls)
+    labels = _labels(again)
+    found |= again | _specific(labels, generic, _embedded(labels, embed), among)
+    labels = _labels(found)
+    embeddings = dict(zip(labels, _embedded(labels, embed), strict=True))
+    hashes = {feature: (second.get(feature) or first[feature]).hash for feature in labels}
+    features = {}
+    for feature, words in labels.items():
+        measured = None if score is None else score(feature, embeddings[feature])
+        named = dataclasses.replace(catalog[feature], label=", ".join(words), keywords=words, score=measured)
+        features[feature] = dataclasses.replace(named, label_by=model.name, label_prompt=hashes[feature])
+    failures = {feature: failure for feature, failure in found.items() if isinstance(failure, Rejection)}
+    return LabellingResult(model.name, features, embeddings, hashes, failures, asked.calls)
 
 
-_Found = dict[int, "tuple[str, ...] | LabelFailure"]
-
-
-class _Asked:
-    """A model with a memory, which gives up on one that does not answer."""
+class _CachedModel:
+    """A model with a cache of replies; a model that does not answer is given up."""
 
     def __init__(self, model: LanguageModel, cache: LabelCache | None, progress: Progress | None) -> None:
         self._model, self._cache, self._progress = model, cache, progress
         self._silent = self._done = self._planned = 0
         self.calls = 0
 
-    def replies(self, prompts: Mapping[int, LabelPrompt]) -> dict[int, str | LabelFailure]:
+    def replies(self, prompts: Mapping[int, LabelPrompt]) -> dict[int, str | Rejection]:
         """By feature; features with the same prompt have the same reply."""
         texts = {prompt.hash: prompt.text for prompt in prompts.values()}
-        known: dict[str, str | LabelFailure] = {}
-        for key in texts:
-            reply = None if self._cache is None else self._cache.get(self._model.name, key)
-            if reply is not None:
-                known[key] = reply
+        cached = {key: None if self._cache is None else self._cache.get(self._model.name, key) for key in texts}
+        known: dict[str, str | Rejection] = {key: reply for key, reply in cached.items() if reply is not None}
         waiting = [key for key in texts if key not in known]
         self._planned += len(texts)
         self._report(len(known))
@@ -161,12 +268,16 @@ class _Asked:
             self._report(len(batch))
         return {feature: known[prompt.hash] for feature, prompt in prompts.items()}
 
-    def _ask(self, texts: Mapping[str, str]) -> dict[str, str | LabelFailure]:
+    def _ask(self, texts: Mapping[str, str]) -> dict[str, str | Rejection]:
         if self._silent >= _GIVE_UP_AFTER:
             message = f"given up: {self._silent} prompts in a row had no reply"
-            return {key: LabelFailure("not asked", message) for key in texts}
+            return {key: Rejection("not asked", message) for key in texts}
         self.calls += len(texts)
-        replies = self._complete(list(texts.values()))
+        try:
+            replies = self._model.complete(list(texts.values()))
+        except Exception as error:  # a user's own model may raise for a whole batch: each of its labels lists the error
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            replies = [Failure("error", message)] * len(texts)
         if len(replies) != len(texts):
             raise MismatchError(f"{self._model.name} gave {len(replies)} replies to {len(texts)} prompts.")
         for reply in replies:
@@ -176,15 +287,7 @@ class _Asked:
             # A timeout or an error is not kept: the next run asks again.
             said = {key: reply for key, reply in outcomes.items() if isinstance(reply, str)}
             self._cache.keep(self._model.name, said)
-        return {key: reply if isinstance(reply, str) else LabelFailure(*reply) for key, reply in outcomes.items()}
-
-    def _complete(self, prompts: Sequence[str]) -> list[str | Failure]:
-        # A model of the user's own may raise for a batch: that costs these labels, and is listed with each of them.
-        try:
-            return self._model.complete(prompts)
-        except Exception as error:
-            message = " ".join(f"{type(error).__name__}: {error}".split())
-            return [Failure("error", message)] * len(prompts)
+        return {key: reply if isinstance(reply, str) else Rejection(*reply) for key, reply in outcomes.items()}
 
     def _report(self, more: int) -> None:
         self._done += more
@@ -198,68 +301,27 @@ def _texts_of(examples: Sequence[Example], texts: Mapping[str, str], limit: int)
     return list(found)[:limit]
 
 
-def _keywords(prompts: Mapping[int, LabelPrompt], replies: Mapping[int, str | LabelFailure]) -> _Found:
+def _keywords(prompts: Mapping[int, LabelPrompt], replies: Mapping[int, str | Rejection]) -> _Found:
     found: _Found = {}
     for feature, prompt in prompts.items():
         reply = replies[feature]
-        if isinstance(reply, LabelFailure):
-            found[feature] = reply
-        else:
-            found[feature] = _or_failure(keywords_of(reply, prompt.passages, prompt.marker))
+        found[feature] = keywords_of(reply, prompt.passages, prompt.marker) if isinstance(reply, str) else reply
     return found
 
 
-def _embedded(named: Mapping[int, Sequence[str]], embed: Embed) -> Array:
+def _labels(found: _Found) -> dict[int, tuple[str, ...]]:
+    return {feature: keywords for feature, keywords in found.items() if not isinstance(keywords, Rejection)}
+
+
+def _embedded(labels: Mapping[int, Sequence[str]], embed: Embed) -> Array:
     """(m, d) of the labels, in their order."""
-    return embed([", ".join(keywords) for keywords in named.values()]) if named else np.empty((0, 0), np.float32)
+    return embed([", ".join(keywords) for keywords in labels.values()]) if labels else np.empty((0, 0), np.float32)
 
 
-def _specific(named: Mapping[int, tuple[str, ...]], every: frozenset[str], rows: Array, among: Array) -> _Found:
-    """The labels without generic words, or that they are generic altogether.
-
-    Args:
-        named: Keywords by feature.
-        every: Stems of keywords that too many labels have.
-        rows: (m, d) of these labels.
-        among: (all, d) of all labels, which these are compared with.
-    """
+def _specific(labels: Mapping[int, tuple[str, ...]], generic: frozenset[str], rows: Array, among: Array) -> _Found:
+    """Labels, with (m, d) embeddings `rows`, without generic keywords; labels near the centroid of all are rejected."""
     found: _Found = {}
-    for (feature, keywords), is_central in zip(named.items(), central_labels(rows, among), strict=True):
-        if is_central:
-            found[feature] = LabelFailure(
-                "generic", f"nearest to what all labels have in common: {', '.join(keywords)}"
-            )
-        else:
-            found[feature] = _or_failure(without_generic(keywords, every))
+    for (feature, keywords), is_central in zip(labels.items(), central_labels(rows, among), strict=True):
+        central = Rejection("generic", f"nearest to the centroid of all labels: {', '.join(keywords)}")
+        found[feature] = central if is_central else without_generic(keywords, generic)
     return found
-
-
-def _or_failure(found: tuple[str, ...] | Rejection) -> tuple[str, ...] | LabelFailure:
-    return LabelFailure(found.reason, found.detail) if isinstance(found, Rejection) else found
-
-
-def _result(
-    model: str,
-    catalog: FeatureCatalog,
-    found: _Found,
-    prompts: Mapping[int, LabelPrompt],
-    embed: Embed,
-    score: Score | None,
-    calls: int,
-) -> LabellingResult:
-    named = {feature: keywords for feature, keywords in found.items() if not isinstance(keywords, LabelFailure)}
-    embeddings = dict(zip(named, _embedded(named, embed), strict=True))
-    features = {
-        feature: dataclasses.replace(
-            catalog[feature],
-            label=", ".join(keywords),
-            keywords=keywords,
-            score=None if score is None else score(feature, embeddings[feature]),
-            label_by=model,
-            label_prompt=prompts[feature].hash,
-        )
-        for feature, keywords in named.items()
-    }
-    failures = {feature: failure for feature, failure in found.items() if isinstance(failure, LabelFailure)}
-    hashes = {feature: prompts[feature].hash for feature in named}
-    return LabellingResult(model, features, embeddings, hashes, failures, calls)

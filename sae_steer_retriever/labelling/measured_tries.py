@@ -1,4 +1,4 @@
-"""Tries of some features of a corpus, each with how well it detects its feature in passages it was not made of."""
+"""Tries of some features, each scored on passages that it was not made of."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.encoders.vector_rows import Vectors
 from sae_steer_retriever.errors import MismatchError, UnknownFeatureError
 from sae_steer_retriever.features.trie import Trie, TrieScore, detection
-from sae_steer_retriever.labelling.gather_evidence import Evidence, gather_evidence, read_names, strengths
+from sae_steer_retriever.labelling.gather_evidence import gather_evidence, read_label_latents, strengths
 from sae_steer_retriever.labelling.keyword_labels import split_halves
 from sae_steer_retriever.labelling.label_scores import sample_others
 from sae_steer_retriever.labelling.neuron2graph import PASSAGES, grow_tries
-from sae_steer_retriever.labelling.prefix_attribution import Reading, word_reader
+from sae_steer_retriever.labelling.word_attribution import Reading, word_reader
 from sae_steer_retriever.labelling.word_substitutes import Substitutes
-from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 class MeasuredTrie(NamedTuple):
-    """A trie, and what it is worth.
+    """A trie and its score.
 
     Attributes:
         trie: The words that carry the feature.
         score: Precision and recall on unseen passages.
-        made_of: Passages that the trie was made of.
-        having: Unseen passages with the feature, that it was tested on.
-        lacking: Unseen passages without it, drawn at random: as many, or all there are.
+        made_of: Number of passages that the trie was made of.
+        having: Number of unseen passages with the feature.
+        lacking: Number of unseen passages without it, drawn at random: as many, or all there are.
     """
 
     trie: Trie
@@ -50,25 +50,21 @@ def measured_tries(
     how: Reading = "auto",
     substitutes: bool = False,
 ) -> dict[int, MeasuredTrie]:
-    """Grow a trie for each feature on one half of a corpus, and test it on the other.
+    """Returns a trie for each feature, by feature id, made of one half of a corpus and tested on the other.
 
-    The halves are those of `labels.label_features`. A passage has a feature if it is among its names.
+    The halves are those of `label_features`. A passage has a feature if it is among the passage's label latents. Where
+    no passage of a half has the feature, the trie is empty or its score is NaN.
 
     Args:
-        sae: Whose features.
+        sae: The dictionary.
         texts: The corpus.
         vectors: (N, d) its unit embeddings.
         embedder: The SAE's encoder.
-        features: Their ids.
-        seed: Of the halves and of the passages without a feature; that of the SAE's training gives the halves that
-            its labels were made with.
+        features: Ids.
+        seed: Of the halves and of the passages without a feature; the training seed gives the halves of the labels.
         limit: Passages of a feature that its trie is made of, the strongest; 512 at most.
-        how: How words are read; see `prefixes.word_reader`.
+        how: How matches are split over words; see `word_reader`.
         substitutes: Whether to try the half's own words in each other's place (`Substitutes`).
-
-    Returns:
-        By feature id, in the order given. Where no passage of a half has the feature, the trie is empty or the score
-        NaN.
 
     Raises:
         MismatchError: There is not one vector a text, or the encoder's embeddings cannot be split (`how="split"`).
@@ -81,30 +77,22 @@ def measured_tries(
     unknown = [feature for feature in chosen if not 0 <= feature < sae.config.n]
     if unknown:
         raise UnknownFeatureError(f"unknown feature #{unknown[0]}: this SAE has features #0 to #{sae.config.n - 1}.")
-    # Before the corpus is read: it says whether the encoder can be read so at all.
+    # Before the corpus is read: it raises if the encoder's embeddings cannot be split.
     reader = word_reader(embedder, sae, how)
-    names = strengths(sae, vectors, read_names(sae, vectors))
+    names = strengths(sae, vectors, read_label_latents(sae, vectors))
     halves = split_halves(len(texts), seed)
-    # Near misses are not asked for: no feature has neighbours here.
+    # No neighbours: near misses are not needed.
     nobody = np.empty((sae.config.n, 0), dtype=np.int64)
-    seen, unseen = (gather_evidence(Codes(names.indices[half], names.values[half]), nobody) for half in halves)
+    seen, unseen = (gather_evidence(names, nobody, half) for half in halves)
     passages = {feature: halves.made_of[seen.passages(feature)[0]][:limit].tolist() for feature in chosen}
     words = Substitutes.of_texts([texts[row] for row in halves.made_of], embedder) if substitutes else None
     tries = grow_tries(texts, passages, embedder, sae, reader=reader, substitutes=words, limit=limit)
     tested = [texts[row] for row in halves.unseen]
-    return {
-        feature: _measured(tries[feature], len(passages[feature]), feature, unseen, tested, seed) for feature in chosen
-    }
-
-
-def _measured(
-    trie: Trie, made_of: int, feature: int, unseen: Evidence, texts: Sequence[str], seed: int
-) -> MeasuredTrie:
-    having, _ = unseen.passages(feature)
-    # A generator of its own: a score does not depend on which other tries are measured.
-    lacking = sample_others(having, len(texts), len(having), np.random.default_rng([seed, feature]))
-    score = detection(trie, [texts[row] for row in having], [texts[row] for row in lacking])
-    return MeasuredTrie(trie, score, made_of, len(having), len(lacking))
-
-
-__all__ = ["MeasuredTrie", "measured_tries"]
+    found = {}
+    for feature in chosen:
+        having, _ = unseen.passages(feature)
+        # A generator for each feature: a score does not depend on which other tries are measured.
+        lacking = sample_others(having, len(tested), len(having), np.random.default_rng([seed, feature]))
+        score = detection(tries[feature], [tested[row] for row in having], [tested[row] for row in lacking])
+        found[feature] = MeasuredTrie(tries[feature], score, len(passages[feature]), len(having), len(lacking))
+    return found

@@ -1,36 +1,28 @@
-"""Neuron2Graph for pooled embeddings: from a feature's passages to a trie of the words that carry it."""
+"""Neuron2Graph for pooled embeddings: a trie of the words that carry a feature, from the feature's passages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.features.trie import Trie, Window, word_key
-from sae_steer_retriever.labelling.prefix_attribution import word_reader
-from sae_steer_retriever.labelling.token_attribution import (
-    FeatureDirections,
-    WordActivations,
-    WordReader,
-    unwrapped,
-)
+from sae_steer_retriever.labelling.word_attribution import WordActivations, WordReader, unwrapped, word_reader
 from sae_steer_retriever.labelling.word_substitutes import Substitutes
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import FeatureDirections, TopKSAE
 
 PASSAGES = 16
 """Passages of a feature that are read; the paper reads 512."""
 _MOST_PASSAGES = 512
-# A window carries a feature if, alone, it has more than this share of its passage's match (Neuron2Graph's threshold).
+# A window carries a feature if it has, embedded alone, more than this share of its passage's match (Neuron2Graph).
 _KEPT = 0.5
 _LONGEST = 4
-# Passages that are read at once.
-_ROWS = 512
-# Features whose windows are augmented at once.
-_FEATURES = 256
-# Vectors of windows that are remembered.
-_REMEMBERED = 20_000
+# Passages that are read at once, features whose windows are augmented at once, vectors of windows that are remembered.
+_ROWS, _FEATURES, _REMEMBERED = 512, 256, 20_000
 
 
 def grow_tries(
@@ -43,27 +35,31 @@ def grow_tries(
     substitutes: Substitutes | None = None,
     limit: int = PASSAGES,
 ) -> dict[int, Trie]:
-    """The trie of each feature, of the words that carry it in its passages.
+    """Returns a trie for each feature, by feature id, of the words that carry the feature in its passages.
 
-    Each passage is read once, for all features that need it. Its peak is the word with the largest share; the
-    shortest window of words that ends there and keeps more than half of the match *when it is embedded alone* carries
-    the feature. Shares do not prune: tokens know their context, so a passage's match is spread over all of its words,
-    and a few of them never have half. What a few words are worth to the encoder is asked of the encoder.
+    The peak of a passage is the word with the largest share of the match. The shortest window of words that ends at
+    the peak and keeps more than half of the match *when it is embedded alone* carries the feature. (Shares cannot
+    prune: token vectors depend on their context, so the match is spread over all words of the passage.) A trie is
+    empty where no window of any passage carries the feature.
 
     Args:
         texts: The corpus.
-        passages: Feature -> rows of `texts` that have it, strongest first.
+        passages: By feature id, the rows of `texts` that have the feature, strongest first.
         embedder: The SAE's encoder.
-        sae: Whose features.
+        sae: The dictionary.
         reader: Splits matches over words; `word_reader(embedder, sae)` if not given.
         substitutes: Words to try in a word's place; none are tried if not given.
         limit: Passages of a feature that are read, the strongest; 512 at most.
 
-    Returns:
-        By feature id; a trie is empty where no few words of any passage carry the feature.
-
     Raises:
         ValueError: `limit` is not in [1, 512].
+
+    Example:
+        >>> feature = catalog.labelled[0]
+        >>> rows = np.argsort(-(vectors @ sae.decoder[feature.id]))[:4]
+        >>> tries = grow_tries(texts, {feature.id: rows.tolist()}, embedder, sae)
+        >>> list(tries) == [feature.id]
+        True
     """
     if not 1 <= limit <= _MOST_PASSAGES:
         raise ValueError(f"limit is {limit}: expected 1 to {_MOST_PASSAGES} passages a feature.")
@@ -78,10 +74,8 @@ def grow_tries(
     for start in range(0, len(rows), _ROWS):
         chunk = rows[start : start + _ROWS]
         read = reader.read([texts[row] for row in chunk], [wanted[row] for row in chunk])
-        pairs = [
-            pair for row, words in zip(chunk, read, strict=True) for pair in _pairs(texts[row], words, wanted[row])
-        ]
-        for feature, window in _prune(pairs, matcher):
+        pairs = (_pairs(texts[row], words, wanted[row]) for row, words in zip(chunk, read, strict=True))
+        for feature, window in _prune(list(chain.from_iterable(pairs)), matcher):
             windows[feature].append(window)
     if substitutes is not None:
         _augment(windows, substitutes, matcher)
@@ -89,7 +83,7 @@ def grow_tries(
 
 
 class _Pair(NamedTuple):
-    """A passage with one of its features, and the windows that may carry it."""
+    """A passage with one of its features, and the windows that may carry the feature."""
 
     feature: int
     match: float
@@ -98,7 +92,7 @@ class _Pair(NamedTuple):
 
 
 class _Cut(NamedTuple):
-    """Words in a row, and the text that they are cut from, with what stands between them."""
+    """Adjacent words, and the text from the first to the last."""
 
     words: tuple[str, ...]
     text: str
@@ -139,7 +133,7 @@ def _cuts(text: str, read: WordActivations, peak: int) -> tuple[_Cut, ...]:
 
 
 def _prune(pairs: Sequence[_Pair], matcher: _Matcher) -> Iterator[tuple[int, Window]]:
-    """The shortest window of each pair that carries the feature, if one does."""
+    """Each pair's shortest window that carries the feature, if there is one."""
     left = list(pairs)
     for length in range(1, _LONGEST + 1):
         left = [pair for pair in left if len(pair.windows) >= length]
@@ -152,7 +146,7 @@ def _prune(pairs: Sequence[_Pair], matcher: _Matcher) -> Iterator[tuple[int, Win
 
 
 def _augment(windows: Mapping[int, list[Window]], substitutes: Substitutes, matcher: _Matcher) -> None:
-    """Add each window with another peak, if it keeps half of the window's match."""
+    """Add windows with another peak that keep half of the match."""
     near: dict[str, tuple[str, ...]] = {}
     features = sorted(windows)
     for start in range(0, len(features), _FEATURES):
@@ -166,13 +160,10 @@ def _augment(windows: Mapping[int, list[Window]], substitutes: Substitutes, matc
                 for other in near[peak]:
                     words = (*window.words[:-1], other)
                     if tuple(map(word_key, words)) not in known:
-                        # Of windows that differ in case or number only, the strongest sets the bar.
+                        # Of windows that differ in case or number alone, the strongest sets the threshold.
                         key = feature, words
                         tried[key] = max(tried.get(key, 0.0), _KEPT * window.activation)
         matches = matcher.match([(feature, _Cut(words, " ".join(words))) for feature, words in tried]).tolist()
         for ((feature, words), least), match in zip(tried.items(), matches, strict=True):
             if match >= least:
                 windows[feature].append(Window(words, match))
-
-
-__all__ = ["PASSAGES", "grow_tries"]

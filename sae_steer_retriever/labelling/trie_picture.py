@@ -1,4 +1,4 @@
-"""A small picture of a trie."""
+"""Drawing a trie."""
 
 from __future__ import annotations
 
@@ -11,25 +11,22 @@ from typing import NamedTuple
 from sae_steer_retriever.errors import MissingExtraError
 from sae_steer_retriever.features.trie import Trie, TrieNode, walk
 
-# Of a picture, in inches; no character of the font is wider, but for those that are wide in every font.
+# Inches. No other character is wider than _CHARACTER.
 _ROW, _GAP, _MARGIN = 0.36, 0.45, 0.2
 _CHARACTER, _WIDE_CHARACTER, _WIDE = 0.09, 0.125, frozenset("mwMW@%\N{HORIZONTAL ELLIPSIS}")
 _SHOWN = 24
 
 
 def draw_trie(trie: Trie, path: str | Path, *, title: str = "", limit: int = 30) -> Path:
-    """Draw a trie as it stands in a text: the peaks in the right column, what stands before them to their left.
+    """Returns the path of a trie's picture: the peaks in the right column, the words before them to their left.
 
-    The darker, the stronger; a node with a thick edge needs nothing more before it.
+    A darker node is stronger; a node with a thick edge needs no word before it.
 
     Args:
-        trie: The trie.
-        path: Of the image; its suffix says which kind (.png, .svg, .pdf). Its folder is made.
+        trie: The words that carry a feature.
+        path: Path of the image, ending in .png, .svg or .pdf. Its folder is made.
         title: A line above.
-        limit: Nodes that are drawn at most, the heaviest by activation and windows; 30 or fewer are easy to read.
-
-    Returns:
-        The path.
+        limit: Most nodes in the picture, by activation times windows; 30 or fewer are easy to read.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -37,7 +34,7 @@ def draw_trie(trie: Trie, path: str | Path, *, title: str = "", limit: int = 30)
     """
     if limit < 1:
         raise ValueError(f"limit is {limit}: expected at least one node.")
-    # A node is never heavier than what it stands before, and comes after it: no node is kept without that one.
+    # A node is never heavier than its parent and is sorted after it, so no node is kept without its parent.
     weighed = sorted(trie.nodes(), key=lambda one: -one[1].activation * one[1].count)
     boxes = _boxes(trie.roots, {words for words, _ in weighed[:limit]})
     return _draw(boxes, Path(path), title, left_out=max(len(weighed) - limit, 0))
@@ -54,7 +51,7 @@ class _Box(NamedTuple):
 
 
 def _boxes(roots: Sequence[TrieNode], kept: set[tuple[str, ...]]) -> list[_Box]:
-    """The nodes with their places: leaves have a row each, other nodes are in the middle of theirs."""
+    """The nodes with their places: each leaf has a row, other nodes are in the middle of their leaves."""
     rows: dict[tuple[str, ...], float] = {}
     leaves = 0
 
@@ -116,25 +113,18 @@ def _draw(boxes: Sequence[_Box], path: Path, title: str, left_out: int) -> Path:
         x, y, half = middle(box)
         if box.parent is not None:
             next_x, next_y, next_half = middle(box.parent)
-            # From middle to middle, behind the boxes; only in the gap between two columns does it change its row.
+            # From middle to middle, behind the boxes; the line changes rows in the gap between two columns.
             line = [x, x + half, next_x - next_half, next_x], [y, y, next_y, next_y]
             axes.plot(*line, color="#888888", linewidth=1, zorder=1)
         share = min(max(box.node.activation / strongest, 0.0), 1.0)
-        style = {
-            "facecolor": (1 - 0.6 * share, 1 - 0.35 * share, 1.0),
-            "edgecolor": "#333333",
-            "boxstyle": "round,pad=.3",
-        }
+        colour, edge = (1 - 0.6 * share, 1 - 0.35 * share, 1.0), 1.8 if box.node.end else 0.5
         axes.text(
             x, y, box.text, ha="center", va="center", fontsize=8, parse_math=False, zorder=2,
-            bbox={**style, "linewidth": 1.8 if box.node.end else 0.5},
+            bbox={"facecolor": colour, "edgecolor": "#333333", "boxstyle": "round,pad=.3", "linewidth": edge},
         )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        # Corpora have letters that no font here has: the text and the JSON have them.
+        # The corpus may have letters that the font does not have.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         canvas.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     return path
-
-
-__all__ = ["draw_trie"]

@@ -1,4 +1,4 @@
-"""Words that may stand in for a word: the corpus' own words that lie nearest to it."""
+"""Substitutes for a word: the nearest words of the corpus."""
 
 from __future__ import annotations
 
@@ -9,41 +9,33 @@ import numpy as np
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import MismatchError
-from sae_steer_retriever.features.trie import clean_word, word_key
-from sae_steer_retriever.labelling.token_attribution import word_spans
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.features.trie import clean_word, word_key, word_spans
+from sae_steer_retriever.sae.codes import Array
 
 _MOST_WORDS = 5_000
 _NEAREST = 5
-# Cosines of single words under all-MiniLM-L6-v2: forms of a word and its synonyms lie above.
+# Under all-MiniLM-L6-v2, forms of a word and synonyms have a higher cosine.
 _ALIKE_FROM = 0.6
-# A shorter word is a symbol, which lies near every other symbol.
+# Shorter words are symbols, which are near all other symbols.
 _LETTERS = 3
 
 
 class Substitutes:
     """The nearest words of a vocabulary.
 
-    Neuron2Graph asks a masked language model what may stand in a word's place. A sentence encoder has no such head; its
-    embeddings of the corpus' words say which mean the same.
+    Neuron2Graph asks a masked language model for substitutes. A sentence encoder has no such head, but its embeddings
+    of the corpus' words tell which words mean the same.
     """
 
     def __init__(self, words: Sequence[str], vectors: Array, *, nearest: int = _NEAREST) -> None:
-        """Take a vocabulary.
-
-        Args:
-            words: (V,) the vocabulary.
-            vectors: (V, d) their unit embeddings.
-            nearest: How many substitutes a word has at most.
+        """Take V words with their (V, d) unit embeddings; a word has `nearest` substitutes at most.
 
         Raises:
-            MismatchError: There is not one vector a word.
+            MismatchError: There is not one vector for each word.
         """
         if vectors.ndim != 2 or len(vectors) != len(words):
-            raise MismatchError(f"{len(words)} words came with vectors of shape {vectors.shape}: expected one each.")
-        self._words = tuple(words)
-        self._vectors = vectors
-        self._nearest = nearest
+            raise MismatchError(f"{len(words)} words have vectors of shape {vectors.shape}: expected one for each.")
+        self._words, self._vectors, self._nearest = tuple(words), vectors, nearest
         self._place = {word_key(word): place for place, word in reversed(list(enumerate(words)))}
 
     def __len__(self) -> int:
@@ -52,13 +44,7 @@ class Substitutes:
 
     @classmethod
     def of_texts(cls, texts: Sequence[str], embedder: Embedder, *, most: int = _MOST_WORDS) -> Substitutes:
-        """The words that stand in most of the texts, each embedded once.
-
-        Args:
-            texts: The corpus.
-            embedder: Embeds the words.
-            most: How many words at most.
-        """
+        """The `most` words that stand in the most texts, each embedded once."""
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update({clean_word(text[start:end]) for start, end in word_spans(text)})
@@ -67,7 +53,7 @@ class Substitutes:
         return cls(words, embedder.embed_documents(words))
 
     def near(self, word: str) -> tuple[str, ...]:
-        """The words nearest to a word, nearest first; none of a word that is not in the vocabulary."""
+        """The words nearest to a word, nearest first; none for a word that is not in the vocabulary."""
         place = self._place.get(word_key(word))
         if place is None:
             return ()
@@ -82,6 +68,3 @@ class Substitutes:
                 known.add(key)
                 found.append(self._words[other])
         return tuple(found)
-
-
-__all__ = ["Substitutes"]

@@ -1,4 +1,4 @@
-"""Writing a set of files so that a crash, a full disk or a kill never leaves half of one."""
+"""Writes a set of files so that a crash, a full disk or an interruption never leaves half of one."""
 
 from __future__ import annotations
 
@@ -12,24 +12,20 @@ from sae_steer_retriever.errors import ArtifactError
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write all of `files` into `folder`, each atomically, and none before all are safely on disk.
+    """Write `files` (name to content) into `folder`, which is made if absent, each file atomically.
 
-    Every file goes to a temporary name first; only when the last one is flushed are they renamed.
-    A failure before that point removes the temporary files and leaves what was there untouched.
-
-    Args:
-        folder: The folder; made with its parents if absent.
-        files: File name to content.
+    Every file gets a temporary name first. All are renamed once the last one is flushed to disk. A failure before that
+    removes the temporary files and changes nothing else.
 
     Raises:
-        ArtifactError: The disk is full, the folder cannot be made or written to.
+        ArtifactError: The disk is full, or the folder cannot be made or written to.
     """
     written: list[tuple[Path, Path]] = []
     replaced: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            # Not tempfile: its files are the owner's alone, and an artefact is meant to be shared.
+            # Not tempfile, whose files only the owner may read: others may read a saved SAE.
             temporary = folder / f".{name}.{uuid.uuid4().hex}"
             written.append((temporary, folder / name))
             with temporary.open("xb") as stream:
@@ -45,7 +41,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
             f"cannot save {', '.join(files)} in {folder}: {error.strerror or error}. "
             f"{what}; free some space or choose another folder."
         ) from error
-    finally:  # also after an interrupt; once renamed there is nothing left to remove
+    finally:  # also after an interrupt; renamed files are no longer there
         for source, _ in written:
             with contextlib.suppress(OSError):
                 source.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The SAEs that ship with this package: which there are, for which encoder, and how a store records them."""
+"""The bundled SAEs of this package: their encoders, their folders, and how a store records an SAE."""
 
 from __future__ import annotations
 
@@ -10,94 +10,76 @@ from platformdirs import user_data_dir
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.sae.config import DEFAULT_MODEL, encoder_base_name
 
-SHIPPED_FOLDER = Path(__file__).resolve().parent / "pretrained"
+BUNDLED_FOLDER = Path(__file__).resolve().parent / "pretrained"
 """A folder for each SAE, named after its encoder without the owner."""
 NAMES_VARIABLE = "SAE_STEER_NAMES"
 _CONFIG_FILE = "config.json"
 
 
-def shipped_names() -> tuple[str, ...]:
-    """The encoders that an SAE ships for, without their owners: ("all-MiniLM-L6-v2",)."""
-    if not SHIPPED_FOLDER.is_dir():
+def bundled_names() -> tuple[str, ...]:
+    """Returns the encoders with a bundled SAE, without their owners: ("all-MiniLM-L6-v2",)."""
+    if not BUNDLED_FOLDER.is_dir():
         return ()
-    return tuple(sorted(folder.name for folder in SHIPPED_FOLDER.iterdir() if (folder / _CONFIG_FILE).is_file()))
+    return tuple(sorted(folder.name for folder in BUNDLED_FOLDER.iterdir() if (folder / _CONFIG_FILE).is_file()))
 
 
-def shipped_sae(encoder: str) -> Path | None:
-    """The folder of the SAE that ships for an encoder, None if none does.
-
-    Args:
-        encoder: Its name, with or without "sentence-transformers/".
-    """
+def bundled_sae(encoder: str) -> Path | None:
+    """Returns the folder of the bundled SAE for an encoder's name with or without owner, None if there is none."""
     wanted = encoder_base_name(encoder)
-    return next((SHIPPED_FOLDER / name for name in shipped_names() if name.lower() == wanted), None)
+    return next((BUNDLED_FOLDER / name for name in bundled_names() if name.lower() == wanted), None)
 
 
-def require_shipped(encoder: str = DEFAULT_MODEL) -> Path:
-    """The folder of the SAE that ships for an encoder.
+def available_encoders() -> str:
+    """Returns the encoders with a bundled SAE, for a message."""
+    names = ", ".join(bundled_names())
+    return f"only for {names}" if names else "none with this copy of the package"
 
-    Args:
-        encoder: Its name.
+
+def require_bundled(encoder: str = DEFAULT_MODEL) -> Path:
+    """Returns the folder of the bundled SAE for an encoder's name.
 
     Raises:
-        ArtifactError: None does.
+        ArtifactError: No SAE is bundled for it.
     """
-    folder = shipped_sae(encoder)
+    folder = bundled_sae(encoder)
     if folder is None:
-        names = ", ".join(shipped_names())
-        there = f"only for {names}" if names else "none with this copy of the package"
         raise ArtifactError(
-            f"no SAE was given, and none ships for the encoder {encoder!r} ({there}): train one on your documents with "
-            f"`sae-steer train --corpus ./docs --model {encoder} --output ./sae`, and give its folder."
+            f"no SAE was given, and none is bundled for the encoder {encoder!r} ({available_encoders()}): "
+            f"train one on your documents with `sae-steer train --corpus ./docs --model {encoder} --output ./sae`, and "
+            "give its folder."
         )
     return folder
 
 
-def shipped_name(folder: str | Path) -> str | None:
-    """The name of an SAE that ships, by its folder; None for any other folder, and for what is none."""
+def bundled_name(folder: str | Path) -> str | None:
+    """Returns the name of the bundled SAE in a folder; None for any other folder or path."""
     path = Path(folder)
-    if path.name in shipped_names() and path.is_dir() and path.resolve().parent == SHIPPED_FOLDER:
+    if path.name in bundled_names() and path.is_dir() and path.resolve().parent == BUNDLED_FOLDER:
         return path.name
     return None
 
 
 def recordable(sae: str | Path) -> str:
-    """How an SAE is recorded in a store, to be found from anywhere: an absolute path, a hub id, or a shipped name.
+    """Returns an SAE as a store records it, to be found from anywhere: an absolute path, a hub id, or a bundled name.
 
-    Not the folder of one that ships: that is another after a move of the environment.
+    A bundled SAE is recorded by its name, because its folder changes if the environment moves.
     """
-    return shipped_name(sae) or (str(Path(sae).resolve()) if Path(sae).is_dir() else str(sae))
+    return bundled_name(sae) or (str(Path(sae).resolve()) if Path(sae).is_dir() else str(sae))
 
 
 def recorded(location: str) -> str:
-    """What `recordable` recorded, to be opened; a folder here that has the name of one that ships is not meant."""
-    return str(shipped_sae(location) or location)
+    """Returns the SAE that `recordable` recorded, to be opened; a bundled name never means a folder of that name."""
+    return str(bundled_sae(location) or location)
 
 
 def names_folder(folder: Path) -> Path:
-    """Where the names that a person gives to an SAE's features are kept: with the SAE.
+    """Returns the folder of the names that a person gives to an SAE's features: the SAE's own folder.
 
-    Of one that ships they are in the user's data folder (the environment variable SAE_STEER_NAMES moves it), because
-    what is installed is not the user's to write to, and another version replaces it.
-
-    Args:
-        folder: Of the SAE.
+    The names for a bundled SAE are in the user's data folder (the environment variable SAE_STEER_NAMES moves it),
+    because another version of the package replaces the installed folder.
     """
-    name = shipped_name(folder)
+    name = bundled_name(folder)
     if name is None:
         return folder
     root = os.environ.get(NAMES_VARIABLE) or user_data_dir("sae_steer_retriever", appauthor=False)
     return Path(root) / name
-
-
-__all__ = [
-    "NAMES_VARIABLE",
-    "SHIPPED_FOLDER",
-    "names_folder",
-    "recordable",
-    "recorded",
-    "require_shipped",
-    "shipped_name",
-    "shipped_names",
-    "shipped_sae",
-]

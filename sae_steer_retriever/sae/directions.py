@@ -1,35 +1,37 @@
-"""Unit directions that need no fit: at random, near data points, or the centres of spherical k-means."""
+"""Unit directions without a fit: at random, near data points, or the centres of spherical k-means."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from sae_steer_retriever.sae.codes import Array
 
 _ITERATIONS = 12
 _TILE = 4096
 # Scores of points against centres in memory at once: 256 MiB, which up to 16,384 centres is a whole tile.
 _SCORES = 2**26
-# Points that k-means looks at, by centre and at least: more would only make it slower.
+# Points of a k-means, per centre and at least: more would only make it slower.
 _POINTS_PER_CENTRE, _POINTS = 8, 65_536
-# Points that its starts are drawn from, and how many are tried for each.
+# Points from which the first centres are drawn, and how many are tried for each centre.
 _SEEDS_FROM, _CANDIDATES = 32_768, 6
-# Shares of noise: data points that are drawn twice part, and k-means does not start with two equal centres.
+# Shares of noise: points that are drawn twice separate, and k-means does not start with two equal centres.
 _NOISE_OF_DATA, _NOISE_OF_CENTRES = 0.2, 0.05
 
 
 def random_directions(n: int, d: int, generator: torch.Generator) -> Tensor:
-    """(n, d) unit rows in Gaussian directions."""
+    """Returns (n, d) unit rows in Gaussian directions."""
     return _unit(torch.randn((n, d), generator=generator))
 
 
 def data_directions(centred: Tensor, n: int, generator: torch.Generator, noise: float = _NOISE_OF_DATA) -> Tensor:
-    """(n, d) unit rows near data points, each point drawn once before any is drawn twice.
+    """Returns (n, d) unit rows near data points; no point is drawn twice before every point is drawn once.
 
-    Args:
-        centred: (N, d) embeddings less their mean.
-        n: Number of directions.
-        generator: Source of randomness.
-        noise: Share of a random direction in each.
+    `centred` are (N, d) embeddings less their mean; `noise` is the share of a random direction in each row.
     """
     added = random_directions(n, centred.shape[1], generator)
     repeats = -(-n // len(centred))
@@ -38,12 +40,9 @@ def data_directions(centred: Tensor, n: int, generator: torch.Generator, noise: 
 
 
 def kmeans_directions(centred: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """(n, d) unit rows: the centres of spherical k-means, started by k-means++.
+    """Returns (n, d) unit rows: the centres of spherical k-means, started by k-means++.
 
-    Args:
-        centred: (N, d) embeddings less their mean; of more than 65,536, or 8 n, a sample is taken.
-        n: Number of centres.
-        generator: Source of randomness.
+    `centred` are (N, d) embeddings less their mean; of more than 65,536, or 8 n, a sample is taken.
     """
     points = _unit(_sampled(centred, max(_POINTS, _POINTS_PER_CENTRE * n), generator))
     seeds = spread_points(_sampled(points, max(_SEEDS_FROM, n), generator), n, generator)
@@ -52,16 +51,11 @@ def kmeans_directions(centred: Tensor, n: int, generator: torch.Generator) -> Te
 
 
 def spread_points(points: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """(n, d) of the points, far from each other: greedy k-means++ by cosine.
+    """Returns n of the (N, d) unit points, far from each other, (n, d): greedy k-means++ by cosine.
 
-    Each next one is, of six drawn with chances in proportion to 1 - cosine with the nearest so far, the one that
-    brings all points nearest. Centres that start so come back more often on other text than those that start at
-    points drawn evenly.
-
-    Args:
-        points: (N, d) unit rows.
-        n: How many; points repeat once all are taken.
-        generator: Source of randomness.
+    For each next one, six candidates are drawn with probabilities proportional to 1 - cosine with the nearest chosen
+    point, and the one that brings all points nearest is chosen. k-means that starts from these finds the same centres
+    on other text more often than k-means that starts from evenly drawn points. Points repeat once all are taken.
     """
     chosen = torch.empty(n, dtype=torch.int64)
     chosen[0] = torch.randint(len(points), (1,), generator=generator)
@@ -80,20 +74,13 @@ def _sampled(rows: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 
 def spherical_kmeans(points: Tensor, centres: Tensor) -> Tensor:
-    """Centres that maximise the sum of cosines, by matrix products; an empty cluster takes the worst-fit point.
+    """Returns (n, d) centres that maximise the sum of cosines with (N, d) unit points, from (n, d) unit rows.
 
-    Args:
-        points: (N, d) unit rows.
-        centres: (n, d) unit rows to start from.
+    An empty cluster takes the point that fits worst.
     """
     n = len(centres)
-    tile = max(1, min(_TILE, _SCORES // n))
     for _ in range(_ITERATIONS):
-        nearest = torch.empty(len(points), dtype=torch.int64)
-        fit = torch.empty(len(points))
-        for start in range(0, len(points), tile):
-            best = (points[start : start + tile] @ centres.T).max(dim=1)
-            nearest[start : start + tile], fit[start : start + tile] = best.indices, best.values
+        fit, nearest = _nearest_rows(points, centres)
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
         empty = torch.nonzero(torch.bincount(nearest, minlength=n) == 0).reshape(-1)
         if len(empty):
@@ -101,6 +88,19 @@ def spherical_kmeans(points: Tensor, centres: Tensor) -> Tensor:
             sums[empty[: len(worst)]] = points[worst]
         centres = _unit(sums)
     return centres
+
+
+def _nearest_rows(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of N points, the largest dot product with one of n rows and that row's number, (N,) each."""
+    tile = max(1, min(_TILE, _SCORES // len(rows)))
+    best = [(part @ rows.T).max(dim=1) for part in torch.split(points, tile)]
+    return torch.cat([found.values for found in best]), torch.cat([found.indices for found in best])
+
+
+def unit_rows(rows: NDArray[Any]) -> Array:
+    """Returns rows divided by their norms; a row of zeros stays as it is."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -16,42 +16,35 @@ from torch import Tensor
 
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.sae.atomic_files import write_files
-from sae_steer_retriever.sae.bundled import shipped_names, shipped_sae
-from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
+from sae_steer_retriever.sae.bundled import bundled_names, bundled_sae
+from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig, current_keys, former_keys
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
-# What belongs to an SAE on the hub: weights, config, catalog, calibration and card.
+# Files of an SAE on the hub: weights, config, catalog, calibration and card.
 _SHARED = ["*.safetensors", "*.json", "README.md"]
-# And what does not, though it is in the folder: the names and notes that a person gave to features.
+# The names and notes that a person gave to features stay on this machine.
 _PRIVATE = ["annotations.json"]
 
 
 def write_sae(folder: Path, tensors: Mapping[str, Tensor], config: SAEConfig, fingerprint: str) -> None:
-    """Write both files, atomically.
-
-    Raises:
-        ArtifactError: The folder cannot be written; what was there is untouched.
-    """
+    """Writes both files atomically; an ArtifactError says that the folder cannot be written and is unchanged."""
     identity = {"format_version": str(FORMAT_VERSION), "encoder": config.encoder.name, "k": str(config.k)}
     body = {
         "format_version": FORMAT_VERSION,
         "library": "sae_steer_retriever",
         "fingerprint": fingerprint,
-        **dataclasses.asdict(config),
+        **former_keys({**dataclasses.asdict(config), "training": former_keys(config.training)}),
     }
     weights = save_safetensors({name: tensors[name].cpu() for name in TENSORS}, metadata=identity)
-    files = {
-        WEIGHTS_FILE: _with_ordered_header(weights),
-        CONFIG_FILE: (json.dumps(body, indent=2, ensure_ascii=False) + "\n").encode(),
-    }
-    write_files(folder, files)
+    text = json.dumps(body, indent=2, ensure_ascii=False) + "\n"
+    write_files(folder, {WEIGHTS_FILE: _with_ordered_header(weights), CONFIG_FILE: text.encode()})
 
 
 def _with_ordered_header(content: bytes) -> bytes:
-    """A safetensors file with its metadata in one order: the library writes them in another one each time."""
+    """Returns a safetensors file with sorted metadata, which the library writes in a random order."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -61,7 +54,7 @@ def _with_ordered_header(content: bytes) -> bytes:
 
 
 def read_config(path: Path) -> tuple[SAEConfig, str]:
-    """The config and the fingerprint of the weights it was written for.
+    """Returns the config, and the fingerprint of the weights that it was written for.
 
     Raises:
         ArtifactError: The file is missing, foreign, or of another format version.
@@ -77,7 +70,8 @@ def read_config(path: Path) -> tuple[SAEConfig, str]:
                 "upgrade sae-steer-retriever, or train again."
             )
         fields = {field.name for field in dataclasses.fields(SAEConfig)}
-        settings = {name: value for name, value in body.items() if name in fields}
+        settings = {name: value for name, value in current_keys(body).items() if name in fields}
+        settings["training"] = current_keys(settings.get("training") or {})
         encoder = EncoderSpec(**settings.pop("encoder"))
         return SAEConfig(encoder=encoder, **settings), str(body["fingerprint"])
     except ArtifactError:
@@ -87,7 +81,7 @@ def read_config(path: Path) -> tuple[SAEConfig, str]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The four tensors, `restored` to float32; nothing is ever unpickled.
+    """Returns the four tensors, `restored` to float32; nothing is ever unpickled.
 
     Raises:
         ArtifactError: The file is missing, truncated, or another model's.
@@ -107,13 +101,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def restored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as they are computed with: float32, and the decoder's rows of unit norm again where they were rounded.
+    """Returns a file's four tensors as float32, and rounded decoder rows normalised to unit norm again.
 
-    On any machine to the last bit, as an SAE's fingerprint is of these: squares of float16 numbers are whole multiples
-    of 2^-48, so float64 holds their sums exactly, in whatever order they are added.
-
-    Args:
-        tensors: The four, as a file holds them.
+    The result is equal to the last bit on every machine, because the fingerprint depends on it: squares of float16
+    numbers are whole multiples of 2^-48, so float64 holds their sums exactly in any order of addition.
     """
     rows = tensors["W_dec"]
     whole = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
@@ -125,12 +116,10 @@ def restored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def resolve_folder(path: str | Path, *, revision: str | None = None, token: str | None = None) -> Path:
-    """The local folder of a saved SAE: `path` itself, one that ships, or a downloaded snapshot of a hub repository.
+    """Returns the local folder of a saved SAE: `path` itself, a bundled one, or a downloaded snapshot of the hub.
 
-    Args:
-        path: A folder, the name of an encoder that an SAE ships for, or a hub id.
-        revision: Branch, tag or commit on the hub.
-        token: Access token for a private repository on the hub.
+    `path` is a folder, the name of an encoder with a bundled SAE, or a hub id, of which `revision` names a branch, tag
+    or commit.
 
     Raises:
         ArtifactError: No such folder, and no hub repository of that name could be had.
@@ -140,13 +129,13 @@ def resolve_folder(path: str | Path, *, revision: str | None = None, token: str 
         return folder
     if folder.exists():
         raise ArtifactError(f"{path} is a file; expected the folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}.")
-    shipped = shipped_sae(str(path))
-    if shipped is not None:
-        return shipped
+    bundled = bundled_sae(str(path))
+    if bundled is not None:
+        return bundled
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path).startswith("."):
-        ships = f", or the name of one that ships: {', '.join(shipped_names())}" if shipped_names() else ""
+        or_bundled = f", or the name of a bundled one: {', '.join(bundled_names())}" if bundled_names() else ""
         raise ArtifactError(
-            f"no folder {path}: give the folder that `sae-steer train --output` wrote, a hub id{ships}."
+            f"no folder {path}: give the folder that `sae-steer train --output` wrote, a hub id{or_bundled}."
         )
     from huggingface_hub import snapshot_download
 
@@ -159,10 +148,7 @@ def resolve_folder(path: str | Path, *, revision: str | None = None, token: str 
 
 
 def upload_folder(folder: Path, repo_id: str, *, private: bool, token: str | None, message: str) -> str:
-    """Upload a saved SAE with its catalog and card; the names and notes that a person gave stay here.
-
-    Returns:
-        The repository's address.
+    """Returns the hub repository's address after uploading a saved SAE with its catalog and card.
 
     Raises:
         ArtifactError: The hub cannot be reached, or refuses.

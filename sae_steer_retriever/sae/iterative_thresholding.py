@@ -1,18 +1,18 @@
-"""From the encoder's guess of a code to one that reconstructs: iterative hard thresholding.
+"""Refinement of codes by iterative hard thresholding.
 
-A linear encoder guesses a code in one product. On text it was not fitted to the guess is off: on unseen queries it
-loses one and a half to three times as much variance as the same decoder needs to. A few gradient steps on the squared
-error, each followed by TopK, mend that with the decoder as it is.
+A linear encoder computes a code in one product. On unseen queries its codes lose one and a half to three times as much
+variance as the decoder's best codes. A few gradient steps on the squared error, each followed by TopK, recover most of
+that with the same decoder.
 
-The steps of one row would read the whole decoder again and again, which takes most of the time that a query's code
-takes. Among the few hundred latents that the encoder ranks first they are nearly free, and what is left is what calls
-of a tensor library cost. So few rows take the steps one by one on NumPy arrays, many together on tensors.
+Steps over the whole decoder would take most of a query's encoding time. Steps among the few hundred latents that the
+encoder ranks first take little, and most of that is the overhead of tensor calls. So few rows take their steps one by
+one on NumPy arrays, and many rows take them together on tensors.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,29 +24,28 @@ from torch.nn import functional
 _LONGEST_STEP = 3.0
 _SHORTEST = 1e-6
 
-A = TypeVar("A", Tensor, NDArray[Any])
+_Rows = TypeVar("_Rows", "_Together", "_Alone")
 
 
 @torch.no_grad()
-def pursue(
+def refine(
     x: Tensor, decoder: Tensor, indices: Tensor, values: Tensor, steps: int, candidates: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Lower `|x - decoder^T h|^2` over codes h of at most K positive latents, from a code to start with.
+    """Returns codes of at most K positive latents with a lower error `|x - decoder^T h|^2` than the given ones.
 
     `h <- TopK(h + mu decoder (x - decoder^T h))`, normalised iterative hard thresholding (Blumensath & Davies,
     IEEE J. Sel. Topics Signal Process. 4(2), 2010): mu is the best step along the gradient on the present latents. A
-    row keeps a step only if its error falls, and otherwise tries half of it: coherent decoders need that.
+    row keeps a step only if its error falls, and otherwise tries half of it, which coherent decoders need.
 
-    The order is that of `<decoder_i, x>`: the latents that x itself points to come first. A pursuit uses some latents
-    to take back what others have too much of. These may have large values and say nothing of what x is about; the
-    first latents are what it is named by.
+    Latents are ordered by `<decoder_i, x>`, so that the first ones, the label latents, point to x itself. Some latents
+    only correct others: they may have large values and say nothing about x.
 
     Args:
         x: (B, d) rows less the decoder's bias.
         decoder: (n, d), unit rows.
         indices: (B, K) int64, the latents to start from.
         values: (B, K), >= 0.
-        steps: How many; each costs one product of every row with its candidates.
+        steps: Number of steps; each costs one product of every row with its candidates.
         candidates: (B, M) int64, the latents that a row's code may have, each once and `indices` first; all if None.
 
     Returns:
@@ -60,67 +59,26 @@ def pursue(
     found, refined = torch.empty_like(indices), torch.empty_like(values)
     first = np.arange(indices.shape[1])
     for row, own in enumerate(candidates):
-        alone: _Rows[NDArray[Any]] = _Alone(x[row], decoder, own)
-        chosen, active = _descend(alone, first, values[row].numpy(), steps)
+        chosen, active = _descend(_Alone(x[row], decoder, own), first, values[row].numpy(), steps)
         found[row], refined[row] = own.take(torch.from_numpy(chosen)), torch.from_numpy(active)
     return found, refined
 
 
 def dots(directions: NDArray[Any], vector: NDArray[Any]) -> NDArray[Any]:
-    """`<direction_i, vector>`, (M,), one dot product after the other.
+    """Returns (M,) dot products of (M, d) directions with a (d,) vector, one after the other.
 
-    A product of the matrix would do the same, but may wake the BLAS library's threads: where the cores have other
-    work, waiting for these takes several times as long as the product.
-
-    Args:
-        directions: (M, d).
-        vector: (d,).
+    A matrix product may wake the BLAS library's threads. If the cores have other work, waiting for these takes several
+    times as long as the product.
     """
     products: NDArray[Any] = directions[:, None, :] @ vector[:, None]
     return products[:, 0, 0]
 
 
-class _Rows(Protocol[A]):
-    """What the steps need of rows, and of the directions of the latents that these may have.
-
-    A place says which of those latents, of M to a row. One row alone has arrays without the first axis, B.
-    """
-
-    x: A
-
-    def decode(self, places: A, values: A) -> A:
-        """`decoder^T h`, (B, d)."""
-
-    def matches(self, residual: A) -> A:
-        """`<decoder_i, residual>`, (B, M), a new array."""
-
-    def matches_of(self, places: A) -> A:
-        """`<decoder_i, x>` at some places, (B, K)."""
-
-    def at(self, matches: A, places: A) -> A:
-        """Matches at some places, (B, K)."""
-
-    def norm(self, vectors: A) -> A:
-        """(B,)."""
-
-    def within(self, numbers: A, low: float, high: float) -> A:
-        """Numbers, (B,), no lower and no higher."""
-
-    def move(self, places: A, values: A, gradient: A, step: A) -> tuple[A, A]:
-        """`TopK(h + step gradient)`, places and values, (B, K) each; `gradient` is overwritten."""
-
-    def choose(self, better: A, new: A, old: A) -> A:
-        """New where it is better, which is (B,)."""
-
-    def order(self, by: A, places: A, values: A) -> tuple[A, A]:
-        """A code, the highest first and empty places last."""
-
-
-def _descend(rows: _Rows[A], places: A, values: A, steps: int) -> tuple[A, A]:
-    """The pursuit itself, of one row or of many."""
+def _descend(rows: _Rows, places: Any, values: Any, steps: int) -> tuple[Any, Any]:
+    """Takes the steps, for many rows (tensors) or for one (arrays without the first axis, B)."""
     residual = rows.x - rows.decode(places, values)
     error = rows.norm(residual)
-    share = error**0  # one for each row, of either kind of array
+    share = error**0  # ones, of either type of array
     for _ in range(steps):
         gradient = rows.matches(residual)
         present = rows.at(gradient, places)
@@ -137,13 +95,16 @@ def _descend(rows: _Rows[A], places: A, values: A, steps: int) -> tuple[A, A]:
 
 
 class _Together:
-    """Rows as tensors: one product of all of them with all directions."""
+    """Rows as tensors: one product of all of them with all directions.
+
+    A place is the position of a latent among the M candidates of its row.
+    """
 
     def __init__(self, x: Tensor, decoder: Tensor, candidates: Tensor | None) -> None:
         self.x, self._decoder, self._candidates = x, decoder, candidates
 
     def places(self, first: Tensor) -> Tensor:
-        """The places of a row's first candidates; their ids where all latents are."""
+        """The places of a row's first candidates; if all latents are candidates, their ids."""
         if self._candidates is None:
             return first
         return torch.arange(first.shape[1], device=first.device).expand_as(first)
@@ -152,13 +113,16 @@ class _Together:
         return places if self._candidates is None else self._candidates.gather(1, places)
 
     def decode(self, places: Tensor, values: Tensor) -> Tensor:
+        """`decoder^T h`, (B, d)."""
         return functional.embedding_bag(self.latents(places), self._decoder, per_sample_weights=values, mode="sum")
 
     def matches(self, residual: Tensor) -> Tensor:
+        """`<decoder_i, residual>`, (B, M), a new array."""
         every = residual @ self._decoder.T
         return every if self._candidates is None else every.gather(1, self._candidates)
 
     def matches_of(self, places: Tensor) -> Tensor:
+        """`<decoder_i, x>` at some places, (B, K)."""
         if places.numel() > len(self._decoder):
             return self.at(self.matches(self.x), places)
         return torch.bmm(functional.embedding(self.latents(places), self._decoder), self.x[:, :, None])[:, :, 0]
@@ -174,6 +138,7 @@ class _Together:
         return numbers.clamp(low, high)
 
     def move(self, places: Tensor, values: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """`TopK(h + step gradient)`, places and values, (B, K) each; `gradient` is overwritten."""
         top = gradient.mul_(step[:, None]).scatter_add_(1, places, values).topk(values.shape[1], dim=1)
         return top.indices, top.values.relu_()
 
@@ -181,12 +146,13 @@ class _Together:
         return torch.where(better if new.ndim == 1 else better[:, None], new, old)
 
     def order(self, by: Tensor, places: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """A code, the highest first and empty places last."""
         order = by.masked_fill(values <= 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
         return places.gather(1, order), values.gather(1, order)
 
 
 class _Alone:
-    """One row as NumPy arrays, with a copy of its candidates' directions, which stays in the processor's cache."""
+    """One row as NumPy arrays, with a copy of its candidates' directions that fits in the processor's cache."""
 
     def __init__(self, x: Tensor, decoder: Tensor, candidates: Tensor) -> None:
         self.x: NDArray[Any] = x.numpy()
@@ -228,6 +194,6 @@ class _Alone:
         return places[order], values[order]
 
     def _directions(self, places: NDArray[Any]) -> NDArray[Any]:
-        if self._present is None or self._present[0] is not places:  # a step that was tried is mostly the next's start
+        if self._present is None or self._present[0] is not places:  # the next step mostly starts where this one ends
             self._present = places, self._own.take(places, 0)
         return self._present[1]

@@ -1,4 +1,4 @@
-"""One process-wide memory policy, asked for by the two jobs that allocate large buffers in a loop."""
+"""One process-wide memory policy, for jobs that allocate large buffers in a loop."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ _NEVER = 2**31 - 1
 
 @cache
 def keep_large_buffers() -> bool:
-    """Tell glibc to keep freed memory instead of giving it back to the kernel.
+    """Returns whether glibc could be told to keep freed memory instead of giving it back to the kernel.
 
     Fitting and encoding allocate buffers of tens of megabytes at every step. glibc maps and unmaps each, and the
-    kernel zeroes its pages again: two thirds of the CPU time went there when it was measured. Only the first call
-    of a process does anything; other C libraries are left alone.
-
-    Returns:
-        Whether the policy could be set.
+    kernel zeroes its pages again: that took two thirds of the CPU time in a measured fit. Only the first call of a
+    process has an effect, and only with glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,13 +1,14 @@
-"""The TopK sparse autoencoder: two affine maps, a TopK between them, and a folder on disk."""
+"""The TopK sparse autoencoder: two affine maps with a TopK between them, kept in a folder."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
 import threading
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -16,47 +17,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_steer_retriever.errors import ArtifactError, MismatchError
-from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
-from sae_steer_retriever.sae.files import (
-    CONFIG_FILE,
-    TENSORS,
-    WEIGHTS_FILE,
-    read_config,
-    read_weights,
-    resolve_folder,
-    upload_folder,
-    write_sae,
-)
-from sae_steer_retriever.sae.iterative_thresholding import dots, pursue
+from sae_steer_retriever.sae import files
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.config import SAEConfig
+from sae_steer_retriever.sae.iterative_thresholding import dots, refine
 
-__all__ = ["Array", "Codes", "EncoderSpec", "SAEConfig", "TopKSAE", "resolve_folder"]
-
-# Rows are encoded in tiles, so that the dense pre-activations of a large dictionary never need much memory.
+# Rows are encoded in tiles, so that the dense pre-activations of a large dictionary need little memory.
 _TILE_BYTES = 32 * 2**20
-# Groups of features whose overlaps with all others are remembered: n floats a feature.
+# Groups of features with cached overlaps, n floats a feature.
 _REMEMBERED_OVERLAPS = 64
-
-Array = NDArray[np.float32]
-ArrayType = TypeVar("ArrayType")
-
-
-class Codes(NamedTuple, Generic[ArrayType]):
-    """Sparse codes of a batch; in each row the latents that name it best come first.
-
-    That order is the order of values or, after a pursuit, of how well a latent's direction matches the embedding.
-
-    Attributes:
-        indices: (batch, K) int32, the latents' ids.
-        values: (batch, K) float32, >= 0. A zero is an empty place, after all others: that row has fewer than K active
-            latents.
-    """
-
-    indices: ArrayType
-    values: ArrayType
-
-    def leading(self, k: int) -> Codes[ArrayType]:
-        """The reading at a smaller K: the first `k` latents of every row."""
-        return Codes(self.indices[:, :k], self.values[:, :k])  # type: ignore[index]
 
 
 class TopKSAE:
@@ -66,14 +35,21 @@ class TopKSAE:
     (n, d), b_enc is (n,), b_dec is (d,), and every row of W_dec, a latent's direction, has unit norm. TopK keeps
     the K largest pre-activations of a row that are positive.
 
-    With `pursuit_steps` = T > 0 that h is h_0, and h = h_T of
+    With `refine_steps` = T > 0 that code is h_0, and T steps of iterative hard thresholding refine it:
 
         h_t+1 = TopK(h_t + mu_t W_dec (x - b_dec - W_dec^T h_t)),
 
-    kept where the error falls (`pursuit`): the same decoder, asked for a code that reconstructs. With
-    `pursuit_candidates` = M the codes h_t may have only the M latents of the largest pre-activations.
+    each kept if the error falls. With `refine_candidates` = M the codes h_t have latents only among the M largest
+    pre-activations.
 
-    The tensors are read-only by agreement: training has its own parameters and ends in a new TopKSAE.
+    Do not write to the tensors: training has its own parameters and ends in a new TopKSAE.
+
+    Example:
+        >>> from sae_steer_retriever import TopKSAE
+        >>> sae = TopKSAE.from_pretrained("all-MiniLM-L6-v2")
+        >>> codes = sae.encode(vectors)
+        >>> codes.indices.shape == (len(vectors), sae.config.k)
+        True
     """
 
     def __init__(self, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, config: SAEConfig) -> None:
@@ -83,17 +59,14 @@ class TopKSAE:
             ArtifactError: A tensor has another shape than `config` says, or a value that is not finite.
         """
         n, d = config.n, config.d
-        given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-        expected = {"W_enc": (n, d), "b_enc": (n,), "W_dec": (n, d), "b_dec": (d,)}
-        for name, tensor in given.items():
-            if tuple(tensor.shape) != expected[name]:
-                raise ArtifactError(
-                    f"{name} has shape {tuple(tensor.shape)}, expected {expected[name]} from the config."
-                )
+        given = (W_enc, b_enc, W_dec, b_dec)
+        for name, tensor, shape in zip(files.TENSORS, given, ((n, d), (n,), (n, d), (d,)), strict=True):
+            if tuple(tensor.shape) != shape:
+                raise ArtifactError(f"{name} has shape {tuple(tensor.shape)}, expected {shape} from the config.")
             if not torch.isfinite(tensor).all():
                 raise ArtifactError(f"{name} holds values that are not finite.")
         self.W_enc, self.b_enc, self.W_dec, self.b_dec = (
-            given[name].detach().to(torch.float32).contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")
+            tensor.detach().to(torch.float32).contiguous() for tensor in given
         )
         self.config = config
         self._overlaps: dict[tuple[int, ...], Array] = {}
@@ -102,7 +75,7 @@ class TopKSAE:
     def __repr__(self) -> str:
         """One line: sizes and the encoder."""
         c = self.config
-        return f"TopKSAE({c.d} -> {c.n}, k={c.k}, k_names={c.k_names}, encoder={c.encoder.name!r})"
+        return f"TopKSAE({c.d} -> {c.n}, k={c.k}, k_labels={c.k_labels}, encoder={c.encoder.name!r})"
 
     @overload
     def encode(self, x: Tensor, k: int | None = None) -> Codes[Tensor]: ...
@@ -110,28 +83,29 @@ class TopKSAE:
     def encode(self, x: Array, k: int | None = None) -> Codes[NDArray[Any]]: ...
 
     def encode(self, x: Tensor | Array, k: int | None = None) -> Codes[Tensor] | Codes[NDArray[Any]]:
-        """Codes of embeddings, in the kind of array that was given.
+        """Returns the codes of embeddings, (batch, k) indices and values, as the type of array that was given.
 
         Args:
             x: (batch, d) embeddings, a tensor or a NumPy array.
-            k: Active latents per row; the config's `k` if not given. With a pursuit, codes of two `k` are two codes:
-                the first latents of a longer one are `Codes.leading`.
-
-        Returns:
-            Codes(indices, values), each (batch, k).
+            k: Active latents per row; the config's `k` if not given. With a refinement, `encode(x, k)` and the first
+                latents of a longer code (`Codes.truncate`) differ.
 
         Raises:
             MismatchError: `x` is not (batch, d), or not finite.
             ValueError: `k` is below 1.
+
+        Example:
+            >>> sae.encode(embedder.embed_queries(["who pays for returns?"]), k=8).values.shape
+            (1, 8)
         """
+        n = self.config.n
         if x.ndim != 2 or x.shape[1] != self.config.d:
             raise MismatchError(f"encode expects embeddings of shape (batch, {self.config.d}), got {tuple(x.shape)}.")
         if k is not None and k < 1:
             raise ValueError(f"k is {k}: expected at least 1.")
-        k = self.config.k if k is None else min(k, self.config.n)
-        steps = self.config.pursuit_steps
-        among = self.config.pursuit_candidates if steps else None
-        tile = max(1, _TILE_BYTES // (4 * self.config.n))
+        k, steps = self.config.k if k is None else min(k, n), self.config.refine_steps
+        among = self.config.refine_candidates if steps else None
+        tile = max(1, _TILE_BYTES // (4 * n))
         indices = torch.empty((len(x), k), dtype=torch.int32, device=self.W_enc.device)
         values = torch.empty((len(x), k), dtype=torch.float32, device=self.W_enc.device)
         with torch.no_grad():
@@ -143,7 +117,7 @@ class TopKSAE:
                 found, active = top.indices[:, :k], top.values[:, :k].relu_()
                 if steps:
                     candidates = None if among is None else top.indices
-                    found, active = pursue(part - self.b_dec, self.W_dec, found, active, steps, candidates)
+                    found, active = refine(part - self.b_dec, self.W_dec, found, active, steps, candidates)
                 indices[start : start + tile] = found
                 values[start : start + tile] = active
         if isinstance(x, np.ndarray):
@@ -156,16 +130,19 @@ class TopKSAE:
     def decode(self, codes: Codes[NDArray[Any]]) -> Array: ...
 
     def decode(self, codes: Codes[Tensor] | Codes[NDArray[Any]]) -> Tensor | Array:
-        """Reconstructed embeddings x_hat, in the kind of array that was given.
+        """Returns the reconstructed embeddings x_hat, (batch, d) float32, as the type of array that was given.
+
+        They are not normalised: TopK shrinks norms unevenly.
 
         Args:
             codes: (batch, K) codes; any K.
 
-        Returns:
-            (batch, d) float32. Not normalised: TopK shrinks norms unevenly.
-
         Raises:
             MismatchError: A latent's id is not below `n`.
+
+        Example:
+            >>> sae.decode(sae.encode(vectors[:2])).shape
+            (2, 384)
         """
         numpy = isinstance(codes.indices, np.ndarray)
         indices = torch.as_tensor(codes.indices, device=self.W_dec.device).long()
@@ -178,16 +155,16 @@ class TopKSAE:
         return x_hat.cpu().numpy() if numpy else x_hat
 
     def reconstruct(self, x: Array) -> Array:
-        """decode(encode(x)): (batch, d) to (batch, d)."""
+        """Returns decode(encode(x)), (batch, d)."""
         return self.decode(self.encode(x))
 
     def _rows(self, x: Tensor | Array) -> Tensor:
-        # A copy: torch warns of arrays it must not write to, and embeddings are often memory-mapped.
+        # A copy: torch warns about read-only arrays, and embeddings are often memory-mapped.
         rows = torch.from_numpy(np.array(x, dtype=np.float32, order="C")) if isinstance(x, np.ndarray) else x
         return rows.to(self.W_enc.device, torch.float32)
 
     def _activations(self, rows: Tensor) -> Tensor:
-        if len(rows) == 1 and rows.device.type == "cpu":  # half of what torch's product of one row takes
+        if len(rows) == 1 and rows.device.type == "cpu":  # takes half the time of torch's product
             return torch.from_numpy(dots(self.W_enc.numpy(), rows[0].numpy())).add_(self._folded_bias)[None]
         return functional.linear(rows, self.W_enc, self._folded_bias)
 
@@ -198,11 +175,11 @@ class TopKSAE:
 
     @cached_property
     def decoder(self) -> Array:
-        """The decoder's rows as a NumPy array, (n, d): the latents' unit directions."""
+        """(n, d) the decoder's rows as a NumPy array: the latents' unit directions."""
         return self.W_dec.cpu().numpy()
 
     def overlaps(self, features: tuple[int, ...]) -> Array:
-        """(n, m) cosines of all directions with those of some features; the latest answers are remembered."""
+        """Returns (n, m) cosines of all directions with those of m features; the latest results are cached."""
         with self._overlaps_lock:
             found = self._overlaps.pop(features, None)
             if found is None:
@@ -214,15 +191,15 @@ class TopKSAE:
 
     @cached_property
     def bias(self) -> Array:
-        """The decoder's bias as a NumPy array, (d,)."""
+        """(d,) the decoder's bias as a NumPy array."""
         return self.b_dec.cpu().numpy()
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that name these weights, the readings they were fitted for and the encoder.
+        """16 hex digits that identify the weights, the `k` and `k_labels` of the fit, and the encoder.
 
-        Catalogs, policies and stores pin it. A K that was chosen later (`with_k`) is not part of it, because features
-        mean the same at any K; codes do not, so stores record their K beside it.
+        Catalogs, policies and stores record it. A `k` that was chosen later (`with_k`) is not part of it, because
+        features mean the same at any K. Codes differ, so stores also record their K.
         """
         digest = hashlib.sha256()
         for tensor in (self.W_enc, self.b_enc, self.W_dec, self.b_dec):
@@ -230,44 +207,49 @@ class TopKSAE:
         encoder = self.config.encoder
         prefixes = (encoder.query_prefix, encoder.document_prefix)
         k = self.config.fitted_k or self.config.k
-        digest.update(repr((k, self.config.k_names, encoder.base_name, prefixes)).encode())
-        if self.config.pursuit_steps:  # absent from older SAEs, whose names stay as they were
-            digest.update(repr(self.config.pursuit_steps).encode())
-            if self.config.pursuit_candidates is not None:
-                digest.update(repr(("candidates", self.config.pursuit_candidates)).encode())
+        digest.update(repr((k, self.config.k_labels, encoder.base_name, prefixes)).encode())
+        if self.config.refine_steps:  # older SAEs have none, and their fingerprints do not change
+            digest.update(repr(self.config.refine_steps).encode())
+            if self.config.refine_candidates is not None:
+                digest.update(repr(("candidates", self.config.refine_candidates)).encode())
         return digest.hexdigest()[:16]
 
     def with_k(self, k: int) -> TopKSAE:
-        """The same dictionary read at another K: fewer latents explain more simply, more reconstruct better.
+        """Returns the same dictionary at another K: fewer latents explain more simply, more reconstruct better.
 
         Features keep their meaning, names and units, so catalogs, policies and `fingerprint` stay valid.
 
         Args:
-            k: Active latents per embedding, at least `k_names`, at most `n` and `pursuit_candidates`.
+            k: Active latents per embedding, at least `k_labels`, at most `n` and `refine_candidates`.
 
         Raises:
-            ValueError: It is out of range.
+            ValueError: `k` is out of range.
+
+        Example:
+            >>> sae.with_k(32).encode(vectors[:2]).indices.shape
+            (2, 32)
         """
         if k == self.config.k:
             return self
         return TopKSAE(self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.config.with_k(k))
 
     def to(self, device: str) -> TopKSAE:
-        """The same SAE with its tensors on another device."""
+        """Returns the same SAE with its tensors on another device."""
         W_enc, b_enc, W_dec, b_dec = (t.to(device) for t in (self.W_enc, self.b_enc, self.W_dec, self.b_dec))
         return TopKSAE(W_enc, b_enc, W_dec, b_dec, self.config)
 
     def save_pretrained(self, path: str | Path) -> Path:
-        """Write `model.safetensors` and `config.json` into a folder, atomically.
-
-        Returns:
-            The folder.
+        """Returns the folder `path` after writing `model.safetensors` and `config.json` into it, atomically.
 
         Raises:
-            ArtifactError: The folder cannot be written; what was there is untouched.
+            ArtifactError: The folder cannot be written; its content is unchanged.
+
+        Example:
+            >>> sae.save_pretrained("./sae").name
+            'sae'
         """
         folder = Path(path)
-        write_sae(folder, {name: getattr(self, name) for name in TENSORS}, self.config, self.fingerprint)
+        files.write_sae(folder, {name: getattr(self, name) for name in files.TENSORS}, self.config, self.fingerprint)
         return folder
 
     @classmethod
@@ -280,26 +262,30 @@ class TopKSAE:
         token: str | None = None,
         device: str = "cpu",
     ) -> TopKSAE:
-        """Load an SAE from a folder, from a hub id such as "org/name", or one that ships, by its encoder's name.
+        """Returns the SAE of a folder, of a hub id such as "org/name", or the bundled one of an encoder's name.
 
         Args:
             path: Folder with `model.safetensors` and `config.json`, a hub id, or a name such as "all-MiniLM-L6-v2".
-            k: Active latents per embedding, in place of those it was fitted for; see `with_k`.
+            k: Active latents per embedding, in place of the fit's; see `with_k`.
             revision: Branch, tag or commit on the hub.
             token: Access token for a private repository on the hub.
-            device: Where the tensors go.
+            device: Torch device of the tensors.
 
         Raises:
             ArtifactError: A file is missing, truncated, foreign, of another format version, or the two do not
                 belong together.
             ValueError: `k` is out of range.
+
+        Example:
+            >>> TopKSAE.from_pretrained("all-MiniLM-L6-v2", k=32).config.k
+            32
         """
-        folder = resolve_folder(path, revision=revision, token=token)
-        config, fingerprint = read_config(folder / CONFIG_FILE)
-        sae = cls(**read_weights(folder / WEIGHTS_FILE), config=config)
+        folder = files.resolve_folder(path, revision=revision, token=token)
+        config, fingerprint = files.read_config(folder / files.CONFIG_FILE)
+        sae = cls(**files.read_weights(folder / files.WEIGHTS_FILE), config=config)
         if fingerprint != sae.fingerprint:
             raise ArtifactError(
-                f"{folder}: {CONFIG_FILE} was written for weights {fingerprint}, {WEIGHTS_FILE} holds "
+                f"{folder}: {files.CONFIG_FILE} was written for weights {fingerprint}, {files.WEIGHTS_FILE} holds "
                 f"{sae.fingerprint}: the two files do not belong together; save or download both again."
             )
         if k is not None:
@@ -326,10 +312,36 @@ class TopKSAE:
         """
         message = f"Upload {self!r}"
         if folder is not None:
-            _, saved = read_config(Path(folder) / CONFIG_FILE)
+            _, saved = files.read_config(Path(folder) / files.CONFIG_FILE)
             if saved != self.fingerprint:
                 raise ArtifactError(f"{folder} holds SAE {saved}, this one is {self.fingerprint}: save it there first.")
-            return upload_folder(Path(folder), repo_id, private=private, token=token, message=message)
+            return files.upload_folder(Path(folder), repo_id, private=private, token=token, message=message)
         with tempfile.TemporaryDirectory() as temporary:
             self.save_pretrained(temporary)
-            return upload_folder(Path(temporary), repo_id, private=private, token=token, message=message)
+            return files.upload_folder(Path(temporary), repo_id, private=private, token=token, message=message)
+
+
+class FeatureDirections(NamedTuple):
+    """Linear matches of embeddings with features, before TopK: `rows[f] . x + constants[f]`.
+
+    Attributes:
+        rows: (n, d) the decoder's rows if the SAE refines (it orders latents by `<d_f, x - b_dec>`), else the encoder's
+            (the pre-activation is `<w_f, x - b_dec> + b_enc[f]`).
+        constants: (n,) the terms without x.
+    """
+
+    rows: Array
+    constants: Array
+
+    @classmethod
+    def of(cls, sae: TopKSAE) -> FeatureDirections:
+        """Returns the directions that order an SAE's label latents."""
+        if sae.config.refine_steps:
+            return cls(sae.decoder, -(sae.decoder @ sae.bias))
+        rows: Array = sae.W_enc.cpu().numpy()
+        return cls(rows, sae.b_enc.cpu().numpy() - rows @ sae.bias)
+
+    def match(self, vectors: Array, features: Sequence[int] | NDArray[np.int64]) -> Array:
+        """Returns (batch, features) matches of (batch, d) embeddings."""
+        chosen = np.asarray(features, dtype=np.int64)
+        return np.asarray(vectors @ self.rows[chosen].T + self.constants[chosen], dtype=np.float32)

@@ -9,25 +9,25 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.explain.attribution import Attribution, Explainer
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Array, Codes
+from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.search.candidates import CandidateSearch
-from sae_steer_retriever.search.hits import Explain
-from sae_steer_retriever.search.ranking import Ranker, Ranking
+from sae_steer_retriever.search.ranking import Explain, Ranker, Ranking
 from sae_steer_retriever.steering.plan import plan
 from sae_steer_retriever.steering.policy import Steering
-from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata
+from sae_steer_retriever.store.batches import Metadata
 from sae_steer_retriever.store.documents import Record
+from sae_steer_retriever.store.store_reader import StoreReader
 
 # Two ways to work out one score differ by no more than this.
 _SAME = 1e-5
 
 
 class EmbeddingSearch:
-    """Ranks by `q . x`, or by the cosine of the reconstructions, plus what a steering adds."""
+    """Ranks by `q . x`, or by the cosine of the reconstructions, plus the steering's terms."""
 
     def __init__(
         self,
-        store: ChromaStore,
+        store: StoreReader,
         catalog: FeatureCatalog,
         steering: Steering,
         q: Array,
@@ -36,14 +36,14 @@ class EmbeddingSearch:
         *,
         reconstructed: bool,
     ) -> None:
-        """Plan the query.
+        """Plans the query.
 
         Args:
             store: The passages.
             catalog: Names and units of the features.
             steering: The edits.
             q: (d,) the query's embedding.
-            h_q: (1, K) its code; None if it is neither steered, explained nor reconstructed.
+            h_q: (1, K) its code; None if the query is neither steered, explained nor reconstructed.
             where: Chroma's metadata filter.
             reconstructed: Whether to search the reconstructions.
         """
@@ -57,12 +57,12 @@ class EmbeddingSearch:
         if steering.edits and h_q is not None:
             self._plan = plan(steering, self._vector, h_q, store.sae, catalog.calibration)
 
-    def found(self, k: int, fetch_k: int, *, vectors: bool) -> tuple[Ranking, dict[str, Record]]:
-        """The best `k`, and what is stored of them.
+    def search(self, k: int, fetch_k: int, *, vectors: bool) -> tuple[Ranking, dict[str, Record]]:
+        """Returns the best `k` and their stored rows.
 
         Args:
-            k: How many.
-            fetch_k: How many candidates each source gives at first.
+            k: The number of hits.
+            fetch_k: Candidates that each source gives at first.
             vectors: Whether `explain` needs their vectors.
         """
         if not self._reconstructed and (self._plan is None or self._plan.is_empty):
@@ -76,7 +76,7 @@ class EmbeddingSearch:
         return ranking, records
 
     def _records(self, ranking: Ranking, vectors: bool) -> dict[str, Record]:
-        """What is stored of the hits, with vectors of the local copy where these give the scores of the store."""
+        """Returns the stored rows of the hits, with vectors of the local copy where these give the store's scores."""
         if not vectors:
             return self._store.find(ranking.ids, vectors=False)
         index = self._store.index
@@ -90,12 +90,12 @@ class EmbeddingSearch:
         }
 
     def ranking(self, k: int, fetch_k: int, *, verified: bool = False) -> Ranking:
-        """The best `k`.
+        """Returns the best `k`.
 
         Args:
-            k: How many.
-            fetch_k: How many candidates each source gives at first.
-            verified: Whether the store is asked if every candidate is still there.
+            k: The number of hits.
+            fetch_k: Candidates that each source gives at first.
+            verified: Whether to ask the store if every candidate is still there.
         """
         if self._plan is None or self._plan.is_empty:
             search = self._store.nearest_reconstructed if self._reconstructed else self._store.nearest
@@ -105,7 +105,7 @@ class EmbeddingSearch:
         return CandidateSearch(self._store, ranker, self._where, verified=verified).ranking(k, fetch_k)
 
     def explain(self, ranking: Ranking) -> Explain:
-        """What decomposes the scores of a ranking; needs the query's code."""
+        """Returns a function that decomposes the scores of a ranking; needs the query's code."""
         sae, vector, h_q = self._store.sae, self._vector, self._h_q
         if h_q is None:
             raise ValueError("a search without the query's code cannot be explained.")
@@ -113,7 +113,7 @@ class EmbeddingSearch:
         if not self._reconstructed:
             return lambda row, record: explainer.explain(record.vector, ranking.terms[row], offset=record.offset)
         x_hat = sae.decode(self._store.codes(ranking.ids))
-        shift = self._plan.shift(len(vector)) if self._plan is not None else np.zeros_like(vector)
+        shift = self._plan.total_shift(len(vector)) if self._plan is not None else np.zeros_like(vector)
         length = float(np.linalg.norm(vector + shift))
 
         def reconstructed(row: int, record: Record) -> Attribution:
@@ -121,6 +121,3 @@ class EmbeddingSearch:
             return explainer.explain(x_hat[row], ranking.terms[row], scale=scale)
 
         return reconstructed
-
-
-__all__ = ["EmbeddingSearch"]

@@ -1,31 +1,38 @@
-"""Feedback: which hits of a query were liked, and which were not, as a steering that was tried on that query."""
+"""Feedback: a steering from hits that were liked and hits that were not, tried on their query."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import SteeringError
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Codes
-from sae_steer_retriever.search.passage_rank import Searching
-from sae_steer_retriever.steering.from_examples import Contrast, checked_texts, contrast
-from sae_steer_retriever.steering.operations import LARGEST_STRENGTH, Side
+from sae_steer_retriever.sae.codes import Codes
+from sae_steer_retriever.search.query import QuerySearch
+from sae_steer_retriever.steering.from_examples import (
+    Contrast,
+    ContrastKeywords,
+    checked_texts,
+    contrast,
+    labels_of_passages,
+)
+from sae_steer_retriever.steering.operations import LARGEST_STRENGTH
 from sae_steer_retriever.steering.policy import Steering
+from sae_steer_retriever.store.store_reader import StoreReader
 
-# What is tried if the strength asked for does not help, in times of it.
+# Multiples of the requested strength, in the order they are tried.
 _TRIED = (1.0, 0.5, 0.25, 2.0)
-# Passages further down count as just below this.
+# Passages further down count as one rank below this.
 _DEPTH = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Feedback(Contrast):
-    """A steering that was read off liked and disliked hits: pass it as `steer=`, print it to see why.
+    """A steering made from liked and disliked hits: pass it as `steer=`, print it to see why.
 
     Attributes:
         query: The question it was tried on; None if it was not tried.
@@ -45,62 +52,49 @@ class Feedback(Contrast):
         return f"{super().__str__()}\nmean rank of what was liked for {self.query!r}: {before:.1f} -> {after:.1f}"
 
 
-def feedback(
+def autosteer(
+    queries: QuerySearch,
+    store: StoreReader,
     catalog: FeatureCatalog,
-    liked: Codes[NDArray[Any]],
-    disliked: Codes[NDArray[Any]] | None,
+    positive_ids: Sequence[str],
+    negative_ids: Sequence[str],
+    query: str | None,
     *,
-    strength: float,
-    limit: int,
-    side: Side | None,
+    strength: float = 1.0,
+    **options: Unpack[ContrastKeywords],
 ) -> Feedback:
-    """The contrast of liked and disliked passages; it was tried on no query.
-
-    Args:
-        catalog: Names and units of the features.
-        liked: (passages, k_names) naming readings.
-        disliked: The same of those that were shown and not liked; None if there are none.
-        strength: What the strengths sum to over what the liked passages have on average.
-        limit: At most so many features on each side.
-        side: Which side the steering acts on.
+    """Returns what `SteeredRetriever.autosteer` does.
 
     Raises:
-        ValueError: A number is out of range.
-        SteeringError: No feature tells the passages apart.
+        SteeringError: No feature tells the passages apart, or no strength helps `query`.
     """
-    found = contrast(catalog, liked, disliked, strength=strength, limit=limit, side=side)
-    return Feedback(**{field.name: getattr(found, field.name) for field in dataclasses.fields(found)})
+    ids, others = _feedback_ids(positive_ids, negative_ids)
+    liked = labels_of_passages(store, ids)
+    disliked = labels_of_passages(store, others) if others else None
 
+    def made(units: float) -> Feedback:
+        found = contrast(catalog, liked, disliked, strength=units, **options)
+        return Feedback(**{field.name: getattr(found, field.name) for field in dataclasses.fields(found)})
 
-def tried_feedback(
-    make: Callable[[float], Feedback],
-    search: Callable[[Steering], Searching],
-    query: str,
-    ids: Sequence[str],
-    strength: float,
-) -> Feedback:
-    """Feedback at a strength that lifts what was liked, by running the query: as asked, else smaller, else larger.
+    if query is None:
+        return made(strength)
+    encoded = queries.encode_query(query)
+    liked, disliked = without_shared(liked, disliked, encoded.labels)
 
-    Args:
-        make: Feedback of some strength.
-        search: The query's search under a steering.
-        query: The question.
-        ids: The liked passages.
-        strength: What was asked for.
+    def ranks(steering: Steering) -> tuple[int, ...]:
+        ranking = queries.prepare(steering, encoded, "original", None).ranking(_DEPTH, _DEPTH)
+        found = {name: rank for rank, name in enumerate(ranking.ids, start=1)}
+        return tuple(found.get(name, _DEPTH + 1) for name in ids)
 
-    Raises:
-        SteeringError: No strength that was tried lifts them on average.
-    """
-    neutral = make(strength)
-    before = _ranks(search(Steering((), neutral.fingerprint)), ids)
-    # Where they are the first hits already, keeping them there is all that can be done.
+    before = ranks(Steering((), made(strength).fingerprint))
+    # Where the liked passages are the first hits already, keeping them there is all that can be done.
     wanted = sum(before) - (sum(before) > sum(range(1, len(ids) + 1)))
     outcomes = []
     for factor in _TRIED:
         if strength * factor > LARGEST_STRENGTH:
             continue
-        found = make(strength * factor)
-        after = _ranks(search(found), ids)
+        found = made(strength * factor)
+        after = ranks(found)
         if sum(after) <= wanted:
             return dataclasses.replace(found, query=query, ranks_before=before, ranks_after=after)
         outcomes.append(f"{np.mean(after):.1f} at strength {strength * factor:g}")
@@ -114,14 +108,14 @@ def tried_feedback(
 def without_shared(
     liked: Codes[NDArray[Any]], disliked: Codes[NDArray[Any]] | None, query: Codes[NDArray[Any]] | None
 ) -> tuple[Codes[NDArray[Any]], Codes[NDArray[Any]] | None]:
-    """Readings without the features that hits have because the query has them: they do not say what was liked.
+    """Returns label latents without the features that hits share with the query: they do not tell what was liked.
 
-    Those are features of the query that a liked passage has, and a disliked one too, if there are any.
+    A feature is shared if the query, a liked passage and, where there are any, a disliked passage have it.
 
     Args:
-        liked: (passages, k_names) naming readings.
-        disliked: The same of those that were shown and not liked; None if there are none.
-        query: (1, k_names) the query's naming reading; None leaves all as it is.
+        liked: (passages, k_labels) label latents.
+        disliked: (passages, k_labels) of the hits that were not liked; None if there are none.
+        query: (1, k_labels) the query's label latents; None keeps all features.
     """
     if query is None:
         return liked, disliked
@@ -132,13 +126,8 @@ def without_shared(
     return _without(liked, shared), _without(disliked, shared)
 
 
-def feedback_ids(positive: Sequence[str], negative: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The ids, each once.
-
-    Raises:
-        TypeError: Not lists of ids.
-        ValueError: Nothing was liked, or something was and was not.
-    """
+def _feedback_ids(positive: Sequence[str], negative: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the ids, each once."""
     liked = list(dict.fromkeys(checked_texts(positive, "positive_ids")))
     disliked = list(dict.fromkeys(checked_texts(negative, "negative_ids")))
     if not liked:
@@ -155,11 +144,3 @@ def _active(codes: Codes[NDArray[Any]]) -> NDArray[Any]:
 
 def _without(codes: Codes[NDArray[Any]], features: NDArray[Any]) -> Codes[NDArray[Any]]:
     return Codes(codes.indices, np.where(np.isin(codes.indices, features), np.float32(0), codes.values))
-
-
-def _ranks(searching: Searching, ids: Sequence[str]) -> tuple[int, ...]:
-    found = {name: rank for rank, name in enumerate(searching.ranking(_DEPTH, _DEPTH).ids, start=1)}
-    return tuple(found.get(name, _DEPTH + 1) for name in ids)
-
-
-__all__ = ["Feedback", "feedback", "feedback_ids", "tried_feedback", "without_shared"]

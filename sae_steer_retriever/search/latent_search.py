@@ -1,4 +1,4 @@
-"""One query in the latent space, that of damped codes: passages by their cosine with the query's, which is edited."""
+"""One query in the latent space: passages by the cosine of their power-normalised codes with the edited query's."""
 
 from __future__ import annotations
 
@@ -10,62 +10,60 @@ from numpy.typing import NDArray
 
 from sae_steer_retriever.explain.attribution import Attribution, CodeExplainer
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Array, Codes
-from sae_steer_retriever.search.hits import Explain
-from sae_steer_retriever.search.ranking import Ranker, Ranking
+from sae_steer_retriever.sae.codes import Array, Codes, power_normalised
+from sae_steer_retriever.search.ranking import Explain, Ranker, Ranking
 from sae_steer_retriever.steering.plan import plan_code
 from sae_steer_retriever.steering.policy import Steering
-from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata
+from sae_steer_retriever.store.batches import Metadata
 from sae_steer_retriever.store.code_index import CodeIndex
 from sae_steer_retriever.store.documents import Record
-from sae_steer_retriever.store.latent_index import LatentEngine, LatentIndex, best, damped, lengths
+from sae_steer_retriever.store.latent_index import best, lengths
+from sae_steer_retriever.store.store_reader import StoreReader
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentRanker(Ranker):
-    """A `Ranker` whose space is the code itself, damped: `cos(damp(z_q) + v, damp(z_d)) + gates`.
+    """A `Ranker` in the latent space: `cos(p(z_q) + v, p(z_d)) + document boosts`, with p the power normalisation.
 
-    It takes codes as the SAE gives them. Gates read them as they are; all else is in the latent space, where codes are
-    `damped`: `vector` and the plan's tilts are, too.
+    It takes codes as the SAE gives them, and document boosts read those. `vector` and the plan's shifts are
+    power-normalised.
 
     Attributes:
-        latents: (m,) which latents the coordinates of `vector` and of the plan's tilts are.
+        latents: (m,) the latents that the coordinates of `vector` and of the plan's shifts stand for.
     """
 
     latents: NDArray[np.int32]
 
     def cosines(self, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]:
-        """(N,) cosines of passages' damped codes with the query's, before its edits."""
+        """Returns (N,) cosines of passages' power-normalised codes with the query's, before its edits."""
         norms = np.maximum(self._lengths(codes) * np.linalg.norm(self.vector), np.finfo(np.float32).tiny)
         return self._projections(codes, self.vector) / norms
 
     def _projections(self, codes: Codes[NDArray[Any]], vector: Array) -> Array:
         along = np.zeros(self.sae.config.n, dtype=np.float32)
         along[self.latents] = vector
-        return np.asarray((damped(codes).values * along[codes.indices]).sum(axis=1), dtype=np.float32)
+        return np.asarray((power_normalised(codes).values * along[codes.indices]).sum(axis=1), dtype=np.float32)
 
     def _lengths(self, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]:
-        return lengths(damped(codes)).astype(np.float64)
+        return lengths(power_normalised(codes)).astype(np.float64)
 
 
 class LatentSearch:
-    """Ranks by `z_q . z_d / (|z_q| |z_d|)` of `damped` codes, over all K latents, plus what gates add; no decoding.
+    """Ranks by `z_q . z_d / (|z_q| |z_d|)` of power-normalised codes, plus the document boosts.
 
-    Only passages that share a latent with the query, or gain one from a steering, are found, and only those whose
-    codes are in the companion. With the exact engine the ranking is that of all passages; another engine proposes
-    candidates, whose scores are exact.
+    It finds only passages that share a latent with the query, or with the edited query, and have a code in the sidecar
+    collection. The ranking is exact.
     """
 
     def __init__(
         self,
-        store: ChromaStore,
+        store: StoreReader,
         catalog: FeatureCatalog,
         steering: Steering,
         h_q: Codes[NDArray[Any]],
         where: Metadata | None,
-        engine: LatentEngine,
     ) -> None:
-        """Plan the query.
+        """Plans the query.
 
         Args:
             store: The passages.
@@ -73,34 +71,32 @@ class LatentSearch:
             steering: The edits of the query's code.
             h_q: (1, K) the code, as the SAE gives it.
             where: Chroma's metadata filter.
-            engine: What finds candidates.
         """
         self._store = store
         self._catalog = catalog
         self._h_q = h_q
         self._where = where
-        self._engine = engine
         latents, vector, plan_ = plan_code(steering, h_q, catalog.calibration)
         self._ranker = LatentRanker(store.sae, catalog.calibration.match_unit, plan_, vector, True, latents)
-        self._edited = vector + plan_.shift(len(vector))
+        self._edited = vector + plan_.total_shift(len(vector))
 
-    def found(self, k: int, fetch_k: int, *, vectors: bool) -> tuple[Ranking, dict[str, Record]]:
-        """The best `k`, and what is stored of them.
+    def search(self, k: int, fetch_k: int, *, vectors: bool) -> tuple[Ranking, dict[str, Record]]:
+        """Returns the best `k` and their stored rows.
 
         Args:
-            k: How many.
-            fetch_k: How many candidates each source gives at first.
-            vectors: Not needed here: codes explain the scores.
+            k: The number of hits.
+            fetch_k: Candidates that each source gives at first.
+            vectors: Not used: codes explain the scores.
         """
         ranking = self.ranking(k, fetch_k)
         return ranking, self._store.find(ranking.ids, vectors=False)
 
     def ranking(self, k: int, fetch_k: int) -> Ranking:
-        """The best `k`.
+        """Returns the best `k`.
 
         Args:
-            k: How many.
-            fetch_k: How many candidates each source gives at first.
+            k: The number of hits.
+            fetch_k: Candidates that each source gives at first.
         """
         index = self._store.index
         allowed = None
@@ -125,10 +121,10 @@ class LatentSearch:
             limit *= 4
 
     def explain(self, ranking: Ranking) -> Explain:
-        """What decomposes the scores of a ranking."""
-        codes = damped(self._store.codes(ranking.ids))
+        """Returns a function that decomposes the scores of a ranking."""
+        codes = power_normalised(self._store.codes(ranking.ids))
         scales = 1.0 / np.maximum(lengths(codes).astype(np.float64) * _length(self._edited), np.finfo(np.float32).tiny)
-        explainer = CodeExplainer(damped(self._h_q), self._catalog.name)
+        explainer = CodeExplainer(power_normalised(self._h_q), self._catalog.name)
 
         def shared(row: int, record: Record) -> Attribution:
             code: Codes[NDArray[Any]] = Codes(codes.indices[row : row + 1], codes.values[row : row + 1])
@@ -136,43 +132,24 @@ class LatentSearch:
 
         return shared
 
-    # -- inside -------------------------------------------------------------------------------------------------------
-
     def _candidates(
         self, index: CodeIndex, limit: int, allowed: NDArray[np.bool_] | None, steered: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The best rows without steering and with it, at most `limit` of each, best first."""
+        """Returns the best rows without steering and with it, at most `limit` of each, best first."""
         latents, query = self._ranker.latents, _unit(self._ranker.vector)
-        engine = index.latent_engine(self._engine, self._store.sae.config.n)
-        if not isinstance(engine, LatentIndex):
-            found = engine.nearest(latents, query, limit, allowed=allowed).rows
-            return (found, self._proposed(index, found, limit, allowed)) if steered else (found, found)
+        engine = index.latent_index(self._store.sae.config.n)
         plain = engine.scores(latents, query)
         if allowed is not None:
             plain[~allowed] = 0.0
         base = best(plain, limit).rows
         if not steered:
             return base, base
-        scores = engine.scores(latents, _unit(self._edited)) + self._ranker.gate_gains(index)
-        # A passage that a steering pushes below zero is still one that answers the query.
+        scores = engine.scores(latents, _unit(self._edited)) + self._ranker.boost_gains(index)
+        # A passage that a steering pushes below zero still answers the query.
         eligible = ((plain > 0) | (scores > 0)) & self._ranker.kept(index)
         if allowed is not None:
             eligible &= allowed
         return base, best(np.where(eligible, scores, -np.inf).astype(np.float32), limit, above=-np.inf).rows
-
-    def _proposed(
-        self, index: CodeIndex, base: NDArray[np.int64], limit: int, allowed: NDArray[np.bool_] | None
-    ) -> NDArray[np.int64]:
-        """Candidates of another engine: neighbours of both codes, and the passages that have a rewarded feature."""
-        engine = index.latent_engine(self._engine, self._store.sae.config.n)
-        rewarded = [gate for gate in self._ranker.plan.gates if gate.amount > 0]
-        parts = [base, engine.nearest(self._ranker.latents, _unit(self._edited), limit, allowed=allowed).rows]
-        parts += [index.posting(latent).astype(np.int64) for gate in rewarded for latent in gate.features]
-        rows = np.unique(np.concatenate(parts))
-        rows = rows[self._ranker.kept(index)[rows]]
-        if allowed is not None:
-            rows = rows[allowed[rows]]
-        return rows[np.argsort(-self._ranker.estimate(index.take(rows)), kind="stable")][:limit]
 
     def _rank(self, index: CodeIndex, rows: NDArray[np.int64], base: NDArray[np.int64], k: int) -> Ranking:
         ids, codes = [index.ids[row] for row in rows.tolist()], index.take(rows)
@@ -189,6 +166,3 @@ def _length(vector: Array) -> float:
 
 def _unit(vector: Array) -> Array:
     return vector / np.float32(max(_length(vector), 1e-12))
-
-
-__all__ = ["LatentRanker", "LatentSearch"]

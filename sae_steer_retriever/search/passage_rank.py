@@ -1,15 +1,17 @@
-"""Where one passage stands in a search: so that what ranks low can be asked about, too."""
+"""The rank of one passage in a search, and the explanation of its score."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from sae_steer_retriever.search.hits import Explain
-from sae_steer_retriever.search.ranking import Ranking
+from sae_steer_retriever.explain.explanation import Explanation
+from sae_steer_retriever.explain.hits import Hit
+from sae_steer_retriever.search.ranking import Explain, Ranking, hits_of
+from sae_steer_retriever.store.store_reader import StoreReader
 
-# A passage that has so many others ahead of it is looked for no further.
+# The first and the last depth at which a passage is looked for.
 _FIRST_DEPTH, _DEEPEST = 100, 10_000
-# Scores of the same search, made twice, are no further apart.
+# Two runs of the same search give scores no further apart.
 _SAME_SCORE = 1e-5
 
 
@@ -17,25 +19,22 @@ class Searching(Protocol):
     """One query's search in one space: `EmbeddingSearch` or `LatentSearch`."""
 
     def ranking(self, k: int, fetch_k: int) -> Ranking:
-        """The best `k`."""
+        """Returns the best `k`."""
         ...
 
     def explain(self, ranking: Ranking) -> Explain:
-        """What decomposes the scores of a ranking."""
+        """Returns a function that decomposes the scores of a ranking."""
         ...
 
 
 def locate(searching: Searching, name: str, passages: int, fetch_k: int | None) -> tuple[int, Ranking] | None:
-    """A passage's rank in a search, from 1, and the ranking of it alone.
+    """Returns a passage's rank in a search, from 1, with the ranking of it alone; None beyond the 10,000th hit.
 
     Args:
         searching: The query's search.
         name: The passage's id.
-        passages: How many are stored.
-        fetch_k: Candidates from each source, where the user says so.
-
-    Returns:
-        None if it is not among the first 10,000 hits.
+        passages: The number of stored passages.
+        fetch_k: Candidates from each source, if the user set them.
     """
     k = _FIRST_DEPTH
     while True:
@@ -57,8 +56,54 @@ def locate(searching: Searching, name: str, passages: int, fetch_k: int | None) 
 
 
 def same_score(one: float, other: float) -> bool:
-    """Whether two scores can be of the same search."""
+    """Returns whether two scores can come from the same search."""
     return abs(one - other) <= _SAME_SCORE
 
 
-__all__ = ["Searching", "locate", "same_score"]
+def explain_passage(
+    searching: Searching,
+    store: StoreReader,
+    query: str,
+    hit: Hit | str,
+    *,
+    space: str,
+    steered: bool,
+    fetch_k: int | None = None,
+) -> Explanation:
+    """Returns the explanation of a passage's score, found by the search.
+
+    Args:
+        searching: The query's search.
+        store: The store that is searched.
+        query: The question.
+        hit: A hit, whose own attribution is used as it is, or a passage's id.
+        space: The space that is searched.
+        steered: Whether the search is steered.
+        fetch_k: Candidates from each source, if the user set them.
+
+    Raises:
+        ValueError: The passage is not among the hits; or the hit has no attribution, and the search gives it another
+            score.
+    """
+    given = hit if isinstance(hit, Hit) else None
+    name = hit.id if isinstance(hit, Hit) else hit
+    located = locate(searching, name, len(store), fetch_k)
+    same = located is not None and (given is None or same_score(float(located[1].scores[0]), given.score))
+    if given is not None and given.attribution is not None and not same:
+        return Explanation(query, given, steered=bool(given.attribution.steering) or given.score != given.base_score)
+    if located is None:
+        if not store.existing([name]):
+            raise ValueError(f"no passage {name!r} in collection {store.documents.name!r}.")
+        raise ValueError(
+            f"passage {name!r} is not among the hits of this query: it ranks too low, shares no feature with it, "
+            "or a filter or a suppressed feature leaves it out."
+        )
+    rank, alone = located
+    if given is not None and not same:
+        raise ValueError(
+            f"hit {name!r} has the score {given.score:.4f}, with these options it is {float(alone.scores[0]):.4f}: "
+            "give explain the query, steer, side and space of the search that found it."
+        )
+    if given is None or given.attribution is None:
+        (given,) = hits_of(alone, store.find([name]), searching.explain(alone))
+    return Explanation(query, given, rank=rank, space=space, steered=steered)

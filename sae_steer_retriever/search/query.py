@@ -1,25 +1,27 @@
-"""One query on its way into a search: embedded, encoded where anything needs that, and searched in some space."""
+"""One query on its way to hits: embedded, encoded where anything needs its code, searched in one space, explained."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.encoders.embedders import Embedder
+from sae_steer_retriever.explain.explanation import Explanation
+from sae_steer_retriever.explain.hits import Hit, Hits
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Array, Codes
+from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.search.embedding_search import EmbeddingSearch
 from sae_steer_retriever.search.latent_search import LatentSearch
+from sae_steer_retriever.search.options import SearchOptions, Space, check_query
+from sae_steer_retriever.search.passage_rank import explain_passage
+from sae_steer_retriever.search.query_cosine import QueryCosine, query_cosine
+from sae_steer_retriever.search.ranking import hits_of
 from sae_steer_retriever.steering.policy import Steering
-from sae_steer_retriever.store.chroma_store import ChromaStore, Metadata
-from sae_steer_retriever.store.latent_index import LATENT_ENGINES, LatentEngine
-from sae_steer_retriever.store.seismic_index import require_seismic
-
-Space = Literal["original", "reconstructed", "latent"]
-SPACES: tuple[Space, ...] = ("original", "reconstructed", "latent")
+from sae_steer_retriever.store.batches import Metadata
+from sae_steer_retriever.store.store_reader import StoreReader
 
 
 class Query(NamedTuple):
@@ -28,104 +30,105 @@ class Query(NamedTuple):
     Attributes:
         embedding: (d,) unit vector.
         code: (1, K) its code; None if nothing needs it.
-        names: (1, k_names) its naming reading; None with `code`.
+        labels: (1, k_labels) its label latents; None with `code`.
     """
 
     embedding: Array
     code: Codes[NDArray[Any]] | None
-    names: Codes[NDArray[Any]] | None
+    labels: Codes[NDArray[Any]] | None
 
 
 class QuerySearch:
-    """Reads queries, and makes their searches."""
+    """The path from a query to hits, over one store: every front end uses it through `SteeredRetriever`."""
 
-    def __init__(self, store: ChromaStore, embedder: Embedder, catalog: FeatureCatalog, engine: LatentEngine) -> None:
-        """Take the parts.
+    def __init__(self, store: StoreReader, embedder: Embedder, catalog: FeatureCatalog) -> None:
+        """Takes the parts.
 
         Args:
             store: The passages.
             embedder: Embeds queries.
             catalog: Names and units of the features.
-            engine: What searches in the latent space.
-
-        Raises:
-            ValueError: There is no such engine.
-            MissingExtraError: The engine's package is not installed.
         """
-        if engine not in LATENT_ENGINES:
-            raise ValueError(f"latent_engine is {engine!r}, expected one of {', '.join(LATENT_ENGINES)}.")
-        if engine == "seismic":
-            require_seismic()
         self._store = store
         self._embedder = embedder
         self._catalog = catalog
-        self._engine = engine
 
-    def read(self, query: str, embedding: Sequence[float] | Array | None = None, *, encode: bool = True) -> Query:
-        """A question, read.
+    def search(self, query: str, steering: Steering, options: SearchOptions) -> Hits:
+        """Returns the hits of a query under a resolved steering; `options.steer` is not read."""
+        encode = options.explain or bool(steering.edits) or options.space != "original"
+        encoded = self.encode_query(query, options.embedding, encode=encode)
+        searching = self.prepare(steering, encoded, options.space, options.where)
+        ranking, records = searching.search(options.k, options.candidates, vectors=options.explain)
+        return hits_of(ranking, records, searching.explain(ranking) if options.explain else None)
+
+    def explain(self, query: str, hit: Hit | str, steering: Steering, options: SearchOptions) -> Explanation:
+        """Returns why a passage ranks where it does; see `SteeredRetriever.explain`.
+
+        Raises:
+            TypeError: `hit` is neither a hit nor an id.
+        """
+        if not isinstance(hit, Hit | str):
+            raise TypeError(f"hit must be a Hit or a passage's id, got {type(hit).__name__}.")
+        encoded = self.encode_query(query, options.embedding)
+        steered = bool(self.active_edits(steering, encoded).edits)
+        searching = self.prepare(steering, encoded, options.space, options.where)
+        return explain_passage(
+            searching, self._store, query, hit, space=options.space, steered=steered, fetch_k=options.fetch_k
+        )
+
+    def query_cosine(self, query: str, steering: Steering, options: SearchOptions) -> QueryCosine:
+        """Returns how far a steering turns a query."""
+        embedding, code, _ = encoded = self.encode_query(query, options.embedding)
+        if code is None:
+            raise ValueError("the query has no code.")
+        steering = self.active_edits(steering, encoded)
+        return query_cosine(steering, embedding, code, self._store.sae, self._catalog.calibration, space=options.space)
+
+    def encode_query(
+        self, query: str, embedding: Sequence[float] | Array | None = None, *, encode: bool = True
+    ) -> Query:
+        """Returns a question, embedded and encoded.
 
         Args:
             query: Its text.
-            embedding: (d,) its embedding, if it was made already; scaled to unit norm if it is not.
+            embedding: (d,) its embedding, if it is known; scaled to unit norm.
             encode: Whether anything needs its code.
 
         Raises:
-            ValueError: The embedding is of another dimension, not finite, or zero.
+            TypeError: `query` is not a text.
+            ValueError: The embedding has another dimension, is not finite, or is zero.
         """
+        check_query(query)
         sae = self._store.sae
         q = self._embedder.embed_queries([query])[0] if embedding is None else _unit(embedding, sae.config.d)
         if not encode:
             return Query(q, None, None)
         code = sae.encode(q[None])
-        return Query(q, code, code.leading(sae.config.k_names))
+        return Query(q, code, code.truncate(sae.config.k_labels))
 
-    def applied(self, steering: Steering, query: Query) -> Steering:
-        """What a steering asks of this query: without edits whose condition it fails."""
-        if query.names is None or not steering.edits:
+    def active_edits(self, steering: Steering, query: Query) -> Steering:
+        """Returns the steering without the edits whose condition the query fails."""
+        if query.labels is None or not steering.edits:
             return steering
-        return steering.for_query(query.names, self._catalog.calibration.unit)
+        return steering.for_query(query.labels, self._catalog.calibration.unit)
 
-    def under(
+    def prepare(
         self, steering: Steering, query: Query, space: Space, where: Metadata | None
     ) -> EmbeddingSearch | LatentSearch:
-        """The search of a query under a steering, ready to rank.
+        """Returns the search of a query under a steering, ready to rank.
 
         Args:
-            steering: The edits; their conditions are looked at here.
+            steering: The edits; their conditions are checked here.
             query: The question; with its code, unless it is neither steered, explained nor searched by it.
-            space: What is searched.
+            space: The space that is searched.
             where: Chroma's metadata filter.
         """
-        steering = self.applied(steering, query)
+        steering = self.active_edits(steering, query)
         if space == "latent" and query.code is not None:
-            return LatentSearch(self._store, self._catalog, steering, query.code, where, self._engine)
+            return LatentSearch(self._store, self._catalog, steering, query.code, where)
         reconstructed = space == "reconstructed"
         q, code = query.embedding, query.code
         return EmbeddingSearch(self._store, self._catalog, steering, q, code, where, reconstructed=reconstructed)
-
-
-def check_query(query: str, space: Space) -> None:
-    """Refuse a query that is no text, and a space that there is not.
-
-    Raises:
-        TypeError: `query` is not a text.
-        ValueError: There is no such space.
-    """
-    if not isinstance(query, str):
-        raise TypeError(f"query must be a text, got {type(query).__name__}.")
-    if space not in SPACES:
-        raise ValueError(f"space is {space!r}, expected one of {', '.join(SPACES)}.")
-
-
-def check_count(name: str, value: int) -> int:
-    """A number of at least 1.
-
-    Raises:
-        ValueError: It is none; the error calls it `name`.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1.")
-    return int(value)
 
 
 def _unit(embedding: Sequence[float] | Array, d: int) -> Array:
@@ -136,8 +139,5 @@ def _unit(embedding: Sequence[float] | Array, d: int) -> Array:
     if q.shape != (d,) or not np.isfinite(q).all() or not q.any():
         raise ValueError(f"embedding has shape {q.shape}, expected ({d},), finite and not zero.")
     norm = float(np.linalg.norm(q))
-    # Scores and their decomposition assume unit queries; rounding alone is no reason to touch what was given.
+    # Scores and their decomposition assume unit queries; rounding alone is no reason to change the given vector.
     return q if abs(norm - 1.0) < 1e-5 else np.asarray(q / norm, dtype=np.float32)
-
-
-__all__ = ["SPACES", "Query", "QuerySearch", "Space", "check_count", "check_query"]

@@ -1,21 +1,26 @@
-"""Ranking candidates: what a steering adds to their scores, and their order. Arrays only, no store."""
+"""Ranking candidates: the terms that a steering adds to their scores, and their order."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.explain.attribution import SteeringTerm
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
-from sae_steer_retriever.steering.document_boost import FeaturePresence
-from sae_steer_retriever.steering.plan import SUPPRESSED_FROM, Gate, Plan, Tilt
+from sae_steer_retriever.explain.attribution import Attribution, SteeringTerm
+from sae_steer_retriever.explain.hits import Hit, Hits
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.steering.document_boost import FeatureMatch
+from sae_steer_retriever.steering.plan import SUPPRESSED_FROM, DocumentBoost, Plan, QueryShift
 from sae_steer_retriever.store.code_index import CodeIndex
+from sae_steer_retriever.store.documents import Record
 
-# A length that can be divided by where there is none.
+Explain = Callable[[int, Record], Attribution]
+"""From a place in a ranking and its stored row to the parts of its score."""
+# A length to divide by where a vector has none.
 _SMALLEST = 1e-12
 
 
@@ -24,10 +29,10 @@ class Ranking(NamedTuple):
 
     Attributes:
         ids: Passage ids.
-        scores: (N,) what they are ranked by.
+        scores: (N,) the scores that rank them.
         base_scores: (N,) their scores without steering.
         base_ranks: Their ranks without steering, from 1, where known.
-        terms: What each edit added to each score.
+        terms: The terms that the edits add to each score.
     """
 
     ids: list[str]
@@ -38,12 +43,12 @@ class Ranking(NamedTuple):
 
     @classmethod
     def plain(cls, ids: list[str], scores: NDArray[np.float64]) -> Ranking:
-        """A ranking that nothing steers."""
+        """Returns the ranking of an unsteered search."""
         return cls(ids, scores, scores, list(range(1, len(ids) + 1)), [()] * len(ids))
 
 
 class Column(NamedTuple):
-    """What one edit adds to the scores of some passages on one side.
+    """The term of one edit on one side, for some passages.
 
     Attributes:
         name: The edit's name.
@@ -57,12 +62,12 @@ class Column(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What a plan does to every passage of an index in the original space, from codes alone.
+    """The effect of a plan on every passage of an index in the original space, from codes alone.
 
     Attributes:
-        columns: What each edit adds; exact.
+        columns: The edits' terms; exact.
         gains: (N,) their sum.
-        kept: (N,) which passages the plan does not leave out.
+        kept: (N,) whether the plan keeps a passage.
     """
 
     columns: tuple[Column, ...]
@@ -74,14 +79,14 @@ class Survey(NamedTuple):
 class Ranker:
     """Scores and orders candidates of one query under one plan.
 
-    Original space: `base + v . x_hat + gates`. Reconstructed: `cos(q_hat + v, x_hat) + gates`.
+    Original space: `base + v . x_hat + document boosts`. Reconstructed: `cos(q_hat + v, x_hat) + document boosts`.
 
     Attributes:
         sae: The dictionary.
         unit: (n,) the features' units of match.
-        plan: What the steering does to the query.
-        vector: (d,) the query in the space that is searched, before the tilt.
-        reconstructed: Whether that is the reconstructed space.
+        plan: The plan of the query.
+        vector: (d,) the query in the space that is searched, before the query shift.
+        reconstructed: Whether the search is in the reconstructed space.
     """
 
     sae: TopKSAE
@@ -98,7 +103,7 @@ class Ranker:
         base_order: Sequence[str],
         k: int | None = None,
     ) -> Ranking:
-        """The best `k` candidates in the order the steering gives them, without those it leaves out.
+        """Returns the best `k` candidates in steered order, without the excluded ones.
 
         Args:
             ids: The candidates.
@@ -109,8 +114,8 @@ class Ranker:
         """
         scaled, columns = self._columns(codes, base_scores)
         kept = np.ones(len(ids), dtype=bool)
-        for gate in self.plan.excluded:
-            kept &= self._presence(gate, codes) < SUPPRESSED_FROM
+        for boost in self.plan.excluded:
+            kept &= self._feature_match(boost, codes) < SUPPRESSED_FROM
         return _ordered(ids, base_scores, scaled, columns, kept, base_order, k)
 
     def rank_surveyed(
@@ -122,13 +127,13 @@ class Ranker:
         base_order: Sequence[str],
         k: int | None = None,
     ) -> Ranking:
-        """The same, of passages that were surveyed.
+        """Returns the same from a survey of the passages.
 
         Args:
             ids: The candidates.
             base_scores: (N,) their plain scores.
-            survey: Of the index.
-            rows: (N,) where they are in it.
+            survey: The survey of the index.
+            rows: (N,) their rows in it.
             base_order: See `rank`.
             k: See `rank`.
         """
@@ -136,70 +141,72 @@ class Ranker:
         return _ordered(ids, base_scores, base_scores, columns, survey.kept[rows], base_order, k)
 
     def survey(self, index: CodeIndex) -> Survey:
-        """What the plan does to every passage of `index`."""
+        """Returns the effect of the plan on every passage of `index`."""
         columns = [
-            Column(tilt.name, "query", self._tilt_gains(index, tilt)) for tilt in self.plan.tilts if tilt.vector.any()
+            Column(shift.name, "query", self._shift_gains(index, shift))
+            for shift in self.plan.shifts
+            if shift.vector.any()
         ]
         columns += [
-            Column(gate.name, "document", gate.amount * self._presence_everywhere(gate, index))
-            for gate in self.plan.gates
+            Column(boost.name, "document", boost.amount * self._match_everywhere(boost, index))
+            for boost in self.plan.boosts
         ]
         gains = np.zeros(len(index), dtype=np.float32)
         for column in columns:
             gains += column.values
         return Survey(tuple(columns), gains, self.kept(index))
 
-    def _tilt_gains(self, index: CodeIndex, tilt: Tilt) -> Array:
-        if tilt.direction is None:
-            return self._projected(index, tilt.vector)
-        return np.asarray(tilt.amount * self._remembered(index, tilt.direction), dtype=np.float32)
+    def _shift_gains(self, index: CodeIndex, shift: QueryShift) -> Array:
+        if shift.direction is None:
+            return self._projected(index, shift.vector)
+        return np.asarray(shift.amount * self._remembered(index, shift.direction), dtype=np.float32)
 
     def _remembered(self, index: CodeIndex, direction: Array) -> Array:
         key = (self.sae.fingerprint, direction.tobytes())
         return index.remembered(key, lambda: self._projected(index, direction))
 
     def _projected(self, index: CodeIndex, vector: Array) -> Array:
-        """(N,) `x_hat . vector` of every passage."""
+        """Returns (N,) `x_hat . vector` of every passage."""
         along = index.project(self.sae.decoder @ vector[:, None])[:, 0]
         return np.asarray(along + self.sae.bias @ vector, dtype=np.float32)
 
-    def gate_gains(self, index: CodeIndex) -> Array:
-        """(N,) what the gates add to the score of every passage of `index`."""
+    def boost_gains(self, index: CodeIndex) -> Array:
+        """Returns (N,) the sum of the document boosts of every passage of `index`."""
         gains = np.zeros(len(index), dtype=np.float32)
-        for gate in self.plan.gates:
-            gains += gate.amount * self._presence_everywhere(gate, index)
+        for boost in self.plan.boosts:
+            gains += boost.amount * self._match_everywhere(boost, index)
         return gains
 
     def kept(self, index: CodeIndex) -> NDArray[np.bool_]:
-        """(N,) which passages of `index` the plan does not leave out."""
+        """Returns (N,) whether the plan keeps each passage of `index`."""
         kept = np.ones(len(index), dtype=bool)
-        for gate in self.plan.excluded:
-            kept &= self._presence_everywhere(gate, index) < SUPPRESSED_FROM
+        for boost in self.plan.excluded:
+            kept &= self._match_everywhere(boost, index) < SUPPRESSED_FROM
         return kept
 
     def estimate(self, codes: Codes[NDArray[Any]]) -> Array:
-        """(N,) steered scores from codes alone, without the part of a passage that the SAE does not reconstruct."""
-        tilted = self.vector + self.plan.shift(len(self.vector))
-        scores = self._projections(codes, tilted)
+        """Returns (N,) steered scores from codes alone, without the unreconstructed part of a passage."""
+        shifted = self.vector + self.plan.total_shift(len(self.vector))
+        scores = self._projections(codes, shifted)
         if self.reconstructed:
-            lengths = np.maximum(self._lengths(codes) * float(np.linalg.norm(tilted)), _SMALLEST)
+            lengths = np.maximum(self._lengths(codes) * float(np.linalg.norm(shifted)), _SMALLEST)
             scores = np.asarray(scores / lengths, dtype=np.float32)
-        for gate in self.plan.gates:
-            scores = scores + gate.amount * self._presence(gate, codes)
+        for boost in self.plan.boosts:
+            scores = scores + boost.amount * self._feature_match(boost, codes)
         return scores
 
     def may_miss(self, ranking: Ranking, base_scores: NDArray[np.float64], k: int) -> bool:
-        """Whether a passage beyond the plain candidates could outrank the last hit.
+        """Returns whether a passage beyond the plain candidates could outrank the last hit.
 
-        Only for steerings that take away: what none of the candidates' sources has seen scores at most as much as the
-        last plain candidate, unless something rewards it.
+        This concerns only steerings that take away: an unseen passage without a reward scores at most as much as the
+        last plain candidate.
 
         Args:
             ranking: The ranked candidates.
-            base_scores: Of the plain search's hits, best first.
-            k: How many hits are wanted.
+            base_scores: The scores of the plain search's hits, best first.
+            k: The number of hits.
         """
-        takes_away = bool(self.plan.excluded) or any(gate.amount < 0 for gate in self.plan.gates)
+        takes_away = bool(self.plan.excluded) or any(boost.amount < 0 for boost in self.plan.boosts)
         if not takes_away or not len(base_scores):
             return False
         return len(ranking.ids) < k or bool(ranking.scores[k - 1] < base_scores[-1])
@@ -207,36 +214,36 @@ class Ranker:
     def _columns(
         self, codes: Codes[NDArray[Any]], base_scores: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], list[Column]]:
-        """Plain scores on the scale of the tilted query, and what is added to them."""
+        """Returns plain scores on the scale of the shifted query, and the terms added to them."""
         scale: NDArray[np.float64] = np.ones(len(base_scores))
         if self.reconstructed:
             before = np.linalg.norm(self.vector)
-            after = max(float(np.linalg.norm(self.vector + self.plan.shift(len(self.vector)))), _SMALLEST)
+            after = max(float(np.linalg.norm(self.vector + self.plan.total_shift(len(self.vector)))), _SMALLEST)
             scale = 1.0 / (self._lengths(codes) * after)
             base_scores = base_scores * float(before / after)
         columns = [
-            Column(tilt.name, "query", self._projections(codes, tilt.vector) * scale)
-            for tilt in self.plan.tilts
-            if tilt.vector.any()
+            Column(shift.name, "query", self._projections(codes, shift.vector) * scale)
+            for shift in self.plan.shifts
+            if shift.vector.any()
         ]
         columns += [
-            Column(gate.name, "document", gate.amount * self._presence(gate, codes).astype(np.float64))
-            for gate in self.plan.gates
+            Column(boost.name, "document", boost.amount * self._feature_match(boost, codes).astype(np.float64))
+            for boost in self.plan.boosts
         ]
         return base_scores, columns
 
     def _lengths(self, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]:
-        """(N,) norms of what is searched."""
+        """Returns (N,) norms of the vectors that are searched."""
         return np.asarray(np.linalg.norm(self.sae.decode(codes), axis=1), dtype=np.float64)
 
-    def _presence(self, gate: Gate, codes: Codes[NDArray[Any]]) -> Array:
-        return FeaturePresence(self.sae, self.unit, gate.features, gate.weights).of(codes)
+    def _feature_match(self, boost: DocumentBoost, codes: Codes[NDArray[Any]]) -> Array:
+        return FeatureMatch(self.sae, self.unit, boost.features, boost.weights).of(codes)
 
-    def _presence_everywhere(self, gate: Gate, index: CodeIndex) -> Array:
-        return FeaturePresence(self.sae, self.unit, gate.features, gate.weights).everywhere(index)
+    def _match_everywhere(self, boost: DocumentBoost, index: CodeIndex) -> Array:
+        return FeatureMatch(self.sae, self.unit, boost.features, boost.weights).everywhere(index)
 
     def _projections(self, codes: Codes[NDArray[Any]], vector: Array) -> Array:
-        """(N,) `x_hat . vector` from codes, without decoding: one dot product per latent, then K per passage."""
+        """Returns (N,) `x_hat . vector` from codes, without decoding: one dot product a latent, then K a passage."""
         along = self.sae.decoder @ vector
         return np.asarray((codes.values * along[codes.indices]).sum(axis=1) + self.sae.bias @ vector, dtype=np.float32)
 
@@ -250,7 +257,7 @@ def _ordered(
     base_order: Sequence[str],
     k: int | None,
 ) -> Ranking:
-    """The best `k` of those kept, by scaled plain scores and what is added to them."""
+    """Returns the best `k` of the kept passages, by scaled plain scores and the terms added to them."""
     scores = scaled.copy()
     for column in columns:
         scores += column.values
@@ -264,3 +271,29 @@ def _ordered(
         [rank_of.get(ids[row]) for row in order],
         [tuple(SteeringTerm(name, side, float(values[row])) for name, side, values in columns) for row in order],
     )
+
+
+def hits_of(ranking: Ranking, records: Mapping[str, Record], explain: Explain | None) -> Hits:
+    """Returns the hits of a ranking.
+
+    Args:
+        ranking: The passages, best first.
+        records: Their stored rows. A passage without one was deleted since the search, and is left out.
+        explain: Decomposes a score; None leaves the attributions out.
+    """
+    hits = Hits()
+    for row, name in enumerate(ranking.ids):
+        record = records.get(name)
+        if record is not None:
+            hits.append(
+                Hit(
+                    id=name,
+                    text=record.text,
+                    metadata=record.metadata,
+                    score=float(ranking.scores[row]),
+                    base_score=float(ranking.base_scores[row]),
+                    base_rank=ranking.base_ranks[row],
+                    attribution=None if explain is None else explain(row, record),
+                )
+            )
+    return hits

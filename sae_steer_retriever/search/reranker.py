@@ -1,4 +1,4 @@
-"""Steering without a store: texts that any retriever found, put in a new order by the steering alone."""
+"""Steering without a store: re-ranks the texts that any retriever found."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from typing import NamedTuple
 import numpy as np
 
 from sae_steer_retriever.encoders.embedders import Embedder, unit_rows
-from sae_steer_retriever.explain.attribution import Attribution, attribute
+from sae_steer_retriever.explain.attribution import Attribution, Explainer
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.search.ranking import Ranker
+from sae_steer_retriever.steering.operations import Side, SteerLike
 from sae_steer_retriever.steering.plan import plan
-from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Side, Steering, SteerLike
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering
 from sae_steer_retriever.steering.resolver import SteeringResolver
 
 
 class Reranked(NamedTuple):
-    """A text in its new place.
+    """One text of a re-ranked list.
 
     Attributes:
-        position: Where it was among the texts given, from 0.
-        score: `q . x` plus what the steering adds; larger is better.
+        position: The text's place in the input, from 0.
+        score: `q . x` plus the steering's terms; larger is better.
         base_score: `q . x`, the cosine of query and text.
-        attribution: Why it has this score; None if `explain=False`.
+        attribution: The parts of the score; None if `explain=False`.
     """
 
     position: int
@@ -34,7 +36,14 @@ class Reranked(NamedTuple):
 
 
 class Reranker:
-    """Orders texts by `q . x + v . x_hat + gates`: the score `SteeredRetriever` gives them in its original space."""
+    """Orders texts by `q . x + v . x_hat + document boosts`, as `SteeredRetriever` does in its original space.
+
+    Example:
+        >>> from sae_steer_retriever import Reranker
+        >>> ranking = Reranker(sae, embedder, catalog).rerank("wait for work", texts[:20], {"thread": 0.5})
+        >>> ranking[0].score >= ranking[1].score
+        True
+    """
 
     def __init__(
         self,
@@ -44,13 +53,13 @@ class Reranker:
         *,
         steering: SteerLike | Steering | None = None,
     ) -> None:
-        """Put the parts together.
+        """Puts the parts together.
 
         Args:
-            sae: The dictionary.
-            embedder: Its encoder.
-            catalog: Names and units of its features.
-            steering: A default: what a call asks for is laid over it, see `SteeredRetriever.resolve`.
+            sae: The SAE.
+            embedder: The SAE's encoder.
+            catalog: Names and units of the SAE's features.
+            steering: A default steering; the steering of a call is laid over it, see `SteeredRetriever.resolve`.
 
         Raises:
             MismatchError: The embedder is not the SAE's encoder, or the catalog or the default is another SAE's.
@@ -64,7 +73,7 @@ class Reranker:
     def resolve(
         self, steer: SteerLike | Steering | None, *, side: Side | None = None, drift_cap: float = DEFAULT_DRIFT_CAP
     ) -> Steering:
-        """Check a steering and find its features; see `SteeredRetriever.resolve`.
+        """Returns a steering with its features, checked; see `SteeredRetriever.resolve`.
 
         Raises:
             MismatchError: A `Steering` is another SAE's.
@@ -86,21 +95,21 @@ class Reranker:
         embedding: Sequence[float] | Array | None = None,
         vectors: Sequence[Sequence[float] | Array | None] | None = None,
     ) -> list[Reranked] | None:
-        """Put texts in the order the steering asks for.
+        """Returns texts in the order of their steered scores.
 
         Args:
             query: The question.
-            texts: The texts, as they are to be embedded.
-            steer: Feature -> strength or operation, or a resolved `Steering`.
-            side: For strengths that do not say; see `SteeredRetriever.search`.
-            drift_cap: Smallest cosine between the query and the tilted query.
-            explain: Whether to attribute the scores.
-            embedding: (d,) the query's embedding, if it was made already.
-            vectors: For each text its embedding (d,) if it was made already, else None.
+            texts: The texts to rank, as they are embedded.
+            steer: See `SearchOptions`, as for `side`, `drift_cap`, `explain` and `embedding`.
+            side: The side of strengths that do not name one.
+            drift_cap: Smallest cosine between the query and the shifted query.
+            explain: Whether the results carry their attribution.
+            embedding: (d,) the query's embedding, if it is known.
+            vectors: One per text: its embedding (d,), or None if it is unknown.
 
         Returns:
-            Best first, without the texts that a `Suppress` leaves out; ties stay in the order given. None if the
-            steering changes nothing for this query: then the order given stands.
+            The best first, without the texts that a `Suppress` excludes; texts with equal scores keep their order.
+            None if the steering changes nothing for this query.
 
         Raises:
             TypeError: `query` is not a text.
@@ -120,21 +129,22 @@ class Reranker:
         else:
             q = unit_rows([embedding], self.sae.config.d)[0]
         h_q = self.sae.encode(q[None])
-        steering = steering.for_query(h_q.leading(self.sae.config.k_names), self.catalog.calibration.unit)
+        steering = steering.for_query(h_q.truncate(self.sae.config.k_labels), self.catalog.calibration.unit)
         plan_ = plan(steering, q, h_q, self.sae, self.catalog.calibration)
         if plan_.is_empty:
             return None
         x = self._vectors(texts, vectors)
-        # Names in the order given, so that ties keep it.
+        # The ranker breaks ties by name: these names sort in the order given.
         names = [f"{position:09d}" for position in range(len(texts))]
         ranker = Ranker(self.sae, self.catalog.calibration.match_unit, plan_, q, reconstructed=False)
         ranking = ranker.rank(names, (x @ q).astype(np.float64), self.sae.encode(x), names)
+        explainer = Explainer(q, h_q, self.sae, self.catalog.name)
         reranked = []
         for name, score, base_score, terms in zip(
             ranking.ids, ranking.scores.tolist(), ranking.base_scores.tolist(), ranking.terms, strict=True
         ):
             position = int(name)
-            why = attribute(q, h_q, x[position], terms, self.sae, self.catalog.name) if explain else None
+            why = explainer.explain(x[position], terms) if explain else None
             reranked.append(Reranked(position, score, base_score, why))
         return reranked
 
@@ -148,6 +158,3 @@ class Reranker:
         if given:
             x[given] = unit_rows([known[row] for row in given], self.sae.config.d)
         return x
-
-
-__all__ = ["Reranked", "Reranker"]

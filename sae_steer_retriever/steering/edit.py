@@ -1,38 +1,37 @@
-"""Edits: operations whose names have been resolved to features, and the conditions they depend on."""
+"""Edits: operations on resolved features, and the conditions that they depend on."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import SteeringError
-from sae_steer_retriever.sae.topk_sae import Array, Codes
+from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.steering.operations import (
+    OPERATIONS,
     SIDES,
     Add,
-    AddRaw,
-    Clamp,
-    Operation,
-    Scale,
+    BasicOperation,
     Side,
     Suppress,
     When,
+    make_operation,
     operation_of,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """That a query has more than so much of a feature.
+    """A condition of an edit: the query has more than `above` units of a feature.
 
     Attributes:
-        name: As the user wrote it.
+        name: The feature's name as the user wrote it.
         features: Latent ids.
         weights: Their shares, the largest 1.0.
-        above: How many units, from 0 to below 1.
+        above: The threshold in units, from 0 to below 1.
     """
 
     name: str
@@ -41,10 +40,10 @@ class Condition:
     above: float
 
     def holds(self, names: Codes[NDArray[Any]], unit: Array) -> bool:
-        """Whether a query has it: `min(1, sum_f weight_f min(1, h_f / u_f)) > above`, as a gate reads passages.
+        """Returns whether a query meets it: `min(1, sum_f weight_f min(1, h_f / u_f)) > above`.
 
         Args:
-            names: (1, k_names) the query's naming reading.
+            names: (1, k_labels) the query's label latents.
             unit: (n,) the features' units.
         """
         own = dict(zip(names.indices[0].tolist(), names.values[0].tolist(), strict=True))
@@ -61,40 +60,45 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """One resolved edit.
+    """An operation on the features that a name means.
 
     Attributes:
-        name: As the user wrote it.
+        name: The name as the user wrote it.
         features: Latent ids.
         weights: Their shares, the largest 1.0.
-        op: "add", "raw", "clamp", "scale" or "suppress".
-        strength: Units to add, embedding units to add ("raw"), units to clamp to, or the factor; 0 for suppress.
-        side: Which side an "add" acts on.
-        condition: What a query must have for the edit to be made; None if it always is.
+        op: The operation's name: "add", "raw", "clamp", "scale" or "suppress".
+        strength: Units to add, embedding units to add ("raw"), units to clamp to, or the factor; 0 for "suppress".
+        side: The side that the edit acts on.
+        condition: The condition on the query; None if the edit always applies.
     """
 
     name: str
     features: tuple[int, ...]
     weights: tuple[float, ...]
-    op: Literal["add", "raw", "clamp", "scale", "suppress"]
+    op: str
     strength: float
     side: Side
     condition: Condition | None = None
 
     @property
+    def operation(self) -> BasicOperation:
+        """The operation, without its condition."""
+        return make_operation(self.op, self.strength, self.side)
+
+    @property
     def asks_nothing(self) -> bool:
-        """Whether it adds nothing."""
+        """Whether the edit adds nothing."""
         return self.op in ("add", "raw") and self.strength == 0
 
     @property
     def asked(self) -> str:
-        """What is asked for, as the command line takes it: "+0.5", "raw:0.5", "scale:2", "suppress"."""
-        if self.op == "suppress":
+        """The operation as the command line takes it: "+0.5", "raw:0.5", "scale:2", "suppress"."""
+        if not dataclasses.fields(OPERATIONS[self.op]):
             return self.op
-        return f"{self.strength:+g}" if self.op == "add" else f"{self.op}:{self.strength:g}"
+        return f"{self.strength:+g}" if self.op == Add.op else f"{self.op}:{self.strength:g}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The edit as data; "condition" is there only if the edit has one."""
+        """Returns the edit as data; "condition" is there only if the edit has one."""
         body = dataclasses.asdict(self)
         if self.condition is None:
             del body["condition"]
@@ -102,28 +106,20 @@ class Edit:
 
     @classmethod
     def from_dict(cls, row: Any) -> Edit:  # noqa: ANN401 - from a file
-        """Read an edit.
+        """Returns the edit that `to_dict` wrote.
 
         Raises:
-            SteeringError: A value is one that no edit may have.
-            KeyError: One is missing.
-            TypeError: One is of another type, or not of an edit.
+            SteeringError: A value is out of range.
+            KeyError: A value is missing.
+            TypeError: A value has another type, or is not part of an edit.
         """
         if not isinstance(row, dict):
             raise TypeError(f"an edit is an object, got {type(row).__name__}")
         condition = None if row.get("condition") is None else _condition_from(row)
         edit = cls(**{**row, **_features_of(row), "condition": condition})
-        # Not `side` of the others: they have one side each.
-        operations: dict[str, Operation] = {
-            "add": Add(edit.strength, edit.side),
-            "raw": AddRaw(edit.strength),
-            "clamp": Clamp(edit.strength),
-            "scale": Scale(edit.strength),
-            "suppress": Suppress(),
-        }
-        if not isinstance(edit.name, str) or edit.op not in operations or edit.side not in SIDES:
-            raise _malformed(row)
-        operation_of(edit.name, operations[edit.op])
+        if not isinstance(edit.name, str) or edit.op not in OPERATIONS or edit.side not in SIDES:
+            _refuse(row)
+        operation_of(edit.name, edit.operation)
         return edit
 
 
@@ -131,13 +127,13 @@ def _condition_from(row: dict[str, Any]) -> Condition:
     body = row["condition"]
     condition = Condition(**{**body, **_features_of(body)})
     if not isinstance(condition.name, str):
-        raise _malformed(row)
+        _refuse(row)
     operation_of(row["name"], When(condition.name, condition.above, Suppress()))
     return condition
 
 
 def _features_of(row: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """Latent ids and weights, checked."""
+    """Returns latent ids and weights, checked."""
     features, weights = tuple(row["features"]), tuple(row["weights"])
     sound = (
         len(features) == len(weights) > 0
@@ -145,12 +141,9 @@ def _features_of(row: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
         and all(type(weight) in (int, float) and 0 < weight <= 1 for weight in weights)
     )
     if not sound:
-        raise _malformed(row)
+        _refuse(row)
     return {"features": features, "weights": weights}
 
 
-def _malformed(row: dict[str, Any]) -> SteeringError:
-    return SteeringError(f"the policy's edit {row['name']!r} is malformed: resolve its name again and save the policy.")
-
-
-__all__ = ["Condition", "Edit"]
+def _refuse(row: dict[str, Any]) -> NoReturn:
+    raise SteeringError(f"the policy's edit {row['name']!r} is malformed: resolve its name again and save the policy.")

@@ -1,54 +1,45 @@
-"""From examples to a steering: which features some passages have and others lack, each with its reason."""
+"""A steering from examples: the features that some passages have and others lack, each with its reason."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import SteeringError, StoreError
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.search import hubs
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
-from sae_steer_retriever.steering.policy import (
-    DEFAULT_DRIFT_CAP,
-    DEFAULT_SIDE,
-    LARGEST_STRENGTH,
-    Edit,
-    Side,
-    Steering,
-    check_drift_cap,
-    check_side,
-)
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.steering.edit import Edit
+from sae_steer_retriever.steering.operations import LARGEST_STRENGTH, Side, check_side
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, DEFAULT_SIDE, Steering, check_drift_cap
+from sae_steer_retriever.store.store_reader import StoreReader
 
-if TYPE_CHECKING:
-    from sae_steer_retriever.encoders.embedders import Embedder
-    from sae_steer_retriever.store.chroma_store import ChromaStore
-
-# Features on each side, none weaker than this share of the strongest: more of them are the examples' own particulars.
+# Features on each side, none weaker than this share of the strongest: further ones are particulars of the examples.
 _FEATURES = 5
 _WEAKEST = 0.25
-# The corpus speaks for as many passages as this beside the examples.
+# The weight of the corpus beside the examples, in passages.
 _PRIOR = 1.0
 
 
 class Reason(NamedTuple):
-    """Why a feature is part of a contrast.
+    """The reason for one feature of a contrast.
 
     Attributes:
-        feature: Its id.
+        feature: The feature's id.
         label: Its display name.
-        positives: How many of the positive examples have it.
-        negatives: How many of the negative ones.
+        positives: The number of positive examples that have it.
+        negatives: The number of negative examples that have it.
         frequency: Share of the corpus' passages that have it.
-        presence: How much of it the examples of its side have on average: 1.0 is one unit in each of them.
-        log_odds: How much likelier its side's examples are to have it than the other side's, in nats, smoothed by the
-            corpus.
-        strength: What it is steered by.
+        presence: The mean activation in the examples of its side, in units.
+        log_odds: Log-odds of its side's examples to have it over the other side's, in nats, smoothed by the corpus.
+        strength: The strength that steers by it.
     """
 
     feature: int
@@ -63,12 +54,12 @@ class Reason(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Contrast(Steering):
-    """A steering that was read off examples, with its reasons: pass it as `steer=`, print it to see why.
+    """A steering made from examples, with its reasons: pass it as `steer=`, print it to see why.
 
     Attributes:
         reasons: One per edit, in the same order, the strongest first.
-        positives: How many examples it is like.
-        negatives: How many examples it is unlike.
+        positives: The number of positive examples.
+        negatives: The number of negative examples.
     """
 
     reasons: tuple[Reason, ...] = ()
@@ -82,15 +73,15 @@ class Contrast(Steering):
 
     @property
     def steer(self) -> dict[str, float]:
-        """The same as a `steer=` mapping: "#12" -> +1.0."""
+        """The steering as a `steer=` mapping: "#12" -> +1.0."""
         return {f"#{reason.feature}": reason.strength for reason in self.reasons}
 
     def to_json(self) -> str:
-        """The policy, as `Steering.from_json` reads it; reasons are not part of it."""
+        """Returns the policy without its reasons, for `Steering.from_json`."""
         return self.steering.to_json()
 
     def to_dict(self) -> dict[str, Any]:
-        """Features and reasons as data, for JSON."""
+        """Returns features and reasons as data, for JSON."""
         return {
             "positives": self.positives,
             "negatives": self.negatives,
@@ -100,7 +91,7 @@ class Contrast(Steering):
         }
 
     def explain(self, reason: Reason) -> str:
-        """One feature's reason as a clause: "in 3 of 3 positives, 0 of 2 negatives, 0.4 % of the corpus"."""
+        """Returns one reason as a clause: "in 3 of 3 positives, 0 of 2 negatives, 0.4 % of the corpus"."""
         clause = f"in {reason.positives} of {self.positives} positives"
         if self.negatives:
             clause += f", {reason.negatives} of {self.negatives} negatives"
@@ -108,7 +99,7 @@ class Contrast(Steering):
 
     @property
     def warning(self) -> str | None:
-        """What to doubt: that no feature is in more than one of several positives; None if there is nothing."""
+        """A warning if no feature is in more than one of several positives; None otherwise."""
         if self.positives < 2 or any(reason.positives > 1 for reason in self.reasons if reason.strength > 0):
             return None
         return f"none of these is in more than one of the {self.positives} positives: are they about one thing?"
@@ -124,7 +115,7 @@ class Contrast(Steering):
         return "\n".join(lines if self.warning is None else [*lines, self.warning])
 
     def _repr_html_(self) -> str:
-        """The same for a notebook; labels are anybody's texts, so all is escaped."""
+        """The table for a notebook; labels are untrusted text, so everything is escaped."""
         cell = "padding:.15em .9em .15em 0;text-align:left"
         rows = "".join(
             f'<tr><td style="{cell}">{reason.strength:+.2f}</td>'
@@ -137,14 +128,21 @@ class Contrast(Steering):
 
 
 def _percent(frequency: float) -> str:
-    """A share of the corpus; what is rare is not 0."""
+    """Returns a share of the corpus as text; a rare feature is not shown as 0."""
     return "<0.1%" if 0 < frequency < 0.0005 else f"{frequency:.1%}"
 
 
 def _shown(reason: Reason) -> str:
-    """Id and label; a name without a label, or with a weak one, holds the id already."""
+    """Returns id and label; the name of a feature with a weak label or none holds its id already."""
     number = f"#{reason.feature}"
     return reason.label if number in reason.label.split() else f"{number} {reason.label}"
+
+
+class ContrastKeywords(TypedDict, total=False):
+    """Keywords of `contrast`: `limit` and `side`."""
+
+    limit: int
+    side: Side | None
 
 
 def contrast(
@@ -157,22 +155,21 @@ def contrast(
     side: Side | None = None,
     drift_cap: float = DEFAULT_DRIFT_CAP,
 ) -> Contrast:
-    """The features that positive examples have and negative ones, or else the corpus, lack.
+    """Returns a steering by the features that positive examples have and negative examples, or the corpus, lack.
 
-    A feature's weight is its smoothed log-odds, times how much of it the examples have on average, times the share of
-    them that have it: what one of several examples has alone is a particular of its own. Strengths are scaled so that
-    they sum to `strength` over what the positives have on average, activations in units and at most one of each; none
-    is above `strength`. What that adds to a score is up to the side it acts on. Features that the negatives have and
-    the positives lack get negative strengths. Hubs and dead features are left out.
+    A feature's weight is its smoothed log-odds, times its mean activation in the examples, times the share of them that
+    have it. Strengths are scaled so that they sum to `strength` over what the positives have on average (activations
+    in units, at most one of each); none is above `strength`. Features that only the negatives have get negative
+    strengths. Hubs and dead features are left out.
 
     Args:
         catalog: Names, units and frequencies of the features.
-        positive: (P, k_names) naming readings of the positive examples.
-        negative: (N, k_names) of the negative ones.
-        strength: What the strengths sum to over what the positives have on average, in the units of `steer=`.
-        limit: At most so many features for the positives, and as many against the negatives.
-        side: Which side the steering acts on; "both" if not given.
-        drift_cap: Smallest cosine between the query and the tilted query.
+        positive: (P, k_labels) label latents of the positive examples.
+        negative: (N, k_labels) label latents of the negative examples.
+        strength: The sum of the strengths over what the positives have on average, in the units of `steer=`.
+        limit: The largest number of features for the positives, and against the negatives.
+        side: The side that the steering acts on; "both" if not given.
+        drift_cap: Smallest cosine between the query and the shifted query.
 
     Raises:
         ValueError: There is no positive example, or `strength` or `limit` is out of range.
@@ -187,8 +184,8 @@ def contrast(
             f"{LARGEST_STRENGTH:g}, and a limit that is a whole number of at least 1."
         )
     side, drift_cap = check_side(side) or DEFAULT_SIDE, check_drift_cap(drift_cap)
-    having = _Presence(positive, catalog)
-    lacking = _Presence(negative, catalog) if negative is not None and len(negative.indices) else None
+    having = _Occurrence(positive, catalog)
+    lacking = _Occurrence(negative, catalog) if negative is not None and len(negative.indices) else None
     reasons = _told_apart(catalog, having, lacking, strength, limit, against=False)
     if lacking is not None:
         reasons += _told_apart(catalog, lacking, having, strength, limit, against=True)
@@ -208,8 +205,8 @@ def contrast(
     )
 
 
-class _Presence:
-    """How much of each feature some examples have."""
+class _Occurrence:
+    """The activations of each feature in some examples."""
 
     def __init__(self, codes: Codes[NDArray[Any]], catalog: FeatureCatalog) -> None:
         self.rows = len(codes.indices)
@@ -224,14 +221,14 @@ class _Presence:
 
 def _told_apart(
     catalog: FeatureCatalog,
-    having: _Presence,
-    lacking: _Presence | None,
+    having: _Occurrence,
+    lacking: _Occurrence | None,
     strength: float,
     limit: int,
     *,
     against: bool,
 ) -> list[Reason]:
-    """The features that `having` has and `lacking`, or the corpus, lacks: the strongest first."""
+    """Returns the features that `having` has and `lacking`, or the corpus, lacks: the strongest first."""
     calibration = catalog.calibration
     corpus = np.asarray((calibration.count + 0.5) / (calibration.rows + 1.0), dtype=np.float64)
     log_odds = _logit(_rate(having, corpus)) - _logit(corpus if lacking is None else _rate(lacking, corpus))
@@ -243,7 +240,7 @@ def _told_apart(
     if not chosen:
         return []
     shares = weight[chosen] / weight[chosen[0]]
-    # So that they sum to `strength` over what the examples have on average; none is above it.
+    # Strengths sum to `strength` over what the examples have on average; none is above it.
     gain = float((having.matrix[:, chosen] @ shares).mean())
     strengths = np.round(strength * shares * min(1.0, 1.0 / gain), 2) * (-1.0 if against else 1.0)
     counts, others = having.count, np.zeros(len(catalog), dtype=np.int64) if lacking is None else lacking.count
@@ -263,8 +260,8 @@ def _told_apart(
     ]
 
 
-def _rate(examples: _Presence, corpus: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of examples with each feature, as if `_PRIOR` passages of the corpus were among them."""
+def _rate(examples: _Occurrence, corpus: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the share of examples with each feature, as if `_PRIOR` passages of the corpus were among them."""
     return np.asarray((examples.count + _PRIOR * corpus) / (examples.rows + _PRIOR))
 
 
@@ -272,13 +269,13 @@ def _logit(share: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.log(share) - np.log1p(-share))
 
 
-def names_of_texts(sae: TopKSAE, embedder: Embedder, texts: Sequence[str]) -> Codes[NDArray[Any]]:
-    """(len(texts), k_names) the naming reading of texts, embedded as passages."""
-    return sae.encode(embedder.embed_documents(texts)).leading(sae.config.k_names)
+def labels_of_texts(sae: TopKSAE, embedder: Embedder, texts: Sequence[str]) -> Codes[NDArray[Any]]:
+    """Returns (len(texts), k_labels) the label latents of texts, embedded as passages."""
+    return sae.encode(embedder.embed_documents(texts)).truncate(sae.config.k_labels)
 
 
-def names_of_passages(store: ChromaStore, ids: Sequence[str]) -> Codes[NDArray[Any]]:
-    """(passages, k_names) the naming reading of stored passages, each once.
+def labels_of_passages(store: StoreReader, ids: Sequence[str]) -> Codes[NDArray[Any]]:
+    """Returns (passages, k_labels) the label latents of stored passages, each once.
 
     Raises:
         StoreError: One is not in the collection.
@@ -292,11 +289,11 @@ def names_of_passages(store: ChromaStore, ids: Sequence[str]) -> Codes[NDArray[A
         raise StoreError(
             f"{shown} {verb} not in collection {store.documents.name!r}: give ids of passages as hits have them."
         )
-    return store.codes(ids).leading(store.sae.config.k_names)
+    return store.codes(ids).truncate(store.sae.config.k_labels)
 
 
-def joined_names(parts: Sequence[Codes[NDArray[Any]]]) -> Codes[NDArray[Any]] | None:
-    """Several readings below one another; None if there is none."""
+def joined_labels(parts: Sequence[Codes[NDArray[Any]]]) -> Codes[NDArray[Any]] | None:
+    """Returns the label latents of several groups as one; None if there is none."""
     if not parts:
         return None
     indices, values = zip(*parts, strict=True)
@@ -304,15 +301,15 @@ def joined_names(parts: Sequence[Codes[NDArray[Any]]]) -> Codes[NDArray[Any]] | 
 
 
 def checked_texts(examples: Sequence[str], what: str) -> list[str]:
-    """Examples, texts or ids, as a list.
+    """Returns examples, texts or ids, as a list.
 
     Args:
-        examples: As the user gave them; anything that yields texts.
-        what: What to call them in an error: "positive".
+        examples: Anything that yields texts.
+        what: Their name in an error: "positive".
 
     Raises:
-        TypeError: They are one text, no list, or not texts.
-        ValueError: One is blank.
+        TypeError: Not a list of texts.
+        ValueError: A text is blank.
     """
     # Listed first: a generator has its texts only once.
     given = None if isinstance(examples, str) or not isinstance(examples, Iterable) else list(examples)
@@ -321,14 +318,3 @@ def checked_texts(examples: Sequence[str], what: str) -> list[str]:
     if any(not text.strip() for text in given):
         raise ValueError(f"{what} holds an empty text.")
     return given
-
-
-__all__ = [
-    "Contrast",
-    "Reason",
-    "checked_texts",
-    "contrast",
-    "joined_names",
-    "names_of_passages",
-    "names_of_texts",
-]

@@ -1,4 +1,4 @@
-"""What a steering does to one query: tilts of the query, gates on passages, passages left out."""
+"""The plan for one query: what a steering adds to the query, which passages it rewards, and which it leaves out."""
 
 from __future__ import annotations
 
@@ -7,38 +7,37 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.features.calibration import Calibration
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
-from sae_steer_retriever.store.latent_index import damp, damped
-
-if TYPE_CHECKING:  # steering.py offers these names too
-    from sae_steer_retriever.steering.edit import Edit
-    from sae_steer_retriever.steering.policy import Steering
+from sae_steer_retriever.sae.codes import Array, Codes, power_normalise, power_normalised
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.steering.edit import Edit
+from sae_steer_retriever.steering.operations import Add, AddRaw
+from sae_steer_retriever.steering.policy import Steering
 
 logger = logging.getLogger(__name__)
 
 # A passage has a feature clearly enough to be suppressed from this share of a unit on.
 SUPPRESSED_FROM = 0.5
-# What a passage that strongly has a feature gains by one unit, in distances of a query's second from its hundredth
-# neighbour: half a unit lifts the hundredth among the first.
+# What one unit adds to a passage that strongly has a feature, in score spreads (the distance of a query's second from
+# its hundredth neighbour): half a unit lifts the hundredth among the first.
 _LIFT = 2.0
-# What a tilt leaves of the query along its own direction, at least.
+# The least that a shift leaves of the query along its own direction.
 _LEAST_LEFT = 0.01
 
 
-class Gate(NamedTuple):
-    """A bonus for passages that have features: `amount` times their presence (`FeaturePresence`).
+class DocumentBoost(NamedTuple):
+    """A bonus for passages that have the features: `amount` times their feature match (`FeatureMatch`).
 
     Attributes:
         name: The edit's name.
         features: Latent ids.
         weights: Their shares.
-        amount: What a passage gains that has the feature in full, in score units; negative takes away.
+        amount: The bonus of a passage that has the features in full, in score units; a negative one takes away.
     """
 
     name: str
@@ -47,14 +46,14 @@ class Gate(NamedTuple):
     amount: float
 
 
-class Tilt(NamedTuple):
+class QueryShift(NamedTuple):
     """A shift of the query along latents' directions: `sum_f delta_f d_f`, in embedding units.
 
     Attributes:
         name: The edit's name.
         vector: (d,) the shift.
         amount: How many times `direction` it is.
-        direction: (d,) what does not depend on the query; None if all of it does.
+        direction: (d,) the part that does not depend on the query; None if all of it does.
     """
 
     name: str
@@ -65,65 +64,65 @@ class Tilt(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a steering does to one query.
+    """The effect of a steering on one query.
 
     Attributes:
-        tilts: Shifts of the query, after the drift cap.
-        gates: Bonuses for passages.
+        shifts: Shifts of the query, after the drift cap.
+        boosts: Bonuses for passages.
         excluded: Features whose passages are left out.
-        capped: Share of the requested tilt that the drift cap let through, 1.0 if it did not bind.
+        capped: Share of the requested shift that the drift cap lets through; 1.0 if it does not bind.
     """
 
-    tilts: tuple[Tilt, ...]
-    gates: tuple[Gate, ...]
-    excluded: tuple[Gate, ...]
+    shifts: tuple[QueryShift, ...]
+    boosts: tuple[DocumentBoost, ...]
+    excluded: tuple[DocumentBoost, ...]
     capped: float
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing would change."""
-        return not (self.gates or self.excluded) and not any(tilt.vector.any() for tilt in self.tilts)
+        return not (self.boosts or self.excluded) and not any(shift.vector.any() for shift in self.shifts)
 
-    def shift(self, d: int) -> Array:
-        """(d,) the sum of all tilts."""
+    def total_shift(self, d: int) -> Array:
+        """Returns (d,) the sum of all shifts."""
         total = np.zeros(d, dtype=np.float32)
-        for tilt in self.tilts:
-            total += tilt.vector
+        for shift in self.shifts:
+            total += shift.vector
         return total
 
 
 def plan(steering: Steering, q: Array, h_q: Codes[NDArray[Any]], sae: TopKSAE, calibration: Calibration) -> Plan:
-    """Work out tilts, gates and exclusions for one query.
+    """Returns the shifts, boosts and exclusions for one query.
 
-    By +1 a passage that strongly has the features gains two score spreads (`Calibration.score_spread`), whatever they
-    are: on the document side in proportion to their presence, on the query side, `q + v`, to its projection
-    `sum_f w_f <d_f, x_hat> / u_f / sum_f w_f`, and half by each on both.
+    At strength +1 a passage that strongly has the features gains two score spreads (`Calibration.score_spread`). On the
+    document side the gain is proportional to the feature match; on the query side, `q + v`, to the projection
+    `sum_f w_f <d_f, x_hat> / u_f / sum_f w_f`. Side "both" does half of each.
 
     Args:
         steering: The edits.
-        q: (d,) the vector that is tilted, for the drift cap.
-        h_q: (1, K) the query's codes, for operations relative to what the query has.
+        q: (d,) the vector that is shifted, for the drift cap.
+        h_q: (1, K) the query's codes, for operations relative to the query's own activations.
         sae: The dictionary.
         calibration: Its units.
     """
     lift = _LIFT * calibration.score_spread
 
-    def tilt(edit: Edit, share: float, weights: Array, directions: Array) -> Tilt:
+    def shift(edit: Edit, share: float, weights: Array, directions: Array) -> QueryShift:
         shares = weights / weights.sum() / calibration.match_unit[list(edit.features)]
         direction = np.asarray(shares @ directions, dtype=np.float32)
         amount = share * edit.strength * lift
-        return Tilt(edit.name, amount * direction, amount, direction)
+        return QueryShift(edit.name, amount * direction, amount, direction)
 
-    return _plan(steering, q, h_q, lambda features: sae.decoder[features], calibration.unit, lift, tilt)
+    return _plan(steering, q, h_q, lambda features: sae.decoder[features], calibration.unit, lift, shift)
 
 
 class CodePlan(NamedTuple):
-    """What a steering does to one query's damped code, in coordinates of the latents that it is about.
+    """The effect of a steering on one query's power-normalised code, in the coordinates of the latents concerned.
 
     Attributes:
-        latents: (m,) those of the query and those of the edits, ascending.
-        vector: (m,) the query's damped activations of them.
-        plan: The plan; its tilts are (m,) changes of these activations, which may become negative.
+        latents: (m,) the latents of the query and of the edits, ascending.
+        vector: (m,) the query's power-normalised activations of them.
+        plan: The plan; its shifts are (m,) changes of these activations, which may become negative.
     """
 
     latents: NDArray[np.int32]
@@ -132,17 +131,17 @@ class CodePlan(NamedTuple):
 
 
 def plan_code(steering: Steering, h_q: Codes[NDArray[Any]], calibration: Calibration) -> CodePlan:
-    """The same on the damped code: every latent is a direction of its own, and nothing is decoded.
+    """Returns the plan on the power-normalised code, where every latent is a direction of its own.
 
-    Units are damped as the code is, so that an edit by one unit adds as much as a passage has that has the feature at
-    one unit. Strengths are not damped: edits stay linear in them.
+    Units are power-normalised as the code is: an edit by one unit adds as much as a passage has of a feature at one
+    unit. Strengths are not, so that edits stay linear in them.
 
     Args:
-        steering: The edits; their drift cap is a cosine of damped codes here.
+        steering: The edits; their drift cap is a cosine of power-normalised codes here.
         h_q: (1, K) the query's code, as the SAE gives it.
-        calibration: The features' units, of codes that are not damped.
+        calibration: The features' units, of codes that are not power-normalised.
     """
-    h_q = damped(h_q)
+    h_q = power_normalised(h_q)
     active = h_q.values[0] > 0
     own = h_q.indices[0][active]
     latents = np.unique(np.array([*own.tolist(), *(f for edit in steering.edits for f in edit.features)], np.int32))
@@ -152,14 +151,14 @@ def plan_code(steering: Steering, h_q: Codes[NDArray[Any]], calibration: Calibra
     def directions(features: NDArray[np.int64]) -> Array:
         return np.asarray(features[:, None] == latents[None], dtype=np.float32)
 
-    unit = damp(calibration.unit)
+    unit = power_normalise(calibration.unit)
 
-    def tilt(edit: Edit, share: float, weights: Array, directions: Array) -> Tilt:
+    def shift(edit: Edit, share: float, weights: Array, directions: Array) -> QueryShift:
         units = unit[list(edit.features)]
-        return Tilt(edit.name, share * edit.strength * _family_direction(weights, units, directions))
+        return QueryShift(edit.name, share * edit.strength * _family_direction(weights, units, directions))
 
     return CodePlan(
-        latents, vector, _plan(steering, vector, h_q, directions, unit, _LIFT * calibration.score_spread, tilt)
+        latents, vector, _plan(steering, vector, h_q, directions, unit, _LIFT * calibration.score_spread, shift)
     )
 
 
@@ -170,64 +169,54 @@ def _plan(
     directions_of: Callable[[NDArray[np.int64]], Array],
     unit: Array,
     lift: float,
-    tilt: Callable[[Edit, float, Array, Array], Tilt],
+    added: Callable[[Edit, float, Array, Array], QueryShift],
 ) -> Plan:
     own = dict(zip(h_q.indices[0].tolist(), h_q.values[0].tolist(), strict=True))
-    # What two suppressed families share is taken away once: each of them takes its part.
-    takers = Counter(latent for edit in steering.edits if edit.op == "suppress" for latent in edit.features)
-    tilts: list[Tilt] = []
-    gates: list[Gate] = []
-    excluded: list[Gate] = []
+    sharing = Counter(latent for edit in steering.edits if edit.operation.excludes for latent in edit.features)
+    shifts: list[QueryShift] = []
+    boosts: list[DocumentBoost] = []
+    excluded: list[DocumentBoost] = []
     for edit in steering.edits:
         features = np.array(edit.features)
         weights = np.array(edit.weights, dtype=np.float32)
         units = unit[features]
-        present = np.array([own.get(feature, 0.0) for feature in edit.features], dtype=np.float32)
         directions = directions_of(features)
-        if edit.op == "add":
-            # Of both sides each does half.
+        if edit.op == Add.op:
             share = 0.5 if edit.side == "both" else 1.0
             if edit.side in ("query", "both"):
-                tilts.append(tilt(edit, share, weights, directions))
+                shifts.append(added(edit, share, weights, directions))
             if edit.side in ("document", "both"):
-                gates.append(Gate(edit.name, edit.features, edit.weights, share * edit.strength * lift))
-        elif edit.op == "raw":
+                boosts.append(DocumentBoost(edit.name, edit.features, edit.weights, share * edit.strength * lift))
+        elif edit.op == AddRaw.op:
             direction = _family_direction(weights, np.ones_like(units), directions)
-            tilts.append(Tilt(edit.name, edit.strength * direction, edit.strength, direction))
-        elif edit.op == "clamp":
-            change = np.asarray(weights * edit.strength * units - present, dtype=np.float32)
-            tilts.append(Tilt(edit.name, change @ directions))
-        elif edit.op == "scale":
-            change = np.asarray((edit.strength - 1.0) * present, dtype=np.float32)
-            tilts.append(Tilt(edit.name, change @ directions))
+            shifts.append(QueryShift(edit.name, edit.strength * direction, edit.strength, direction))
         else:
-            shares = np.array([takers[latent] for latent in edit.features], dtype=np.float32)
-            tilts.append(Tilt(edit.name, np.asarray(-(present / shares) @ directions, dtype=np.float32)))
-            excluded.append(Gate(edit.name, edit.features, edit.weights, 0.0))
-    total = np.sum([found.vector for found in tilts], axis=0) if tilts else np.zeros_like(q)
+            operation = edit.operation
+            present = np.array([own.get(feature, 0.0) for feature in edit.features], dtype=np.float32)
+            shared = np.array([sharing[feature] for feature in edit.features], dtype=np.float32)
+            change = operation.change(present, units, weights, shared)
+            shifts.append(QueryShift(edit.name, np.asarray(change @ directions, dtype=np.float32)))
+            if operation.excludes:
+                excluded.append(DocumentBoost(edit.name, edit.features, edit.weights, 0.0))
+    total = np.sum([shift.vector for shift in shifts], axis=0) if shifts else np.zeros_like(q)
     # A code without a latent has no direction to keep.
     kept = cap_drift(q, total, steering.drift_cap) if q.any() else 1.0
     if kept < 1.0:
         logger.warning(
-            "the steering is capped: %.0f %% of the tilt is applied, so that the query keeps a cosine of %.2f",
+            "the steering is capped: %.0f %% of the query shift is applied, so that the query keeps a cosine of %.2f",
             100 * kept,
             steering.drift_cap,
         )
-    return Plan(
-        tuple(
-            found._replace(vector=(kept * found.vector).astype(np.float32), amount=kept * found.amount)
-            for found in tilts
-        ),
-        tuple(gates),
-        tuple(excluded),
-        kept,
+    capped = tuple(
+        shift._replace(vector=(kept * shift.vector).astype(np.float32), amount=kept * shift.amount) for shift in shifts
     )
+    return Plan(capped, tuple(boosts), tuple(excluded), kept)
 
 
 def cap_drift(q: Array, v: Array, cap: float) -> float:
-    """The largest t <= 1 with cos(q, q + t v) >= cap, in closed form.
+    """Returns the largest t <= 1 with cos(q, q + t v) >= cap, in closed form.
 
-    A shift straight against the query keeps its direction until nothing is left of it; at least a hundredth is.
+    A shift straight against the query keeps the cosine at 1 until nothing of the query is left: a hundredth stays.
 
     Args:
         q: (d,) any norm but zero.
@@ -246,7 +235,7 @@ def cap_drift(q: Array, v: Array, cap: float) -> float:
 
 
 def _family_direction(weights: Array, units: Array, directions: Array) -> Array:
-    """One unit of a family: as long as its features' mean unit, along their weighted sum."""
+    """Returns one unit of a family: its features' weighted sum of directions, at the length of their mean unit."""
     total = (weights * units) @ directions
     norm = float(np.linalg.norm(total))
     length = float((weights * units).sum() / weights.sum())

@@ -1,10 +1,11 @@
-"""Steering: what a user asks for (parse), and which features that means (resolve). `plan.py` says what it does."""
+"""Steerings: what a user asks for (`parse`), the features that means (`resolve`), and policies that are kept."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,91 +13,78 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import ArtifactError, MismatchError, SteeringError
+from sae_steer_retriever.features.name_resolver import Resolution
+from sae_steer_retriever.features.names import folded
 from sae_steer_retriever.sae.atomic_files import write_files
-from sae_steer_retriever.sae.topk_sae import Array, Codes, SAEConfig
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.steering.edit import Condition, Edit
 from sae_steer_retriever.steering.operations import (
-    LARGEST_STRENGTH,
-    SIDES,
     Add,
-    AddRaw,
-    Always,
-    Clamp,
+    BasicOperation,
     Operation,
-    Scale,
     Side,
-    Suppress,
+    SteerLike,
     When,
-    check_side,
     name_of,
     operation_of,
+    written_name,
 )
-from sae_steer_retriever.steering.plan import SUPPRESSED_FROM, Gate, Plan, Tilt, cap_drift, plan
 
 logger = logging.getLogger(__name__)
 
-# Both together moved the ranking further than either at the same loss of relevance (docs/experiments.md).
+# Both sides together moved the ranking further than either at the same loss of relevance (docs/experiments.md).
 DEFAULT_SIDE: Side = "both"
 DEFAULT_DRIFT_CAP = 0.8
-# By then the hits have lost half of their plain score, and more adds little: a warning says so.
+# At this strength the hits have lost half of their plain score, and more adds little: a warning says so.
 USEFUL_STRENGTH = 1.5
 # Policies without conditions are written as the first version, which every release reads.
 _FORMAT_VERSION, _WITH_CONDITIONS = 1, 2
 
-SteerLike = Mapping[Any, Any]
-
 
 class Request(NamedTuple):
-    """One line of `steer=` after parsing, before its name is resolved."""
+    """One entry of `steer=` after parsing: a name that is not resolved yet, and an operation."""
 
     name: str | int
     operation: Operation
 
 
-class Resolution(NamedTuple):
-    """Which features a name means.
-
-    Attributes:
-        features: Latent ids, the strongest first.
-        weights: Their shares, the largest 1.0.
-        how: "id", "label", "keyword" or "meaning".
-    """
-
-    features: tuple[int, ...]
-    weights: tuple[float, ...]
-    how: str
-
-
 @dataclasses.dataclass(frozen=True)
 class Steering:
-    """An immutable list of edits that belongs to one SAE: a policy, if it is kept.
+    """An immutable list of edits for one SAE; a policy, if it is kept.
 
     Attributes:
         edits: The edits; their order does not matter.
-        fingerprint: Of the SAE whose features the edits name.
-        drift_cap: Smallest cosine allowed between the query and the tilted query.
+        fingerprint: The SAE's.
+        drift_cap: Smallest cosine allowed between the query and the shifted query.
+
+    Example:
+        >>> policy = retriever.resolve({"thread": 0.5})
+        >>> policy.save("tenant.json")
+        >>> Steering.load("tenant.json") == policy
+        True
     """
 
     edits: tuple[Edit, ...]
     fingerprint: str
     drift_cap: float = DEFAULT_DRIFT_CAP
 
-    def for_query(self, names: Codes[NDArray[Any]], unit: Array) -> Steering:
-        """What is left of it for one query: without edits whose condition fails, and without those of no strength.
+    def for_query(self, labels: Codes[NDArray[Any]], unit: Array) -> Steering:
+        """Returns the edits that apply to one query: those whose condition holds and that ask for something.
 
         Args:
-            names: (1, k_names) the query's naming reading.
+            labels: (1, k_labels) the query's label latents.
             unit: (n,) the features' units.
         """
         edits = tuple(
             edit
             for edit in self.edits
-            if not edit.asks_nothing and (edit.condition is None or edit.condition.holds(names, unit))
+            if not edit.asks_nothing and (edit.condition is None or edit.condition.holds(labels, unit))
         )
         return self if edits == self.edits else Steering(edits, self.fingerprint, self.drift_cap)
 
     def to_json(self) -> str:
-        """A policy that can be stored and read back with `from_json`."""
+        """Returns the policy as JSON, for `from_json`."""
         conditional = any(edit.condition is not None for edit in self.edits)
         body = {
             "format_version": _WITH_CONDITIONS if conditional else _FORMAT_VERSION,
@@ -108,10 +96,10 @@ class Steering:
 
     @classmethod
     def from_json(cls, text: str) -> Steering:
-        """Read a policy.
+        """Returns the policy that `to_json` wrote.
 
         Raises:
-            SteeringError: The text is no policy of this library, or holds a value that no steering may have.
+            SteeringError: The text is not a policy of this library, or a value in it is out of range.
         """
         try:
             body = json.loads(text)
@@ -123,15 +111,15 @@ class Steering:
                 )
             edits = tuple(Edit.from_dict(row) for row in body["edits"])
             return Steering(edits, str(body["fingerprint"]), check_drift_cap(body["drift_cap"]))
+        except SteeringError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, SteeringError):
-                raise
             raise SteeringError(
                 f"this is not a steering policy of this library ({error!r}): expected what `Steering.save` writes."
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write the policy to a JSON file; what was there is replaced at once or not at all.
+        """Writes the policy to a JSON file, atomically.
 
         Raises:
             ArtifactError: The file cannot be written.
@@ -141,11 +129,11 @@ class Steering:
 
     @classmethod
     def load(cls, path: str | Path) -> Steering:
-        """Read a policy that `save` wrote.
+        """Returns the policy that `save` wrote.
 
         Raises:
             ArtifactError: There is no such file, or it cannot be read.
-            SteeringError: It holds no policy of this library; the file is named.
+            SteeringError: The file holds no policy of this library.
         """
         try:
             return Steering.from_json(Path(path).read_text(encoding="utf-8"))
@@ -156,28 +144,33 @@ class Steering:
         except (SteeringError, UnicodeDecodeError) as error:
             raise SteeringError(f"{str(path)!r}: {error}") from error
 
-    def of_sae(self, config: SAEConfig, fingerprint: str) -> Steering:
-        """This steering, for an SAE: as it is, or as one made for the SAE that it was adapted from.
+    def rebind(self, config: SAEConfig, fingerprint: str) -> Steering:
+        """Returns this steering for an SAE: the same one, or one adapted from the SAE that it was made for.
 
-        Adapting keeps the ids and the meaning of all features, so a policy of the general SAE is one of the adapted.
+        Adapting keeps the ids and the meaning of all features, so a policy of the parent holds for the adapted SAE.
 
         Args:
-            config: The SAE's.
-            fingerprint: The SAE's.
+            config: The SAE's configuration.
+            fingerprint: The SAE's fingerprint.
 
         Raises:
-            MismatchError: It was made for another SAE.
+            MismatchError: The steering was made for another SAE.
         """
         if fingerprint != self.fingerprint and config.adapted_from == self.fingerprint:
             return dataclasses.replace(self, fingerprint=fingerprint)
         self.require(fingerprint)
         return self
 
+    def of_sae(self, config: SAEConfig, fingerprint: str) -> Steering:
+        """Returns `rebind(config, fingerprint)`; the former name, until the next minor version."""
+        warnings.warn("Steering.of_sae is now Steering.rebind", DeprecationWarning, stacklevel=2)
+        return self.rebind(config, fingerprint)
+
     def require(self, fingerprint: str) -> None:
-        """Refuse to be used with another SAE.
+        """Checks that the steering was made for an SAE.
 
         Raises:
-            MismatchError: `fingerprint` is not this policy's.
+            MismatchError: `fingerprint` is another SAE's.
         """
         if fingerprint != self.fingerprint:
             raise MismatchError(
@@ -187,17 +180,14 @@ class Steering:
 
 
 def parse(steer: SteerLike | None, *, removals: bool = False) -> list[Request]:
-    """Check a `steer=` mapping, before anything is embedded.
+    """Returns the requests of a `steer=` mapping, checked before anything is embedded.
 
     Args:
         steer: Feature id, label, keyword or free text -> a strength or an operation.
-        removals: Whether to keep zero strengths: over other edits they remove those of the same feature.
-
-    Returns:
-        The requests that ask for something.
+        removals: Whether to keep zero strengths, which remove edits of the same feature from a default.
 
     Raises:
-        SteeringError: Not a mapping, an unusable name, or a strength that is no number of reasonable size.
+        SteeringError: Not a mapping, an unusable name, or a strength out of range.
     """
     if steer is None:
         return []
@@ -224,96 +214,73 @@ def resolve(
     side: Side | None = None,
     drift_cap: float = DEFAULT_DRIFT_CAP,
 ) -> Steering:
-    """Turn requests into edits. A strength beyond the useful range is logged.
+    """Returns the steering that requests mean; warns of strengths beyond the useful range.
 
     Args:
         requests: From `parse`.
         resolver: From a name to features; raises on unknown and ambiguous names.
-        fingerprint: Of the SAE.
-        side: For operations that do not say; `DEFAULT_SIDE` if not given.
-        drift_cap: Smallest cosine allowed between the query and the tilted query.
+        fingerprint: The SAE's.
+        side: The side of operations that do not name one; `DEFAULT_SIDE` if not given.
+        drift_cap: Smallest cosine allowed between the query and the shifted query.
     """
     edits = []
     for name, operation in requests:
         condition = None
+        asked: Any = operation
         if isinstance(operation, When):
             meant = resolver(operation.feature)
-            condition = Condition(_written(operation.feature), meant.features, meant.weights, operation.above)
-        edits.append(_edit(name, resolver(name), _unconditional(operation), side or DEFAULT_SIDE, condition))
-    _warn_of_excess(edits)
-    return Steering(tuple(edits), fingerprint, check_drift_cap(drift_cap))
-
-
-def _unconditional(operation: Operation) -> Always:
-    asked = operation.then if isinstance(operation, When) else operation
-    return asked if isinstance(asked, Always) else Add(asked)
-
-
-def _edit(name: str | int, meant: Resolution, asked: Always, side: Side, condition: Condition | None) -> Edit:
-    features, weights, _ = meant
-    match asked:
-        case Add(strength, own_side):
-            return Edit(_written(name), features, weights, "add", float(strength), own_side or side, condition)
-        case AddRaw(amount):
-            return Edit(_written(name), features, weights, "raw", float(amount), "query", condition)
-        case Clamp(value):
-            return Edit(_written(name), features, weights, "clamp", float(value), "query", condition)
-        case Scale(factor):
-            return Edit(_written(name), features, weights, "scale", float(factor), "query", condition)
-        case Suppress():
-            return Edit(_written(name), features, weights, "suppress", 0.0, "both", condition)
-
-
-def _written(name: str | int) -> str:
-    """A name as a person would write it; of an id, "#12"."""
-    return f"#{name}" if isinstance(name, int) else name
-
-
-def _warn_of_excess(edits: list[Edit]) -> None:
-    excessive = [edit for edit in edits if edit.op == "add" and abs(edit.strength) > USEFUL_STRENGTH]
+            condition = Condition(written_name(operation.feature), meant.features, meant.weights, operation.above)
+            asked = operation.then if isinstance(operation.then, BasicOperation) else Add(operation.then)
+        features, weights, _ = resolver(name)
+        acts_on = asked.acts_on or asked.side or side or DEFAULT_SIDE
+        edits.append(Edit(written_name(name), features, weights, asked.op, float(asked.number), acts_on, condition))
+    excessive = [edit for edit in edits if edit.op == Add.op and abs(edit.strength) > USEFUL_STRENGTH]
     if excessive:
         logger.warning(
             "past the useful range of strengths, which ends at %g: %s; more of it mostly costs relevance",
             USEFUL_STRENGTH,
             ", ".join(f"{edit.name!r} {edit.asked}" for edit in excessive),
         )
+    return Steering(tuple(edits), fingerprint, check_drift_cap(drift_cap))
+
+
+def compose(default: Steering, call: Steering) -> Steering:
+    """Returns a default steering with the edits of one call laid over it.
+
+    An edit of the call replaces the default's edits of the same name or the same features, whatever their operation,
+    side and condition; an edit of strength 0 only removes them. All other edits of both apply. The stricter drift cap
+    holds.
+
+    Args:
+        default: A user's or a tenant's steering.
+        call: The steering of one call; `parse(..., removals=True)` keeps its zero strengths.
+
+    Raises:
+        MismatchError: They were made for two SAEs.
+
+    Example:
+        >>> from sae_steer_retriever import compose
+        >>> default = retriever.resolve({"thread": 0.5, "socket": 0.2})
+        >>> [edit.asked for edit in compose(default, retriever.resolve({"thread": 1.0})).edits]
+        ['+0.2', '+1']
+    """
+    call.require(default.fingerprint)
+    names, features = {_folded(edit) for edit in call.edits}, {frozenset(edit.features) for edit in call.edits}
+    kept = [edit for edit in default.edits if _folded(edit) not in names and frozenset(edit.features) not in features]
+    edits = tuple(edit for edit in (*kept, *call.edits) if not edit.asks_nothing)
+    return Steering(edits, default.fingerprint, max(default.drift_cap, call.drift_cap))
 
 
 def check_drift_cap(cap: Any) -> float:  # noqa: ANN401 - user input
-    """A drift cap, or an error if it is not in (0, 1]."""
+    """Returns the drift cap.
+
+    Raises:
+        SteeringError: It is not a number in (0, 1].
+    """
     if isinstance(cap, bool) or not isinstance(cap, int | float) or not 0 < cap <= 1:
         raise SteeringError(f"drift_cap is {cap!r}: expected a cosine above 0 and at most 1, e.g. 0.8.")
     return float(cap)
 
 
-__all__ = [
-    "DEFAULT_DRIFT_CAP",
-    "DEFAULT_SIDE",
-    "LARGEST_STRENGTH",
-    "SIDES",
-    "SUPPRESSED_FROM",
-    "USEFUL_STRENGTH",
-    "Add",
-    "AddRaw",
-    "Clamp",
-    "Condition",
-    "Edit",
-    "Gate",
-    "Operation",
-    "Plan",
-    "Request",
-    "Resolution",
-    "Scale",
-    "Side",
-    "SteerLike",
-    "Steering",
-    "Suppress",
-    "Tilt",
-    "When",
-    "cap_drift",
-    "check_drift_cap",
-    "check_side",
-    "parse",
-    "plan",
-    "resolve",
-]
+def _folded(edit: Edit) -> str:
+    return folded(edit.name).removeprefix("#")

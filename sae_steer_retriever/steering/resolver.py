@@ -1,4 +1,4 @@
-"""From what a user asks for to a steering of one SAE's features, over a default that may hold for every call."""
+"""Resolves what a user asks for to a steering of one SAE's features, laid over a default."""
 
 from __future__ import annotations
 
@@ -7,23 +7,14 @@ from collections.abc import Iterable
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.features.text_reading import Concept, read_concept
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.steering.compose import compose
 from sae_steer_retriever.steering.edit import Edit
-from sae_steer_retriever.steering.policy import (
-    DEFAULT_DRIFT_CAP,
-    Resolution,
-    Side,
-    Steering,
-    SteerLike,
-    check_drift_cap,
-    check_side,
-    parse,
-    resolve,
-)
+from sae_steer_retriever.steering.operations import Side, SteerLike, check_side
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering, check_drift_cap, compose, parse, resolve
 
-# How many names' meanings are remembered.
+# How many names' features are cached.
 _REMEMBERED = 4096
 
 
@@ -37,13 +28,13 @@ class SteeringResolver:
         catalog: FeatureCatalog,
         default: SteerLike | Steering | None = None,
     ) -> None:
-        """Take the parts.
+        """Takes the parts.
 
         Args:
             sae: The dictionary.
             embedder: Its encoder.
             catalog: The features' names.
-            default: What holds for every call that says nothing else.
+            default: The steering of calls that ask for none.
 
         Raises:
             MismatchError: The embedder is not the SAE's encoder, or the catalog or the default is another SAE's.
@@ -70,13 +61,13 @@ class SteeringResolver:
         side: Side | None = None,
         drift_cap: float = DEFAULT_DRIFT_CAP,
     ) -> Steering:
-        """A steering, resolved.
+        """Returns a steering, resolved.
 
         Args:
-            steer: A mapping is laid over the default as `compose` does, `{}` asks for no steering at all; a resolved
-                `Steering` is taken as it is, also of the SAE that this one was adapted from; None means the default.
-            side: For strengths that do not say.
-            drift_cap: Smallest cosine between the query and the tilted query.
+            steer: A mapping is laid over the default as `compose` does; `{}` asks for no steering at all; None means
+                the default. A resolved `Steering`, of this SAE or the one it was adapted from, is used as it is.
+            side: The side of strengths that do not name one.
+            drift_cap: Smallest cosine between the query and the shifted query.
 
         Raises:
             MismatchError: `steer` is another SAE's.
@@ -86,7 +77,7 @@ class SteeringResolver:
         """
         side, drift_cap = check_side(side), check_drift_cap(drift_cap)
         if isinstance(steer, Steering):
-            return steer.of_sae(self._sae.config, self._sae.fingerprint)
+            return steer.rebind(self._sae.config, self._sae.fingerprint)
         if steer is None and self.default is not None:
             return self.default
         over = self.default if steer else None
@@ -95,16 +86,16 @@ class SteeringResolver:
         return asked if over is None else compose(over, asked)
 
     def edits(self, names: Iterable[str | int], side: Side | None) -> tuple[Edit, ...]:
-        """One unit of each of some features, beside any default; for the errors see `features`."""
+        """Returns one unit of each of some features, without the default; for the errors see `features`."""
         steer = dict.fromkeys(names, 1.0)
         return resolve(parse(steer), self.features, fingerprint=self._sae.fingerprint, side=side).edits
 
     def features(self, name: str | int) -> Resolution:
-        """The features a name means; answers are remembered until the catalog changes.
+        """Returns the features that a name means; answers are cached until the catalog changes.
 
         Raises:
-            UnknownFeatureError: It means none.
-            AmbiguousFeatureError: It means unrelated ones.
+            UnknownFeatureError: It means no feature.
+            AmbiguousFeatureError: It means unrelated features.
         """
         revision = self._catalog.revision
         if self._resolved_at != revision:
@@ -117,8 +108,5 @@ class SteeringResolver:
         return resolved[name]
 
     def concept(self, text: str) -> Concept:
-        """A text as the SAE reads it."""
+        """Returns a text as the SAE reads it."""
         return read_concept(self._sae, self._embedder.embed_queries([text])[0])
-
-
-__all__ = ["SteeringResolver"]

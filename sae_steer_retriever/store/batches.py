@@ -1,4 +1,4 @@
-"""Passages on their way into a store: checked before anything is written, in batches, compared with what is there."""
+"""Passages to write: checked before anything is written, cut into batches, compared with the stored ones."""
 
 from __future__ import annotations
 
@@ -15,36 +15,22 @@ _SCALARS = (str, int, float, bool)
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Passages that are written together.
-
-    Attributes:
-        ids: Unique ids.
-        texts: The passages.
-        metadatas: One mapping each, of values that Chroma keeps; may be empty.
-        embedded_as: What is embedded in place of each text, where that is not the text itself.
-    """
+    """Passages that are written together."""
 
     ids: list[str]
     texts: list[str]
-    metadatas: list[dict[str, Any]]
-    embedded_as: list[str] | None
+    metadatas: list[dict[str, Any]]  # values that Chroma keeps; may be empty
+    embedded_as: list[str] | None  # texts to embed instead of `texts`
 
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """What a batch changes in a store: positions in the batch.
+    """The changes that a batch makes, as positions in the batch."""
 
-    Attributes:
-        new: Passages that are not there.
-        changed: Passages that must be embedded again.
-        relabelled: Passages of which only the metadata differ.
-        metadatas: What to write for each position; a key that is to vanish is None.
-    """
-
-    new: list[int]
-    changed: list[int]
-    relabelled: list[int]
-    metadatas: list[dict[str, Any] | None]
+    new: list[int]  # not stored yet
+    changed: list[int]  # to embed again
+    relabelled: list[int]  # with changed metadata only
+    metadatas: list[dict[str, Any] | None]  # to write at each position; None deletes a key
 
 
 def batches(
@@ -54,12 +40,12 @@ def batches(
     embedded_as: Sequence[str] | None,
     size: int,
 ) -> list[Batch]:
-    """Check all passages and cut them into batches.
+    """Returns the passages in batches, after all of them are checked.
 
     Raises:
-        TypeError: One text is given instead of a sequence, or an id is no text.
-        ValueError: Lengths differ, an id occurs twice, a text is empty or cannot be stored, or a metadata value is of
-            a type that Chroma does not keep.
+        TypeError: One text is given instead of a sequence, or an id is not a text.
+        ValueError: Lengths differ, an id occurs twice, a text is empty or cannot be stored, or Chroma does not keep the
+            type of a metadata value.
     """
     rows = [None] * len(ids) if metadatas is None else metadatas
     if not len(ids) == len(texts) == len(rows):
@@ -77,21 +63,16 @@ def batches(
         _check_text(text, f"the text of passage {name!r}")
     kept = [_storable(name, metadata) for name, metadata in zip(ids, rows, strict=True)]
     return [
-        Batch(
-            list(ids[start : start + size]),
-            list(texts[start : start + size]),
-            kept[start : start + size],
-            None if embedded_as is None else list(embedded_as[start : start + size]),
-        )
-        for start in range(0, len(ids), size)
+        Batch(list(ids[own]), list(texts[own]), kept[own], None if embedded_as is None else list(embedded_as[own]))
+        for own in (slice(start, start + size) for start in range(0, len(ids), size))
     ]
 
 
 def check_ids(ids: Sequence[str]) -> None:
-    """Refuse ids that Chroma would misunderstand.
+    """Refuses ids that Chroma would misunderstand.
 
     Raises:
-        TypeError: `ids` is one text, or holds something that is no text.
+        TypeError: `ids` is one text, or an id is not a text.
         ValueError: An id is empty or occurs twice.
     """
     if isinstance(ids, str):
@@ -111,29 +92,20 @@ def check_ids(ids: Sequence[str]) -> None:
 def changes(
     batch: Batch, documents: Mapping[str, str | None], metadatas: Mapping[str, Mapping[str, Any] | None]
 ) -> Changes:
-    """Compare a batch with what is stored.
-
-    Args:
-        batch: The passages.
-        documents: Stored texts by id, for those of the batch that are there.
-        metadatas: Stored metadata by id.
-    """
-    new: list[int] = []
-    changed: list[int] = []
-    relabelled: list[int] = []
-    written: list[dict[str, Any] | None] = []
+    """Returns the changes that a batch makes to the stored texts and metadata, which are given by id."""
+    found = Changes([], [], [], [])
     for position, name in enumerate(batch.ids):
         wanted = batch.metadatas[position]
         stored = dict(metadatas.get(name) or {})
         # An update merges metadata: a key that is to vanish must be named.
-        written.append({**dict.fromkeys(stored.keys() - wanted.keys()), **wanted} or None)
+        found.metadatas.append({**dict.fromkeys(stored.keys() - wanted.keys()), **wanted} or None)
         if name not in documents:
-            new.append(position)
+            found.new.append(position)
         elif documents[name] != batch.texts[position] or (batch.embedded_as is not None and stored != wanted):
-            changed.append(position)
+            found.changed.append(position)
         elif stored != wanted:
-            relabelled.append(position)
-    return Changes(new, changed, relabelled, written)
+            found.relabelled.append(position)
+    return found
 
 
 def _storable(name: str, metadata: Metadata | None) -> dict[str, Any]:

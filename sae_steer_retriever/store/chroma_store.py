@@ -1,80 +1,67 @@
-"""Two Chroma collections with the same ids: the user's documents, and their companion of reconstructions."""
+"""Writes two Chroma collections with the same ids: the user's documents, and their sidecar of reconstructions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sae_steer_retriever.encoders.embedders import Embedder
-from sae_steer_retriever.errors import MismatchError, StoreError
-from sae_steer_retriever.sae.config import encoder_base_name
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
-from sae_steer_retriever.store.batches import Metadata, batches, check_ids
-from sae_steer_retriever.store.code_index import CodeIndex
+from sae_steer_retriever.encoders.embedders import Embedder, unit_rows
+from sae_steer_retriever.errors import MismatchError
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.store.batches import Batch, Metadata, batches, changes, check_ids
 from sae_steer_retriever.store.connection import connect, translated
-from sae_steer_retriever.store.documents import AddReport, DocumentCollection, Neighbours, Record
-from sae_steer_retriever.store.live_index import LiveIndex
-from sae_steer_retriever.store.recorded_sae import ENCODER_KEY, recorded_sae
-from sae_steer_retriever.store.sidecar import Companion, CompanionWriter, companion_of, rebuild
+from sae_steer_retriever.store.recorded_sae import ENCODER_KEY
+from sae_steer_retriever.store.sidecar import Sidecar, SidecarWriter
+from sae_steer_retriever.store.store_reader import StoreReader
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
     from chromadb.api.models.Collection import Collection
 
-__all__ = [
-    "AddReport",
-    "ChromaStore",
-    "Metadata",
-    "Neighbours",
-    "Record",
-    "client_of",
-    "connect",
-    "rebuild",
-    "recorded_sae",
-]
-
-# Passages a write or a page; more would only need more memory.
+# Passages per write or page; larger batches only need more memory.
 _BATCH = 1000
 
 
-class ChromaStore:
-    """A documents collection and its companion.
+class AddReport(NamedTuple):
+    """Numbers of passages that `ChromaStore.add` added, replaced, and left unchanged."""
+
+    added: int
+    updated: int
+    unchanged: int
+
+
+class ChromaStore(StoreReader):
+    """A documents collection and its sidecar, opened for reading and writing.
 
     `documents` is a plain Chroma collection that any other tool can read. It may exist already; only `add` and
-    `delete` write to it. The companion can be made from its stored vectors (`attach`) and removed (`detach`).
+    `delete` write to it. The sidecar can be made from the stored vectors (`attach`) and removed (`detach`).
+
+    Example:
+        >>> len(store) == len(texts)
+        True
+        >>> store.nearest(embedder.embed_queries(["wait for a thread"])[0], k=2).scores.shape
+        (2,)
     """
+
+    sidecar: Sidecar
 
     def __init__(
         self, client: ClientAPI, documents: Collection, sae: TopKSAE, *, sae_location: str | None = None
     ) -> None:
-        """Put a companion beside a collection. Use `open` or `from_collection`.
+        """Opens the sidecar of a collection, and creates it if it is absent. Use `open` or `from_collection`.
 
         Raises:
-            MismatchError: The collection holds vectors of another encoder, or the companion is another SAE's.
-            StoreError: The collection is itself a companion, or Chroma does not answer.
+            MismatchError: The collection holds vectors of another encoder, or the sidecar is another SAE's.
+            StoreError: The collection is itself a sidecar, or Chroma does not answer.
         """
-        source = companion_of(documents.metadata)
-        if source is not None:
-            raise StoreError(f"collection {documents.name!r} is the companion of {source!r}: open {source!r}.")
-        self._client = client
-        self.documents = documents
-        self.sae = sae
-        recorded = (documents.metadata or {}).get(ENCODER_KEY)
-        if recorded is not None and encoder_base_name(str(recorded)) != sae.config.encoder.base_name:
-            raise MismatchError(
-                f"collection {documents.name!r} was embedded by {recorded!r}, but the SAE is for "
-                f"{sae.config.encoder.name!r}: use an SAE of that encoder, or another collection."
-            )
-        with translated("reading the collection"):
-            self._passages = DocumentCollection(documents, sae.config.d)
-            self.companion = Companion(client, documents.name, sae, sae_location=sae_location)
-        self._live_index = LiveIndex(self.companion, self._passages, sae.config)
+        self._sae_location = sae_location
+        super().__init__(client, documents, sae)
 
     @classmethod
     def open(
@@ -89,21 +76,32 @@ class ChromaStore:
         create: bool = True,
         sae_location: str | None = None,
     ) -> ChromaStore:
-        """Open, or make, a collection and its companion.
+        """Opens a collection and its sidecar, and creates what is absent.
 
         Args:
             sae: The SAE.
             path: Folder of an embedded Chroma; "./chroma" if neither path, host nor client is given.
             host: A Chroma server's host, instead of a folder.
             port: The server's port.
-            client: A ready Chroma client, instead of either.
+            client: A Chroma client, instead of either.
             collection: Name of the documents collection.
-            create: Whether to make it if it is absent.
-            sae_location: Where the SAE was loaded from, recorded for the command line.
+            create: Whether to create the documents collection if it is absent. The sidecar is created in any case.
+            sae_location: The SAE's folder or hub id, recorded so that commands find the SAE again.
+
+        Returns:
+            The store.
 
         Raises:
             StoreError: The server or the collection cannot be reached.
-            MismatchError: See `ChromaStore`.
+            MismatchError: The collection holds vectors of another encoder, or the sidecar is another SAE's.
+
+        Example:
+            >>> from sae_steer_retriever import ChromaStore
+            >>> handbook = ChromaStore.open(sae, path="./chroma", collection="handbook")
+            >>> handbook.add(["leave"], ["Parental leave is paid."], embedder=embedder)
+            AddReport(added=1, updated=0, unchanged=0)
+            >>> handbook.records(["leave"])[0].text
+            'Parental leave is paid.'
         """
         client = client or connect(path=path, host=host, port=port)
         with translated(f"opening collection {collection!r}"):
@@ -126,35 +124,30 @@ class ChromaStore:
         *,
         sae_location: str | None = None,
     ) -> ChromaStore:
-        """Put a companion beside a collection that exists, e.g. one that another tool made.
+        """Opens a sidecar beside an existing collection, for example one that another tool made.
 
         Args:
-            collection: A chromadb `Collection`, or an object that wraps one (`langchain_chroma.Chroma`,
-                LlamaIndex' `ChromaVectorStore`).
+            collection: A chromadb `Collection`, or an object that wraps one (`langchain_chroma.Chroma`, LlamaIndex'
+                `ChromaVectorStore`).
             sae: The SAE.
-            sae_location: Where the SAE was loaded from, recorded for the command line.
+            sae_location: The SAE's folder or hub id, recorded so that commands find the SAE again.
+
+        Returns:
+            The store; `attach` then fills the sidecar.
 
         Raises:
-            TypeError: No collection can be found in it.
+            TypeError: The object is none of these.
+
+        Example:
+            >>> from sae_steer_retriever import ChromaStore
+            >>> client = connect(path="./chroma")
+            >>> theirs = client.create_collection("theirs", embedding_function=None)
+            >>> theirs.add(ids=["a", "b"], embeddings=vectors[:2], documents=texts[:2])
+            >>> ChromaStore.from_collection(theirs, sae).attach()
+            2
         """
         client, name = client_of(collection)
         return cls(client, client.get_collection(name, embedding_function=None), sae, sae_location=sae_location)
-
-    @property
-    def space(self) -> str:
-        """The documents collection's distance: "ip", "cosine" or "l2"."""
-        return self._passages.space
-
-    def __len__(self) -> int:
-        """Number of passages in the documents collection."""
-        with translated("counting"):
-            return self.documents.count()
-
-    def __repr__(self) -> str:
-        """One line: names, space and the SAE."""
-        return f"ChromaStore({self.documents.name!r} + {self.companion.name!r}, space={self.space!r}, {self.sae!r})"
-
-    # -- writing ------------------------------------------------------------------------------------------------------
 
     def add(
         self,
@@ -166,23 +159,26 @@ class ChromaStore:
         embedded_as: Sequence[str] | None = None,
         progress: bool = False,
     ) -> AddReport:
-        """Add or replace passages in both collections; what is there already and unchanged costs no embedding.
+        """Adds or replaces passages in both collections; unchanged passages are not embedded again.
 
-        A kill at any moment leaves a state that the same call completes.
+        An interrupted call is completed by the same call.
 
         Args:
             ids: Unique ids.
             texts: The passages, none empty.
             metadatas: One mapping (or None) per passage.
-            embedder: Embeds what is new or changed.
-            embedded_as: What to embed in place of each text, where that is not the text itself (LlamaIndex puts
-                metadata before it). Then changed metadata count as a changed text.
+            embedder: The SAE's encoder; it embeds the new and the changed passages.
+            embedded_as: Texts to embed instead of `texts`, one per passage (LlamaIndex embeds metadata, too). Changed
+                metadata then count as a changed text.
             progress: Whether to show a progress bar on stderr.
 
+        Returns:
+            Numbers of passages.
+
         Raises:
-            TypeError: One text is given instead of a sequence, or an id is no text.
-            ValueError: Lengths differ, an id occurs twice, a text is empty, or metadata are of a type that Chroma does
-                not keep; nothing was written.
+            TypeError: One text is given instead of a sequence, or an id is not a text.
+            ValueError: Lengths differ, an id occurs twice, a text is empty, or Chroma does not keep the type of a
+                metadata value; nothing was written.
             MismatchError: The embedder is not the SAE's encoder.
             StoreError: The store does not answer.
         """
@@ -195,17 +191,17 @@ class ChromaStore:
             tqdm(total=len(ids), desc="indexing", unit="passage", disable=None if progress else True) as bar,
         ):
             for batch in parts:
-                report, vectors = self._passages.write(batch, embedder.embed_documents)
-                self._write_companion(batch.ids, vectors, writer)
+                report, vectors = self._write_documents(batch, embedder)
+                self._write_sidecar(batch.ids, vectors, writer)
                 added, updated, unchanged = added + report.added, updated + report.updated, unchanged + report.unchanged
                 bar.update(len(batch.ids))
         return AddReport(added, updated, unchanged)
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Remove passages from both collections; unknown ids are no error.
+        """Removes passages from both collections; unknown ids are ignored.
 
         Raises:
-            TypeError: One text is given instead of a sequence, or an id is no text.
+            TypeError: One text is given instead of a sequence, or an id is not a text.
             StoreError: The store does not answer.
         """
         check_ids(list(dict.fromkeys(ids)) if not isinstance(ids, str) else ids)
@@ -219,174 +215,109 @@ class ChromaStore:
                 writer.delete(part)
 
     def attach(self, *, progress: bool = False) -> int:
-        """Bring the companion in step with the documents' stored vectors, embedding nothing.
+        """Brings the sidecar in step with the documents' stored vectors; no text is embedded.
+
+        Args:
+            progress: Whether to show a progress bar on stderr.
 
         Returns:
-            How many passages were encoded; those whose codes were in step cost only a look.
+            Number of passages that were encoded; passages with current codes are only read.
 
         Raises:
-            MismatchError: A stored vector is zero, so that it has no direction; its passage is named.
+            MismatchError: A stored vector is zero; the message names its passage.
             StoreError: The store does not answer.
+
+        Example:
+            >>> store.attach()  # `add` has written the codes already
+            0
         """
-        encoded = 0
-        size = self._batch_size()
+        encoded, size = 0, self._batch_size()
+        known: set[str] = set()
         with (
             translated("attaching"),
             self._writing() as writer,
             tqdm(total=len(self), desc="attaching", unit="passage", disable=None if progress else True) as bar,
         ):
-            known: set[str] = set()
-            for ids, vectors in self._passages.pages(size):
+            for ids, vectors in self.pages(size):
                 known.update(ids)
-                encoded += self._write_companion(ids, vectors, writer)
+                encoded += self._write_sidecar(ids, vectors, writer)
                 bar.update(len(ids))
-            orphans = [name for names in self.companion.ids() for name in names if name not in known]
+            orphans = [name for names in self.sidecar.ids() for name in names if name not in known]
             for start in range(0, len(orphans), size):
                 writer.delete(orphans[start : start + size])
         return encoded
 
     def detach(self) -> None:
-        """Remove the companion and its local copy; the documents collection is as it was before."""
+        """Removes the sidecar and its local copy; the documents collection stays as it is."""
         with translated("detaching"):
             self._live_index.remove()
-            self._client.delete_collection(self.companion.name)
+            self._client.delete_collection(self.sidecar.name)
 
-    # -- reading ------------------------------------------------------------------------------------------------------
-
-    def nearest(self, vector: Array, k: int, where: Metadata | None = None) -> Neighbours:
-        """The plain search of the documents collection.
-
-        Args:
-            vector: (d,) the query, any norm.
-            k: How many passages.
-            where: Chroma's metadata filter.
-        """
-        with translated("searching"):
-            return self._passages.query(vector, k, where)
-
-    def scores(self, vector: Array, ids: Sequence[str], where: Metadata | None = None) -> Neighbours:
-        """The plain scores of some passages, without those that `where` leaves out or that are gone."""
-        if not ids:
-            return Neighbours([], np.empty(0))
-        with translated("searching"):
-            return self._passages.scores(vector, ids, where)
-
-    def nearest_reconstructed(self, vector: Array, k: int, where: Metadata | None = None) -> Neighbours:
-        """The search of the companion: cosine between `vector` and the reconstructed embeddings."""
-        with translated("searching"):
-            allowed = self._passages.existing(where=where) if where else None
-            wanted = k
-            while True:
-                ids, scores = self.companion.nearest(vector, wanted, allowed)
-                # Other tools may have deleted documents and left their companions.
-                there = set(ids if allowed is not None else self._passages.existing(ids))
-                kept = [row for row, name in enumerate(ids) if name in there][:k]
-                if len(kept) == k or len(ids) < wanted:
-                    return Neighbours([ids[row] for row in kept], scores[kept].astype(np.float64))
-                wanted *= 2
-
-    def scores_reconstructed(self, vector: Array, ids: Sequence[str], where: Metadata | None = None) -> Neighbours:
-        """Cosines between `vector` and the reconstructions of some passages, without those `where` leaves out."""
-        with translated("searching"):
-            there = set(self._passages.existing(ids, where))
-            found, scores = self.companion.nearest(vector, max(len(ids), 1), [name for name in ids if name in there])
-        return Neighbours(found, scores.astype(np.float64))
-
-    def existing(self, ids: Sequence[str] | None = None, where: Metadata | None = None) -> list[str]:
-        """Those of `ids` (of all, if not given) that are in the documents collection and pass the filter."""
-        with translated("searching"):
-            return self._passages.existing(ids, where)
-
-    def records(self, ids: Sequence[str]) -> list[Record]:
-        """The passages with these ids, in the order given.
-
-        Raises:
-            StoreError: An id is not there.
-        """
-        found = self.find(ids)
-        missing = [name for name in ids if name not in found]
-        if missing:
-            raise StoreError(f"passage {missing[0]!r} is not in collection {self.documents.name!r}.")
-        return [found[name] for name in ids]
-
-    def nearest_records(
-        self, vector: Array, k: int, where: Metadata | None = None, *, vectors: bool = True
-    ) -> tuple[Neighbours, dict[str, Record]]:
-        """The plain search with what is stored of its hits, in one question.
-
-        Args:
-            vector: (d,) the query.
-            k: How many passages.
-            where: Chroma's metadata filter.
-            vectors: Whether their vectors are wanted; empty if not.
-        """
-        with translated("searching"):
-            return self._passages.query_records(vector, k, where, vectors=vectors)
-
-    def find(self, ids: Sequence[str], *, vectors: bool = True) -> dict[str, Record]:
-        """The passages with these ids that are there, by id; with empty vectors where they are not wanted."""
-        with translated("fetching passages"):
-            return self._passages.find(ids, vectors=vectors)
-
-    def codes(self, ids: Sequence[str]) -> Codes[NDArray[Any]]:
-        """(len(ids), K) codes; passages that the companion does not know yet are encoded from their vectors.
-
-        A passage that is in neither collection any more has empty codes.
-        """
-        index = self.index
-        rows = index.rows_of(ids)
-        shape = (len(ids), self.sae.config.k)
-        codes: Codes[NDArray[Any]] = Codes(np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float32))
-        known = rows >= 0
-        codes.indices[known], codes.values[known] = index.take(rows[known])
-        missing = {ids[position]: position for position in np.nonzero(~known)[0].tolist()}
-        if missing:
-            with translated("fetching vectors"):
-                found, vectors = self._passages.unit_vectors(list(missing))
-            places = [missing[name] for name in found]
-            codes.indices[places], codes.values[places] = self.sae.encode(vectors)
-        return codes
-
-    @property
-    def index(self) -> CodeIndex:
-        """The local copy of the codes, made or refreshed when the companion's stamp says so."""
-        return self._live_index.current(self.__len__)
-
-    @property
-    def has_all_codes(self) -> bool:
-        """Whether every passage had codes when the local copy was last read."""
-        return self._live_index.complete
-
-    # -- inside -------------------------------------------------------------------------------------------------------
+    def _open_sidecar(self) -> Sidecar:
+        return Sidecar(self._client, self.documents.name, self.sae, sae_location=self._sae_location)
 
     def _batch_size(self) -> int:
         return min(_BATCH, self._client.get_max_batch_size())
 
     @contextmanager
-    def _writing(self) -> Iterator[CompanionWriter]:
+    def _writing(self) -> Iterator[SidecarWriter]:
         try:
-            with self.companion.writing() as writer:
+            with self.sidecar.writing() as writer:
                 yield writer
         finally:
             self._live_index.forget()
 
-    def _write_companion(self, ids: Sequence[str], vectors: Array, writer: CompanionWriter) -> int:
+    def _write_documents(self, batch: Batch, embedder: Embedder) -> tuple[AddReport, Array]:
+        """Returns the report, and the passages' (batch, d) vectors at unit norm as they are stored."""
+        found = self.documents.get(ids=batch.ids, include=["documents", "metadatas", "embeddings"])
+        texts = dict(zip(found["ids"], found["documents"] or [], strict=True))
+        todo = changes(batch, texts, dict(zip(found["ids"], found["metadatas"] or [], strict=True)))
+        vectors = np.empty((len(batch.ids), self._d), dtype=np.float32)
+        place_of = {name: place for place, name in enumerate(batch.ids)}
+        if found["ids"]:
+            vectors[[place_of[name] for name in found["ids"]]] = np.asarray(found["embeddings"])
+        embedded = todo.new + todo.changed
+        if embedded:
+            to_embed = batch.texts if batch.embedded_as is None else batch.embedded_as
+            fresh = unit_rows(embedder.embed_documents([to_embed[place] for place in embedded]), self._d)
+            if len(fresh) != len(embedded):
+                raise MismatchError(f"the embedder gave {len(fresh)} vectors for {len(embedded)} texts.")
+            vectors[embedded] = fresh
+        # Updates in place: a kill between a deletion and an addition would lose the passage.
+        add, update = self.documents.add, self.documents.update
+        for write, places, whole in (
+            (add, todo.new, True),
+            (update, todo.changed, True),
+            (update, todo.relabelled, False),
+        ):
+            if places:
+                write(
+                    ids=[batch.ids[place] for place in places],
+                    embeddings=vectors[places] if whole else None,
+                    documents=[batch.texts[place] for place in places] if whole else None,
+                    metadatas=[todo.metadatas[place] for place in places],  # type: ignore[misc]
+                )
+        if embedded and self.space == "cosine":  # Chroma scales vectors and scales them back: read what is stored
+            stored = self.documents.get(ids=[batch.ids[place] for place in embedded], include=["embeddings"])
+            vectors[[place_of[name] for name in stored["ids"]]] = np.asarray(stored["embeddings"])
+        updated = len(todo.changed) + len(todo.relabelled)
+        report = AddReport(len(todo.new), updated, len(batch.ids) - len(todo.new) - updated)
+        return report, self._unit(batch.ids, vectors)
+
+    def _write_sidecar(self, ids: Sequence[str], vectors: Array, writer: SidecarWriter) -> int:
         if not len(ids):
             return 0
-        outdated = np.nonzero(self.companion.outdated(ids, vectors))[0].tolist()
+        outdated = np.nonzero(self.sidecar.outdated(ids, vectors))[0].tolist()
         if outdated:
             writer.write([ids[position] for position in outdated], vectors[outdated])
         return len(outdated)
 
 
 def client_of(collection: Any) -> tuple[ClientAPI, str]:  # noqa: ANN401 - see ChromaStore.from_collection
-    """A client of the store that a collection is in, and the collection's name.
-
-    Args:
-        collection: See `ChromaStore.from_collection`.
+    """Returns a client of the store that holds a collection, and the collection's name.
 
     Raises:
-        TypeError: No collection can be found in it.
+        TypeError: The object is none of those that `ChromaStore.from_collection` takes.
     """
     from chromadb.api.client import Client
     from chromadb.api.models.Collection import Collection

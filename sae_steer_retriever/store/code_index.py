@@ -1,4 +1,4 @@
-"""Codes at query time: a memory-mapped copy of the companion's codes, with inverted lists of named features."""
+"""Codes at query time: a memory-mapped copy of the sidecar's codes, with an inverted list for every feature."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_steer_retriever.sae.topk_sae import Codes
-from sae_steer_retriever.store.latent_index import LatentEngine, LatentIndex
-
-if TYPE_CHECKING:
-    from sae_steer_retriever.store.seismic_index import SeismicIndex
+from sae_steer_retriever.sae.codes import Codes
+from sae_steer_retriever.store.latent_index import LatentIndex
 
 _META_FILE = "meta.json"
 _FORMAT_VERSION = 2
@@ -29,11 +26,9 @@ _REMEMBERED_BYTES = 64 * 2**20
 
 
 class StoredVectors(NamedTuple):
-    """The documents' own vectors as their store scores them: `vectors @ q + offsets` is a unit query's scores.
+    """The documents' vectors in score space: `vectors @ q + offsets` are the (N,) scores of a unit query `q`.
 
-    Attributes:
-        vectors: (N, d) float32, may be memory-mapped. A passage that is gone has a row of NaN.
-        offsets: (N,) float32.
+    The (N, d) vectors may be memory-mapped. The row of a deleted passage is NaN.
     """
 
     vectors: NDArray[np.float32]
@@ -41,9 +36,10 @@ class StoredVectors(NamedTuple):
 
 
 class CodeIndex:
-    """Every passage's codes and vector, by row, and for each feature the rows that have it among their names.
+    """Every passage's code and vector, by row, and for each feature the rows of the passages that have it.
 
-    A derived copy: it is made from the companion collection, bears its stamp, and is made again when that differs.
+    The index is a copy made from the sidecar collection. It has the sidecar's generation and is made again when that
+    changes.
     """
 
     def __init__(
@@ -52,28 +48,22 @@ class CodeIndex:
         codes: Codes[NDArray[Any]],
         offsets: NDArray[np.int64],
         rows: NDArray[np.int32],
-        k_names: int,
+        k_labels: int,
         stored: StoredVectors,
     ) -> None:
-        """Take the arrays; `build` and `load` make them.
+        """Takes the arrays of `build` or `load`: ids and (N, K) codes by row, and the lists of label latents.
 
-        Args:
-            ids: Passage ids, by row.
-            codes: (N, K), may be memory-mapped.
-            offsets: (n + 1,) where each feature's list begins in `rows`.
-            rows: The rows of all lists, feature after feature.
-            k_names: How many of a code's strongest latents the lists cover.
-            stored: The passages' vectors.
+        `rows` are the rows of all lists, feature after feature; `offsets`, (n + 1,), says where each list begins.
         """
         self.ids = ids
         self.codes = codes
         self._offsets = offsets
         self._rows = rows
-        self._k_names = k_names
+        self._k_labels = k_labels
         self._stored = stored
         self._row_of = {name: row for row, name in enumerate(ids)}
         self._sparse: Any = None
-        self._engines: dict[LatentEngine, LatentIndex | SeismicIndex] = {}
+        self._latent_index: LatentIndex | None = None
         self._making = threading.Lock()
         self._answers: OrderedDict[Hashable, NDArray[np.float32]] = OrderedDict()
         self._answering = threading.Lock()
@@ -83,48 +73,34 @@ class CodeIndex:
         return len(self.ids)
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """(len(ids),) rows, -1 for a passage that is not here."""
+        """Returns the (len(ids),) rows of passages, -1 for an unknown one."""
         return np.array([self._row_of.get(name, -1) for name in ids], dtype=np.int64)
 
     def take(self, rows: NDArray[np.integer[Any]]) -> Codes[NDArray[Any]]:
-        """(len(rows), K) codes of some rows."""
+        """Returns the (len(rows), K) codes of rows."""
         return Codes(np.asarray(self.codes.indices[rows]), np.asarray(self.codes.values[rows]))
 
     def names(self, rows: NDArray[np.integer[Any]]) -> Codes[NDArray[Any]]:
-        """(len(rows), k_names) naming reading of some rows."""
-        return self.take(rows).leading(self._k_names)
+        """Returns the (len(rows), k_labels) label latents of rows."""
+        return self.take(rows).truncate(self._k_labels)
 
     def posting(self, feature: int) -> NDArray[np.int32]:
-        """Rows of the passages that have a feature among their names."""
+        """Returns the rows of the passages that have a feature among their label latents."""
         return np.asarray(self._rows[self._offsets[feature] : self._offsets[feature + 1]])
 
     def having(self, feature: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Rows of the passages that have a feature among their names, and its activation in each."""
+        """Returns the rows of the passages that have a feature among their label latents, and its activations."""
         rows = self.posting(feature)
         names = self.names(rows)
         return rows, np.where(names.indices == feature, names.values, np.float32(0)).max(axis=1, initial=0)
 
     def project(self, along: NDArray[np.float32]) -> NDArray[np.float32]:
-        """For every passage the sum of its activations times `along` their latents.
-
-        Args:
-            along: (n, m) weights of the latents, m at a time.
-
-        Returns:
-            (N, m).
-        """
+        """Returns (N, m) dot products of every passage's code with the (n, m) columns of `along`."""
         return np.asarray(self._matrix(len(along)) @ along)
 
     def scores(self, rows: NDArray[np.integer[Any]], q: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(len(rows),) the plain scores of some passages; NaN for one that is gone.
-
-        Args:
-            rows: Which passages.
-            q: (d,) a unit query.
-        """
+        """Returns the (len(rows),) plain scores of rows for a (d,) unit query; NaN for a deleted passage."""
         vectors, offsets = self._stored
-        if not vectors.shape[1]:  # none was there to read
-            return np.full(len(rows), np.nan)
         if not vectors.shape[1]:  # no document is left, and no size is known
             return np.full(len(rows), np.nan)
         # To copy many rows takes longer than to multiply all of them.
@@ -137,11 +113,11 @@ class CodeIndex:
         return self._stored
 
     def vectors(self, rows: NDArray[np.integer[Any]]) -> StoredVectors:
-        """The vectors of some passages."""
+        """Returns the vectors of rows."""
         return StoredVectors(*(np.asarray(part[rows]) for part in self._stored))
 
     def remembered(self, key: Hashable, answer: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
-        """An answer about all passages, worked out where it is not among the latest ones."""
+        """Returns an answer about all passages; computes it unless it is among the latest ones."""
         with self._answering:
             if key in self._answers:
                 self._answers.move_to_end(key)
@@ -154,27 +130,12 @@ class CodeIndex:
                 self._answers.popitem(last=False)
         return found
 
-    def latent_engine(self, engine: LatentEngine, n: int) -> LatentIndex | SeismicIndex:
-        """The search over all K latents of the codes, made in memory at its first use.
-
-        Args:
-            engine: "exact" or "seismic".
-            n: Number of latents.
-
-        Raises:
-            MissingExtraError: The engine's package is not installed.
-        """
+    def latent_index(self, n: int) -> LatentIndex:
+        """Returns the search over all K of the `n` latents, made in memory at its first use."""
         with self._making:
-            if engine not in self._engines:
-                self._engines[engine] = self._make_engine(engine, n)
-            return self._engines[engine]
-
-    def _make_engine(self, engine: LatentEngine, n: int) -> LatentIndex | SeismicIndex:
-        if engine == "exact":
-            return LatentIndex.build(self.codes, n)
-        from sae_steer_retriever.store.seismic_index import SeismicIndex
-
-        return SeismicIndex.build(self.codes, n)
+            if self._latent_index is None:
+                self._latent_index = LatentIndex.build(self.codes, n)
+            return self._latent_index
 
     def _matrix(self, n: int) -> Any:  # noqa: ANN401 - scipy has no types
         if self._sparse is None:
@@ -194,18 +155,12 @@ class CodeIndex:
         pages: Iterable[tuple[list[str], Codes[NDArray[Any]]]],
         n: int,
         k: int,
-        k_names: int,
+        k_labels: int,
         stored: Iterable[tuple[list[str], NDArray[np.float32], NDArray[np.float32]]] = (),
     ) -> CodeIndex:
-        """Make an index in memory.
+        """Returns an index made in memory from batches of ids and codes.
 
-        Args:
-            pages: Batches of ids and their codes.
-            stored: Batches of ids, the documents' vectors and offsets, in any order; without them no passage can be
-                scored.
-            n: Number of latents.
-            k: Latents per code.
-            k_names: How many of them are names.
+        `stored` are batches of ids, the documents' vectors and offsets, in any order; without them, scores are NaN.
         """
         ids: list[str] = []
         indices, values = [np.empty((0, k), dtype=np.int32)], [np.empty((0, k), dtype=np.float32)]
@@ -214,20 +169,20 @@ class CodeIndex:
             indices.append(codes.indices.astype(np.int32))
             values.append(codes.values.astype(np.float32))
         whole: Codes[NDArray[Any]] = Codes(np.concatenate(indices), np.concatenate(values))
-        names = whole.leading(k_names)
+        names = whole.truncate(k_labels)
         row, place = np.nonzero(names.values > 0)
         latents = names.indices[row, place]
         order = np.argsort(latents, kind="stable")
         offsets = np.zeros(n + 1, dtype=np.int64)
         np.cumsum(np.bincount(latents, minlength=n), out=offsets[1:])
-        return cls(ids, whole, offsets, row[order].astype(np.int32), k_names, _placed(ids, stored))
+        return cls(ids, whole, offsets, row[order].astype(np.int32), k_labels, _placed(ids, stored))
 
-    def save(self, folder: Path, stamp: str) -> None:
-        """Write the index as `folder/stamp` and drop older stamps. A reader never sees half of one."""
+    def save(self, folder: Path, generation: str) -> None:
+        """Writes the index as `folder/generation` and removes older ones. A reader never sees half of one."""
         folder.mkdir(parents=True, exist_ok=True)
-        target = folder / stamp
+        target = folder / generation
         if target.exists():
-            if CodeIndex.load(folder, stamp) is not None:
+            if CodeIndex.load(folder, generation) is not None:
                 return
             shutil.rmtree(target, ignore_errors=True)  # damaged
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
@@ -241,7 +196,7 @@ class CodeIndex:
         }
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array)
-        meta = {"format_version": _FORMAT_VERSION, "k_names": self._k_names, "ids": self.ids}
+        meta = {"format_version": _FORMAT_VERSION, "k_names": self._k_labels, "ids": self.ids}
         (temporary / _META_FILE).write_text(json.dumps(meta), encoding="utf-8")
         with contextlib.suppress(OSError):  # another process was first: its copy is the same
             os.replace(temporary, target)
@@ -250,9 +205,9 @@ class CodeIndex:
                 shutil.rmtree(other, ignore_errors=True)
 
     @classmethod
-    def load(cls, folder: Path, stamp: str) -> CodeIndex | None:
-        """Open the index of this stamp, memory-mapped, or None where there is none that can be read."""
-        path = folder / stamp
+    def load(cls, folder: Path, generation: str) -> CodeIndex | None:
+        """Returns the index of a generation, memory-mapped; None if it is absent or damaged."""
+        path = folder / generation
         try:
             meta = json.loads((path / _META_FILE).read_text(encoding="utf-8"))
             if meta["format_version"] != _FORMAT_VERSION:
@@ -262,18 +217,18 @@ class CodeIndex:
             stored = StoredVectors(
                 *(np.load(path / f"{name}.npy", mmap_mode="r") for name in ("vectors", "vector_offsets"))
             )
-            ids, k_names = list(meta["ids"]), int(meta["k_names"])
+            ids, k_labels = list(meta["ids"]), int(meta["k_names"])
             if len({len(ids), len(indices), len(values), *map(len, stored)}) != 1 or int(offsets[-1]) != len(rows):
                 return None
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return None
-        return cls(ids, Codes(indices, values), offsets, rows, k_names, stored)
+        return cls(ids, Codes(indices, values), offsets, rows, k_labels, stored)
 
 
 def _placed(
     ids: list[str], stored: Iterable[tuple[list[str], NDArray[np.float32], NDArray[np.float32]]]
 ) -> StoredVectors:
-    """Vectors in the order of `ids`."""
+    """Returns vectors in the order of `ids`."""
     row_of = {name: row for row, name in enumerate(ids)}
     placed = StoredVectors(np.empty((len(ids), 0), dtype=np.float32), np.full(len(ids), np.nan, dtype=np.float32))
     for names, vectors, offsets in stored:

@@ -1,4 +1,4 @@
-"""The way to Chroma: a client with telemetry off, and its failures as one clear line."""
+"""Opens Chroma with telemetry off, and turns its errors into one clear line."""
 
 from __future__ import annotations
 
@@ -12,39 +12,54 @@ from sae_steer_retriever.errors import SAESteerError, StoreError
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
+DATABASE = "chroma.sqlite3"
+"""The database file in the folder of an embedded Chroma."""
 
-def connect(*, path: str | Path | None = None, host: str | None = None, port: int = 8000) -> ClientAPI:
-    """A Chroma client with telemetry off.
+
+def connect(
+    *, path: str | Path | None = None, host: str | None = None, port: int = 8000, create: bool = True
+) -> ClientAPI:
+    """Returns a Chroma client with telemetry off.
 
     Args:
         path: Folder of an embedded Chroma; "./chroma" if no host is given either.
         host: A Chroma server's host.
-        port: Its port.
+        port: The server's port.
+        create: Whether to create a store in a folder that has none.
 
     Raises:
-        StoreError: The server does not answer, or the folder cannot be used.
+        StoreError: The server does not answer, the folder cannot be used, or it has no store and `create` is False.
+
+    Example:
+        >>> client = connect(path="./empty")
+        >>> client.list_collections()
+        []
     """
     import chromadb
     from chromadb.config import Settings
 
-    # Made anew for every client: Chroma writes the host into the settings it is given.
+    folder = str(path or "./chroma")
+    if host is None and not create and not (Path(folder) / DATABASE).is_file():
+        raise StoreError(f"there is no store in {folder}: index documents into it first (`sae-steer index`).")
+    # A new object for every client: Chroma writes the host into the settings it is given.
     settings = Settings(anonymized_telemetry=False)
-    where = f"Chroma server at {host}:{port}" if host is not None else f"folder {path or './chroma'}"
+    where = f"Chroma server at {host}:{port}" if host is not None else f"folder {folder}"
     with translated(f"opening the {where}"):
         if host is not None:
             return chromadb.HttpClient(host=host, port=port, settings=settings)
-        return chromadb.PersistentClient(path=str(path or "./chroma"), settings=settings)
+        return chromadb.PersistentClient(path=folder, settings=settings)
 
 
 @contextlib.contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Turn what Chroma and its transport raise into one clear line.
+    """Raises a `StoreError` of one clear line in place of the errors of Chroma and its transport.
 
-    Args:
-        doing: What is being done, for the message ("searching").
+    `doing` is the action, for the message ("searching").
 
     Raises:
-        StoreError: In place of Chroma's and httpx' errors.
+        StoreError: Chroma or httpx has raised an error.
+        SAESteerError: The block has raised it.
+        ValueError: The block has raised it.
     """
     import httpx
     from chromadb.errors import ChromaError

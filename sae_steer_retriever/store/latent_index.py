@@ -1,4 +1,4 @@
-"""Search among sparse codes by their latents: an inverted index over all K of each passage."""
+"""Search among sparse codes by their latents: an inverted index over all K latents of each passage."""
 
 from __future__ import annotations
 
@@ -9,63 +9,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import MismatchError
-from sae_steer_retriever.sae.topk_sae import Array, Codes
+from sae_steer_retriever.sae.codes import Array, Codes, power_normalised
 
-_Ints = NDArray[np.integer[Any]]
-LatentEngine = Literal["exact", "seismic"]
-LATENT_ENGINES: tuple[LatentEngine, ...] = ("exact", "seismic")
 Similarity = Literal["dot", "cosine", "damped"]
 SIMILARITIES: tuple[Similarity, ...] = ("dot", "cosine", "damped")
-"""What codes are compared by: dot product, as in arXiv 2411.00786; cosine; cosine of damped codes."""
-
-DAMPING = 0.7
-"""The power that activations are raised to before codes are compared in the latent space.
-
-A pursuit leaves a few large corrections in a code, which dominate a bare cosine. On SciFact's training queries .7 keeps
-most nDCG@10 at K = 32 and 64, and on average over these and 128, where .9 keeps more. 1 is the bare cosine, and 0 would
-count the latents that two codes share.
-"""
+"""Similarities of codes: dot product, as in arXiv 2411.00786; cosine; cosine of power-normalised codes."""
 
 # Passages that are sorted at a time while an index is made: 4096 of 64 latents need a few megabytes.
 _TILE = 4096
 
 
 class LatentHits(NamedTuple):
-    """What one query has found, best first.
-
-    Attributes:
-        rows: The passages' rows.
-        scores: (len(rows),) by the index's similarity.
-    """
+    """The rows of the passages that one query has found, best first, and their scores by the index's similarity."""
 
     rows: NDArray[np.int64]
     scores: Array
 
 
 class LatentIndex:
-    """For each latent the passages that have it and how strongly: an exact search that reads only what a query has.
+    """For each latent, the passages that have it and their activations: an exact search that reads only these lists.
 
-    Scores are the index's similarity in float32. Inside they are dot products of codes that `compared` has made ready:
-    `search` does that with a query's code, `scores` and `nearest` take a query that is there already, and may have
-    been edited there.
+    Scores are the index's similarity in float32: dot products of codes that `compared` has normalised. `search` takes
+    codes as the SAE gives them, `scores` a normalised query, which may be edited.
     """
 
     def __init__(
-        self,
-        offsets: NDArray[np.int64],
-        rows: NDArray[np.int32],
-        values: Array,
-        count: int,
-        similarity: Similarity,
+        self, offsets: NDArray[np.int64], rows: NDArray[np.int32], values: Array, count: int, similarity: Similarity
     ) -> None:
-        """Take the arrays; `build` makes them.
+        """Takes the arrays of `build`: the lists' rows and activations, and (n + 1,) offsets where each list begins.
 
-        Args:
-            offsets: (n + 1,) where each latent's list begins in `rows` and `values`.
-            rows: The rows of all lists, latent after latent, ascending within each.
-            values: The activations beside them, as `compared` gives them.
-            count: How many passages there are, those without a latent included.
-            similarity: What those are compared by.
+        `count` is the number of passages, with those that have no latent.
         """
         from scipy.sparse import csc_array
 
@@ -86,16 +59,11 @@ class LatentIndex:
 
     @classmethod
     def build(cls, codes: Codes[NDArray[Any]], n: int, *, similarity: Similarity = "damped") -> LatentIndex:
-        """Sort codes by latent; beyond the index itself this needs memory for some thousand passages only.
-
-        Args:
-            codes: (N, K), may be memory-mapped. An empty place (value 0) is in no list.
-            n: Number of latents.
-            similarity: What codes are compared by.
+        """Returns the index of (N, K) codes, without activations of 0; it needs memory for few passages at a time.
 
         Raises:
-            MismatchError: The codes name a latent that is not below `n`.
-            ValueError: There is no such similarity.
+            MismatchError: The codes have a latent that is not below `n`.
+            ValueError: The similarity is unknown.
         """
         require_similarity(similarity)
         counts = np.zeros(n, dtype=np.int64)
@@ -121,11 +89,9 @@ class LatentIndex:
         return cls(offsets, rows, values, len(codes.indices), similarity)
 
     def scores(self, latents: NDArray[np.integer[Any]], weights: Array) -> Array:
-        """(N,) dot products of every passage's code, as `compared` gives it, with one query.
+        """Returns the (N,) dot products of every passage's code, as `compared` gives it, with one query.
 
-        Args:
-            latents: The query's latents, each once.
-            weights: What it has of them where codes are compared; after edits there may be negative ones.
+        `latents` are the query's, each once; `weights` are as `compared` gives them, or edited and maybe negative.
 
         Raises:
             MismatchError: A latent is not below `n`.
@@ -137,81 +103,33 @@ class LatentIndex:
     def search(
         self, codes: Codes[NDArray[Any]], k: int, *, allowed: NDArray[np.bool_] | None = None
     ) -> list[LatentHits]:
-        """The passages whose codes are most similar.
+        """Returns the hits of each query: the passages with the most similar codes.
 
-        Only a passage that shares a latent with the query can score above 0, and only those come back: fewer than
-        `k` if there are no more. Equal scores are in the order of their rows.
-
-        Args:
-            codes: (batch, K) the queries' codes, as the SAE gives them.
-            k: How many passages a query.
-            allowed: (N,) which passages may be found; all if not given.
-
-        Returns:
-            For each query its hits.
+        Only passages with a score above 0 are found, so there may be fewer than `k`. Equal scores are in row order.
+        The (batch, K) codes are as the SAE gives them; `allowed`, (N,), limits the passages that may be found.
 
         Raises:
             MismatchError: A latent is not below `n`.
         """
-        pairs = zip(*compared(codes, self.similarity), strict=True)
-        return [self.nearest(latents, weights, k, allowed=allowed) for latents, weights in pairs]
-
-    def nearest(
-        self,
-        latents: NDArray[np.integer[Any]],
-        weights: Array,
-        k: int,
-        *,
-        allowed: NDArray[np.bool_] | None = None,
-    ) -> LatentHits:
-        """The passages with the largest `scores` above 0.
-
-        Args:
-            latents: The query's latents, each once.
-            weights: What it has of them where codes are compared.
-            k: How many passages.
-            allowed: (N,) which passages may be found; all if not given.
-
-        Raises:
-            MismatchError: A latent is not below `n`.
-        """
-        scores = self.scores(latents, weights)
-        if allowed is not None:
-            scores[~allowed] = 0.0
-        return best(scores, k)
-
-
-def damp(values: Array) -> Array:
-    """Activations raised to the power `DAMPING`; negative ones keep their sign."""
-    return np.asarray(np.copysign(np.abs(values) ** np.float32(DAMPING), values), dtype=np.float32)
-
-
-def damped(codes: Codes[NDArray[Any]]) -> Codes[NDArray[Any]]:
-    """(batch, K) the same latents with damped activations: the codes that the latent space is made of."""
-    return Codes(codes.indices, damp(codes.values))
+        found = []
+        for latents, weights in zip(*compared(codes, self.similarity), strict=True):
+            scores = self.scores(latents, weights)
+            if allowed is not None:
+                scores[~allowed] = 0.0
+            found.append(best(scores, k))
+        return found
 
 
 def compared(codes: Codes[NDArray[Any]], similarity: Similarity) -> Codes[NDArray[Any]]:
-    """(batch, K) codes as a similarity compares them: it is the dot product of two of these.
-
-    Args:
-        codes: (batch, K) as the SAE gives them.
-        similarity: What they are compared by.
-    """
+    """Returns the (batch, K) codes normalised for a similarity, which is then their dot product."""
     if similarity == "dot":
         return codes
-    read = damped(codes) if similarity == "damped" else codes
+    read = power_normalised(codes) if similarity == "damped" else codes
     return Codes(read.indices, np.asarray(read.values / lengths(read)[:, None], dtype=np.float32))
 
 
 def best(scores: Array, k: int, *, above: float = 0.0) -> LatentHits:
-    """The `k` largest of the scores that are above a bar, equal ones in the order of their rows.
-
-    Args:
-        scores: (N,).
-        k: How many; fewer come back if fewer are above the bar.
-        above: The bar.
-    """
+    """Returns the `k` largest of (N,) scores among those above the bar `above`, equal ones in the order of rows."""
     bar = np.partition(scores, len(scores) - k)[len(scores) - k] if k < len(scores) else above
     if bar > above:
         over = np.nonzero(scores > bar)[0]
@@ -223,16 +141,16 @@ def best(scores: Array, k: int, *, above: float = 0.0) -> LatentHits:
 
 
 def lengths(codes: Codes[NDArray[Any]]) -> Array:
-    """(batch,) the codes' Euclidean norms, at least the smallest number that can be divided by."""
+    """Returns the (batch,) Euclidean norms of codes, at least the smallest positive float32."""
     norms = np.linalg.norm(codes.values, axis=1)
     return np.asarray(np.maximum(norms, np.finfo(np.float32).tiny), dtype=np.float32)
 
 
 def require_known(latents: NDArray[np.integer[Any]], n: int) -> None:
-    """Refuse latents that an index of `n` has not.
+    """Refuses latents outside [0, n).
 
     Raises:
-        MismatchError: One is not in [0, n).
+        MismatchError: A latent is outside.
     """
     if len(latents) and not 0 <= int(latents.min()) <= int(latents.max()) < n:
         worst = int(latents.min()) if int(latents.min()) < 0 else int(latents.max())
@@ -240,16 +158,16 @@ def require_known(latents: NDArray[np.integer[Any]], n: int) -> None:
 
 
 def require_similarity(similarity: Similarity) -> None:
-    """Refuse what codes cannot be compared by.
+    """Refuses an unknown similarity.
 
     Raises:
-        ValueError: There is no such similarity.
+        ValueError: The similarity is unknown.
     """
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity is {similarity!r}, expected one of {', '.join(SIMILARITIES)}.")
 
 
 def _tiles(codes: Codes[NDArray[Any]]) -> Iterator[tuple[int, Codes[NDArray[Any]]]]:
-    """Some passages at a time: the first row, and their codes."""
+    """Yields the first row and the codes of some passages at a time."""
     for start in range(0, len(codes.indices), _TILE):
         yield start, Codes(*(np.asarray(array[start : start + _TILE]) for array in codes))

@@ -1,4 +1,4 @@
-"""The local copy of a companion's codes that follows the companion."""
+"""The local copy of a sidecar's codes, kept in step with the sidecar."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sae_steer_retriever.encoders.embedding_cache import cache_root
-from sae_steer_retriever.sae.topk_sae import SAEConfig
+from sae_steer_retriever.encoders.cache_root import cache_root
+from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.store.code_index import CodeIndex
 from sae_steer_retriever.store.connection import translated
 from sae_steer_retriever.store.documents import DocumentCollection
-from sae_steer_retriever.store.sidecar import Companion
+from sae_steer_retriever.store.sidecar import SidecarReader
 
 logger = logging.getLogger(__name__)
 
-# How often the companion may be asked whether another process has written, in seconds.
+# How often the sidecar may be asked whether another process has written, in seconds.
 _INTERVAL = 1.0
 # Reading all codes again takes at most this share of the time while others keep writing.
 _LARGEST_SHARE = 0.1
@@ -28,62 +28,49 @@ _PAGE = 5000
 
 
 class LiveIndex:
-    """A `CodeIndex` that is made again when the companion's stamp says so; safe to share between threads.
+    """A `CodeIndex` that is made again when the sidecar's generation changes; safe to share between threads.
 
-    This process' own writes are seen at once (`forget`), those of others within a second: later only while
-    they go on writing and reading all codes takes long.
+    Writes of this process are seen at once (`forget`), writes of other processes within a second. While others keep
+    writing and reading all codes is slow, they are seen later.
     """
 
-    def __init__(self, companion: Companion, documents: DocumentCollection, config: SAEConfig) -> None:
-        """Follow `companion`.
-
-        Args:
-            companion: Where the codes come from.
-            documents: Where the vectors come from.
-            config: The sizes of its SAE.
-        """
-        self._companion = companion
+    def __init__(self, sidecar: SidecarReader, documents: DocumentCollection, config: SAEConfig) -> None:
+        """Takes the sources of the codes and of the vectors, and the SAE's config."""
+        self._sidecar = sidecar
         self._documents = documents
         self._config = config
         self._lock = threading.Lock()
         self._index: CodeIndex | None = None
-        self._stamp: str | None = None
+        self._write_generation: str | None = None
         self._next_look = float("-inf")
         self.complete = False
 
     @property
     def folder(self) -> Path:
-        """Where copies are kept; they can be made again."""
-        return cache_root() / "codes" / self._companion.id
+        """The folder of the copies, which can be deleted at any time."""
+        return cache_root() / "codes" / self._sidecar.id
 
     def forget(self) -> None:
-        """Look at the stamp before the next use."""
+        """Makes the next use read the generation first."""
         with self._lock:
             self._next_look = float("-inf")
 
     def remove(self) -> None:
-        """Delete the copy on disk."""
+        """Deletes the copy on disk."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def current(self, passages: Callable[[], int]) -> CodeIndex:
-        """The codes as they are stored now.
-
-        Args:
-            passages: Counts the documents collection, to warn if some of it has no codes.
-
-        Raises:
-            StoreError: The store does not answer.
-        """
+        """Returns the codes as they are stored now; `passages` counts the documents, to warn of missing codes."""
         with self._lock:
             if self._index is not None and time.monotonic() < self._next_look:
                 return self._index
-            # Before looking, so that a write in the meantime is not overlooked.
+            # Set before reading, so that a write in the meantime is not overlooked.
             self._next_look = time.monotonic() + _INTERVAL
             with translated("reading codes"):
-                stamp = self._companion.stamp()
-                if self._index is None or stamp is None or stamp != self._stamp:
+                generation = self._sidecar.generation()
+                if self._index is None or generation is None or generation != self._write_generation:
                     began = time.monotonic()
-                    self._index, self._stamp = self._load(stamp), stamp
+                    self._index, self._write_generation = self._load(generation), generation
                     took = time.monotonic() - began
                     self._next_look = max(self._next_look, time.monotonic() + took / _LARGEST_SHARE)
                     self._compare(self._index, passages())
@@ -96,18 +83,18 @@ class LiveIndex:
                 "%d of %d passages of %r have codes: run `sae-steer index --attach` or ChromaStore.attach()",
                 len(index),
                 passages,
-                self._companion.source,
+                self._sidecar.source,
             )
 
-    def _load(self, stamp: str | None) -> CodeIndex:
-        found = CodeIndex.load(self.folder, stamp) if stamp is not None else None
+    def _load(self, generation: str | None) -> CodeIndex:
+        found = CodeIndex.load(self.folder, generation) if generation is not None else None
         if found is not None:
             return found
         config = self._config
         stored = self._documents.score_pages(_PAGE)
-        made = CodeIndex.build(self._companion.pages(), config.n, config.k, config.k_names, stored)
-        if stamp is not None and stamp == self._companion.stamp():
+        made = CodeIndex.build(self._sidecar.pages(), config.n, config.k, config.k_labels, stored)
+        if generation is not None and generation == self._sidecar.generation():
             with contextlib.suppress(OSError):  # a full or read-only cache costs time, not results
-                made.save(self.folder, stamp)
-                return CodeIndex.load(self.folder, stamp) or made  # memory-mapped from now on
+                made.save(self.folder, generation)
+                return CodeIndex.load(self.folder, generation) or made  # memory-mapped from now on
         return made

@@ -1,58 +1,132 @@
-"""The companion collection `NAME.sae`: reconstructed embeddings and codes, beside a collection we never modify."""
+"""The sidecar collection `NAME.sae`: reconstructed embeddings and codes, beside a collection we never modify."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.errors import MismatchError, StoreError
-from sae_steer_retriever.sae.codes import pack, unpack
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes, pack, unpack
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.connection import translated
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
     from chromadb.api.models.Collection import Collection
 
-Answer = TypeVar("Answer")
 SUFFIX = ".sae"
 _LIBRARY = "sae_steer_retriever"
 _FORMAT_VERSION = 1
 _PAGE = 2000
 
 
-class Companion:
-    """Reads and writes one companion collection.
+class SidecarReader:
+    """Reads one sidecar collection, or an absent one as if it were empty.
 
-    Each item has the id of the passage it belongs to, `x_hat` as its vector, and as metadata: `codes` (packed),
-    `names` (the naming features, a list Chroma can filter on) and `source` (a digest of the embedding it was made
-    from, so that a changed embedding is noticed). The collection's metadata pins the SAE's fingerprint, and bears a
-    stamp that changes with every write.
+    Each item has the id of its passage, the reconstructed embedding as its vector, and as metadata: `codes` (packed),
+    `names` (the label latents, a list that Chroma can filter on) and `source` (a digest of the embedding that was
+    encoded, so that a changed embedding is noticed). The collection's metadata hold the SAE's fingerprint and K, and
+    the generation ("stamp"), which changes with every write. `source` names the documents collection.
     """
 
-    def __init__(self, client: ClientAPI, name: str, sae: TopKSAE, *, sae_location: str | None = None) -> None:
-        """Open the companion of collection `name`, or make it.
-
-        Args:
-            client: A Chroma client.
-            name: The documents collection's name.
-            sae: The SAE whose codes it holds.
-            sae_location: Where the SAE was loaded from, for the command line to find it again.
-
-        Raises:
-            MismatchError: The companion was made by another SAE.
-            StoreError: A collection of that name exists that is none of ours.
-        """
-        self._sae = sae
+    def __init__(self, client: ClientAPI, name: str, sae: TopKSAE, collection: Collection | None) -> None:
         self._client = client
+        self._sae = sae
+        self._collection = collection
         self.source = name
         self.name = name + SUFFIX
+
+    @classmethod
+    def open(cls, client: ClientAPI, name: str, sae: TopKSAE) -> SidecarReader:
+        """Returns the sidecar of collection `name`, which may be absent.
+
+        Raises:
+            MismatchError: The sidecar was made by another SAE.
+            StoreError: Another tool's collection has the sidecar's name.
+        """
+        from chromadb.errors import NotFoundError
+
+        try:
+            collection = client.get_collection(name + SUFFIX, embedding_function=None)
+        except NotFoundError:
+            return SidecarReader(client, name, sae, None)
+        require_ours(collection, sae)
+        return SidecarReader(client, name, sae, collection)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a sidecar collection."""
+        return self._collection is not None
+
+    @property
+    def id(self) -> str:
+        """The collection's unique id; empty if the collection is absent."""
+        return "" if self._collection is None else str(self._collection.id)
+
+    def generation(self) -> str | None:
+        """Returns the version of the sidecar, read from the store; None while a write is unfinished or if absent."""
+        if self._collection is None:
+            return None
+        metadata = self._client.get_collection(self.name, embedding_function=None).metadata or {}
+        return str(metadata["stamp"]) if metadata.get("complete") else None
+
+    def count(self) -> int:
+        """Returns the number of passages with codes."""
+        return 0 if self._collection is None else self._collection.count()
+
+    def pages(self) -> Iterator[tuple[list[str], Codes[NDArray[Any]]]]:
+        """Yields all ids and codes, in pages."""
+        if self._collection is None:
+            return
+        for offset in range(0, self.count(), _PAGE):
+            page = self._collection.get(limit=_PAGE, offset=offset, include=["metadatas"])
+            packed = [str((metadata or {})["codes"]) for metadata in page["metadatas"] or []]
+            yield page["ids"], unpack(packed, self._sae.config.n, self._sae.config.k)
+
+    def nearest(self, vector: Array, k: int, ids: Sequence[str] | None = None) -> tuple[list[str], Array]:
+        """Returns the ids and cosines of the `k` passages whose reconstructions are nearest to a (d,) vector.
+
+        `ids` restricts the search to these passages, if given; unknown ids are left out.
+
+        Raises:
+            ChromaError: The store does not answer.
+        """
+        from chromadb.errors import ChromaError
+
+        if self._collection is None or (ids is not None and not ids):
+            return [], np.empty(0, dtype=np.float32)
+        try:
+            found = self._collection.query(
+                query_embeddings=[vector],  # type: ignore[arg-type]
+                n_results=k if ids is None else min(k, len(ids)),
+                include=["distances"],
+                ids=None if ids is None else list(ids),
+            )
+        except ChromaError:  # Chroma refuses an unknown id, such as one that another process has just deleted
+            if ids is None:
+                raise
+            known = set(self._collection.get(ids=list(ids), include=[])["ids"])
+            if len(known) == len(ids):
+                raise
+            return self.nearest(vector, k, [name for name in ids if name in known])
+        distances = np.asarray((found["distances"] or [[]])[0], dtype=np.float64)
+        return found["ids"][0], (1.0 - distances).astype(np.float32)
+
+
+class Sidecar(SidecarReader):
+    """Reads and writes one sidecar collection."""
+
+    _collection: Collection
+
+    def __init__(self, client: ClientAPI, name: str, sae: TopKSAE, *, sae_location: str | None = None) -> None:
+        """Opens the sidecar of collection `name`, or creates it; records `sae_location`, if given."""
         metadata = {
             "library": _LIBRARY,
             "format_version": _FORMAT_VERSION,
@@ -63,218 +137,137 @@ class Companion:
             "stamp": uuid.uuid4().hex,
             "complete": True,
         }
-        self._collection: Collection = client.get_or_create_collection(
-            self.name,
+        collection = client.get_or_create_collection(
+            name + SUFFIX,
             embedding_function=None,
             metadata=metadata,
-            # Reconstructions are shorter than the originals, unevenly: cosine re-normalises them in the search.
+            # Reconstructions have different norms: cosine normalises them in the search.
             configuration={"hnsw": {"space": "cosine", "ef_search": 200}},
         )
-        require_ours(self._collection, sae)
-        if sae_location is not None and (self._collection.metadata or {}).get("sae_location") != sae_location:
-            self._collection.modify(metadata={**(self._collection.metadata or {}), "sae_location": sae_location})
-
-    @property
-    def id(self) -> str:
-        """The collection's unique id."""
-        return str(self._collection.id)
-
-    def stamp(self) -> str | None:
-        """The version of what is stored now, read from the store; None while a write is unfinished."""
-        metadata = self._client.get_collection(self.name, embedding_function=None).metadata or {}
-        return str(metadata["stamp"]) if metadata.get("complete") else None
-
-    def count(self) -> int:
-        """Number of passages with codes."""
-        return self._collection.count()
+        require_ours(collection, sae)
+        if sae_location is not None and (collection.metadata or {}).get("sae_location") != sae_location:
+            collection.modify(metadata={**(collection.metadata or {}), "sae_location": sae_location})
+        super().__init__(client, name, sae, collection)
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[CompanionWriter]:
-        """Writes to the companion; its stamp changes before the first and again after the last.
+    def writing(self) -> Iterator[SidecarWriter]:
+        """Yields a writer; the generation changes before the first write and again after the last.
 
-        A kill in between leaves it incomplete, so no local copy is trusted until a later run has finished. A block
-        that writes nothing changes nothing.
+        A process killed in between leaves the sidecar marked as incomplete, so no local copy is trusted until a later
+        run has finished. A block that writes nothing changes nothing.
         """
-        writer = CompanionWriter(self._collection, self._sae)
+        writer = SidecarWriter(self._collection, self._sae)
         try:
             yield writer
-        finally:  # after a failure, too, the companion is what its stamp says
+        finally:  # after an exception, too: what was written is whole
             writer.finish()
 
     def outdated(self, ids: Sequence[str], vectors: Array) -> NDArray[np.bool_]:
-        """(len(ids),) which passages have no codes here, or codes of another embedding."""
+        """Returns which passages have no codes, or codes of another embedding, (len(ids),)."""
         found = self._collection.get(ids=list(ids), include=["metadatas"])
-        sources = {
-            name: (metadata or {}).get("source")
-            for name, metadata in zip(found["ids"], found["metadatas"] or [], strict=True)
-        }
+        rows = zip(found["ids"], found["metadatas"] or [], strict=True)
+        sources = {name: (metadata or {}).get("source") for name, metadata in rows}
         return np.array([sources.get(name) != _digest(row) for name, row in zip(ids, vectors, strict=True)], dtype=bool)
 
     def ids(self) -> Iterator[list[str]]:
-        """All ids, in pages."""
+        """Yields all ids, in pages."""
         for offset in range(0, self.count(), _PAGE):
             yield self._collection.get(limit=_PAGE, offset=offset, include=[])["ids"]
 
-    def pages(self) -> Iterator[tuple[list[str], Codes[NDArray[Any]]]]:
-        """All ids and codes, in pages."""
-        for offset in range(0, self.count(), _PAGE):
-            page = self._collection.get(limit=_PAGE, offset=offset, include=["metadatas"])
-            packed = [str((metadata or {})["codes"]) for metadata in page["metadatas"] or []]
-            yield page["ids"], unpack(packed, self._sae.config.n, self._sae.config.k)
 
-    def nearest(self, vector: Array, k: int, ids: Sequence[str] | None = None) -> tuple[list[str], Array]:
-        """The passages whose reconstructions are nearest by cosine: ids and cosines, best first.
+@dataclasses.dataclass
+class SidecarWriter:
+    """Writes codes and reconstructions; made by `Sidecar.writing`."""
 
-        Args:
-            vector: (d,) any norm.
-            k: How many.
-            ids: Restricts the search to these, where given.
-        """
-        if ids is None:
-            return self._query(vector, k, None)
-        nothing: tuple[list[str], Array] = ([], np.empty(0, dtype=np.float32))
-        if not ids:
-            return nothing
-        return query_known(self._collection, list(ids), lambda known: self._query(vector, k, known), nothing)
-
-    def _query(self, vector: Array, k: int, ids: list[str] | None) -> tuple[list[str], Array]:
-        found = self._collection.query(
-            query_embeddings=[vector],  # type: ignore[arg-type]
-            n_results=k if ids is None else min(k, len(ids)),
-            include=["distances"],
-            ids=ids,
-        )
-        distances = np.asarray((found["distances"] or [[]])[0], dtype=np.float64)
-        return found["ids"][0], (1.0 - distances).astype(np.float32)
-
-
-class CompanionWriter:
-    """Writes codes and reconstructions; made by `Companion.writing`."""
-
-    def __init__(self, collection: Collection, sae: TopKSAE) -> None:
-        self._collection = collection
-        self._sae = sae
-        self._began = False
+    _collection: Collection
+    _sae: TopKSAE
+    _began: bool = False
 
     def write(self, ids: Sequence[str], vectors: Array) -> None:
-        """Encode unit vectors and store their codes and reconstructions.
-
-        Args:
-            ids: Passage ids.
-            vectors: (batch, d) unit embeddings of the passages.
-        """
+        """Encodes (batch, d) unit vectors of passages and stores their codes and reconstructions."""
         codes = self._sae.encode(vectors)
-        names = codes.leading(self._sae.config.k_names)
-        metadatas: list[dict[str, Any]] = []
-        for row, vector in enumerate(vectors):
-            # An update merges: what is absent now must be said to be absent. Chroma refuses empty lists.
-            metadatas.append(
-                {
-                    "codes": pack(codes.indices[row], codes.values[row], self._sae.config.n),
-                    "source": _digest(vector),
-                    "names": names.indices[row][names.values[row] > 0].tolist() or None,
-                }
-            )
+        names = codes.truncate(self._sae.config.k_labels)
+        metadatas: Any = [
+            {
+                "codes": pack(codes.indices[row], codes.values[row], self._sae.config.n),
+                "source": _digest(vector),
+                # An upsert merges metadata: None deletes an old list. Chroma refuses empty lists.
+                "names": names.indices[row][names.values[row] > 0].tolist() or None,
+            }
+            for row, vector in enumerate(vectors)
+        ]
         self._begin()
-        self._collection.upsert(
-            ids=list(ids),
-            embeddings=self._sae.decode(codes),
-            metadatas=metadatas,  # type: ignore[arg-type]
-        )
+        self._collection.upsert(ids=list(ids), embeddings=self._sae.decode(codes), metadatas=metadatas)
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Remove passages; unknown ids are no error."""
+        """Removes passages; unknown ids are ignored."""
         self._begin()
         self._collection.delete(ids=list(ids))
 
     def finish(self) -> None:
-        """Declare what is stored now complete, after these writes or after those that a kill cut short."""
+        """Marks the sidecar as complete, after these writes or after interrupted ones."""
         if self._began or not (self._collection.metadata or {}).get("complete"):
-            self._stamp(complete=True)
+            self._write_generation(complete=True)
 
     def _begin(self) -> None:
         if not self._began:
-            self._stamp(complete=False)
+            self._write_generation(complete=False)
             self._began = True
 
-    def _stamp(self, *, complete: bool) -> None:
+    def _write_generation(self, *, complete: bool) -> None:
         metadata = {**(self._collection.metadata or {}), "stamp": uuid.uuid4().hex, "complete": complete}
         self._collection.modify(metadata=metadata)
 
 
-def query_known(
-    collection: Collection, ids: list[str], query: Callable[[list[str]], Answer], nothing: Answer
-) -> Answer:
-    """Query among some ids; those that are not in the collection any more are left out instead of failing it.
-
-    Chroma refuses a query that names an id it does not have, e.g. one that another process has just deleted.
-
-    Args:
-        collection: The collection.
-        ids: The ids, at least one.
-        query: Asks for the ids it is given.
-        nothing: The answer where none of them is left.
-    """
-    from chromadb.errors import ChromaError
-
-    try:
-        return query(ids)
-    except ChromaError:
-        known = set(collection.get(ids=ids, include=[])["ids"])
-        if len(known) == len(ids):
-            raise
-        return query([name for name in ids if name in known]) if known else nothing
-
-
 def rebuild(client: ClientAPI, collection: str) -> None:
-    """Drop a companion, so that another SAE can make a new one; the documents are not touched.
+    """Drops the sidecar of a collection, so that another SAE can make a new one; the documents stay as they are.
 
     Raises:
-        StoreError: A collection of that name exists that is none of ours.
+        StoreError: Another tool's collection has the sidecar's name.
     """
     from chromadb.errors import NotFoundError
 
-    with translated("dropping the companion"), contextlib.suppress(NotFoundError):
+    with translated("dropping the sidecar"), contextlib.suppress(NotFoundError):
         _require_library(client.get_collection(collection + SUFFIX, embedding_function=None))
         client.delete_collection(collection + SUFFIX)
 
 
 def require_ours(collection: Collection, sae: TopKSAE) -> None:
-    """Refuse a companion of another SAE, or a collection that is no companion.
+    """Refuses a sidecar of another SAE, and a collection that is no sidecar.
 
     Raises:
-        MismatchError: It was made by another SAE, or at another K.
-        StoreError: It is none of ours.
+        MismatchError: The sidecar was made by another SAE, or at another K.
+        StoreError: The collection is another tool's.
     """
     _require_library(collection)
     metadata = collection.metadata or {}
     if metadata.get("sae_fingerprint") != sae.fingerprint:
         raise MismatchError(
-            f"companion {collection.name!r} was made by SAE {metadata.get('sae_fingerprint')} (encoder "
+            f"sidecar {collection.name!r} was made by SAE {metadata.get('sae_fingerprint')} (encoder "
             f"{metadata.get('encoder')!r}), but SAE {sae.fingerprint} (encoder {sae.config.encoder.name!r}) was given: "
-            "give that SAE, or rebuild the companion (`sae-steer index --rebuild`, `store.rebuild`)."
+            "give that SAE, or rebuild the sidecar (`sae-steer index --rebuild`, `store.rebuild`)."
         )
     k = k_of(metadata, sae)
     if k != sae.config.k:
         raise MismatchError(
-            f"companion {collection.name!r} holds codes of k = {k}, but the SAE was given at k = {sae.config.k}: load "
-            f"it with k={k}, or rebuild the companion (`sae-steer index --rebuild`, `store.rebuild`)."
+            f"sidecar {collection.name!r} holds codes of k = {k}, but the SAE was given at k = {sae.config.k}: load "
+            f"it with k={k}, or rebuild the sidecar (`sae-steer index --rebuild`, `store.rebuild`)."
         )
 
 
 def k_of(metadata: Mapping[str, Any], sae: TopKSAE) -> int:
-    """The K of a companion's codes, by its metadata; earlier versions have none: it is the K of the fit."""
+    """Returns the K of a sidecar's codes, from its metadata; sidecars of earlier versions have the fitted K."""
     return int(metadata.get("k") or sae.config.fitted_k or sae.config.k)
 
 
-def companion_of(metadata: Mapping[str, Any] | None) -> str | None:
-    """The documents collection that a collection with this metadata is the companion of, None if it is none."""
+def sidecar_of(metadata: Mapping[str, Any] | None) -> str | None:
+    """Returns the documents collection that a sidecar belongs to, from its metadata; None if it is no sidecar."""
     metadata = metadata or {}
     return str(metadata.get("source")) if metadata.get("library") == _LIBRARY else None
 
 
 def _require_library(collection: Collection) -> None:
-    if companion_of(collection.metadata) is None:
+    if sidecar_of(collection.metadata) is None:
         raise StoreError(
             f"collection {collection.name!r} exists but is none of this library's: rename one of the two collections."
         )

@@ -1,31 +1,6 @@
-"""`python -m sae_steer_retriever.train`: the same as `sae-steer train`."""
+"""`python -m sae_steer_retriever.train` runs the command in the room `cli`, which is above this one."""
 
-from __future__ import annotations
-
-import argparse
-import sys
-from collections.abc import Sequence
-
-from sae_steer_retriever.cli import train
-from sae_steer_retriever.cli.runner import main_of
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train an SAE.
-
-    Args:
-        argv: The arguments; those of the process if None.
-
-    Returns:
-        The exit code: 0 ok, 1 failed, 2 usage, 130 interrupted.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m sae_steer_retriever.train", description=f"{train.SUMMARY}.", allow_abbrev=False
-    )
-    train.add_arguments(parser)
-    parser.set_defaults(run=train.run)
-    return main_of(parser, argv)
-
+import runpy
 
 if __name__ == "__main__":
-    sys.exit(main())
+    runpy.run_module("sae_steer_retriever.cli.train", run_name="__main__")

@@ -1,4 +1,4 @@
-"""The state of a fit on disk: enough to go on as if nothing had happened. Never unpickled."""
+"""Checkpoints: the state of a fit on disk, from which an interrupted fit resumes with the same result."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.sae.atomic_files import write_files
+from sae_steer_retriever.train.callbacks import remove_file
 
 CHECKPOINT_FOLDER = "checkpoint"
 _STATE_FILE = "state.safetensors"
@@ -22,15 +23,12 @@ _INTERVAL = 20.0
 
 
 class Checkpoint:
-    """Saves and restores model, optimiser, step and the best measured state, in one atomic file."""
+    """Saves and restores model, optimiser, step and the best measured state, in one atomic file without pickles."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], *, resume: bool) -> None:
-        """Open a checkpoint.
+        """Open the checkpoint in `folder`; with `resume`, a state that was saved with an equal `identity` is restored.
 
-        Args:
-            folder: Where it is kept.
-            identity: What must be equal for a state to be taken up: settings and a digest of the data.
-            resume: Whether to take up a state that is there.
+        `identity` are the settings and a digest of the data.
         """
         self._path = folder / _STATE_FILE
         self._identity = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
@@ -63,13 +61,10 @@ class Checkpoint:
         self._saved_at = time.monotonic()
 
     def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Take up a saved state, if resuming is asked for and there is one.
-
-        Returns:
-            The number of steps already done.
+        """Returns the number of steps already done, after restoring a saved state if there is one and `resume` is set.
 
         Raises:
-            ArtifactError: The state is damaged, or of a fit with other settings or other data.
+            ArtifactError: The state is damaged, or belongs to a fit with other settings or other data.
         """
         if not self._resume or not self._path.is_file():
             return 0
@@ -94,14 +89,12 @@ class Checkpoint:
         return int(metadata["step"])
 
     def best(self) -> tuple[float, dict[str, Tensor]] | None:
-        """The best measured state of the fit that was taken up."""
+        """The best measured state of the restored fit."""
         return None if self._best_score is None else (self._best_score, self._part("best."))
 
     def remove(self) -> None:
-        """Drop the state of a finished fit."""
-        self._path.unlink(missing_ok=True)
-        if self._path.parent.is_dir() and not any(self._path.parent.iterdir()):
-            self._path.parent.rmdir()
+        """Delete the state of a finished fit."""
+        remove_file(self._path)
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: tensor for name, tensor in self._tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Settings of a fit: the single source of defaults, help texts and configuration keys."""
+"""Settings of a fit: the only source of defaults, help texts and recipe keys."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import dataclasses
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sae_steer_retriever.errors import CorpusError
-from sae_steer_retriever.sae.config import DEFAULT_MODEL
+from sae_steer_retriever.sae.config import DEFAULT_MODEL, current_keys
 
 LossName = Literal["rkl", "mse", "mse-queries", "eq2", "released", "paper"]
 InitName = Literal["random", "data", "kmeans", "pretrained"]
-LOSSES: tuple[LossName, ...] = ("rkl", "mse", "mse-queries", "eq2", "released", "paper")
+LOSSES: tuple[LossName, ...] = get_args(LossName)
 INITS: tuple[InitName, ...] = ("random", "data", "kmeans")
-"""How a fit from scratch begins."""
+"""Values of `init` that fit an SAE from scratch."""
 PRETRAINED: InitName = "pretrained"
-"""How a fit begins that adapts an SAE (`train.adaptation`)."""
+"""The value of `init` that adapts an existing SAE (`train.adaptation`)."""
 
 
 def _option(default: Any, text: str, **extra: Any) -> Any:  # noqa: ANN401 - a dataclass field of any type
@@ -26,61 +26,59 @@ def _option(default: Any, text: str, **extra: Any) -> Any:  # noqa: ANN401 - a d
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How to fit an SAE. Each field's help text is what the command line shows."""
+    """Settings of a fit; each has a default, and an option of the same name in `sae-steer train`.
 
-    model: str = _option(DEFAULT_MODEL, "encoder: a sentence-transformers name or folder")
-    latents: int | None = _option(None, "number of latents n; chosen by the size of the corpus if not given")
-    k: int = _option(64, "active latents per embedding, for reconstruction")
-    k_names: int = _option(8, "how many of a code's first latents are names: labels, explanations, steering")
-    pursuit_steps: int = _option(
-        8, "steps that refine a code after the encoder's TopK, half as many again among candidates; 0: one product"
-    )
-    pursuit_candidates: int = _option(
-        512, "latents that the steps choose from where there are over four times as many, the encoder's first; 0: all"
-    )
-    epochs: float | None = _option(None, "passes over the rows; chosen by the size of the corpus if not given")
-    steps: int | None = _option(None, "steps of the fit, instead of epochs")
-    batch_size: int = _option(512, "rows per step")
-    list_queries: int = _option(32, "queries per step whose lists of nearest documents join the loss")
-    list_size: int = _option(16, "documents per list")
+    Raises:
+        ValueError: A setting is out of range, or two settings contradict each other.
+
+    Example:
+        >>> TrainConfig(latents=4096, steps=2000).k
+        64
+    """
+
+    model: str = _option(DEFAULT_MODEL, "encoder: name or folder of a sentence-transformers model")
+    latents: int | None = _option(None, "number of latents; chosen from the size of the corpus if not given")
+    k: int = _option(64, "number of active latents per embedding")
+    k_labels: int = _option(8, "how many of the strongest latents label and explain an embedding")
+    refine_steps: int = _option(8, "refinement steps after TopK, plus half where candidates limit it; 0: none")
+    refine_candidates: int = _option(512, "latents the refinement chooses from, if n is over 4 times as many; 0: all")
+    epochs: float | None = _option(None, "passes over the rows; chosen from the size of the corpus if not given")
+    steps: int | None = _option(None, "number of steps, instead of epochs")
+    batch_size: int = _option(512, "rows per step: embeddings of passages, sentences and queries")
+    list_queries: int = _option(32, "queries per step in the ranking part of the loss")
+    list_size: int = _option(16, "nearest documents that are ranked for each of these queries")
     lr: float = _option(3e-3, "peak learning rate of Adam")
     loss: LossName = _option(
         "rkl",
-        "rkl: FVU + rkl-weight * relative KL of the lists; mse: FVU alone; mse-queries: the list queries count twice; "
-        "eq2, released: FVU + the KL of arXiv 2411.00786 as printed, as in its code; paper: all of its Appendix A",
+        "rkl: FVU (fraction of variance unexplained) plus rkl-weight times the relative KL of the rankings; mse: FVU "
+        "alone; mse-queries: FVU that counts the queries twice; eq2: FVU plus the KL of arXiv 2411.00786; released: "
+        "the same with the KL of its code; paper: the training of that paper",
         choices=LOSSES,
     )
-    rkl_weight: float = _option(0.2, "weight of the relative KL")
-    temperature: float | None = _option(None, "of the relative KL; chosen by the corpus' lists if not given")
-    names_weight: float = _option(0.0, "weight of the FVU of the naming reading; .3 without pursuit")
-    patience: int = _option(3, "measurements without an improvement after which a fit ends early; 0: never")
-    init: InitName = _option("kmeans", "how the decoder starts: kmeans (centres), data (points), random")
-    start_weight: float = _option(0.3, "pull of the decoder's rows towards those centres or points, for meaning")
-    sentences: int = _option(4, "sentences of each passage that join the rows as query-like texts")
-    passage_characters: int = _option(1200, "longest passage, in characters")
-    holdout: float = _option(0.1, "share of the rows held out for measuring")
-    seed: int = _option(0, "seed of everything random")
-    device: str = _option("auto", "torch device: auto, cpu, cuda, mps")
+    rkl_weight: float = _option(0.2, "weight of the relative KL in the loss rkl")
+    temperature: float | None = _option(None, "temperature of the relative KL; chosen from the corpus if not given")
+    labels_weight: float = _option(0.0, "weight of a second FVU, of the label latents alone")
+    patience: int = _option(3, "end early after this many measurements without improvement; 0 for never")
+    init: InitName = _option("kmeans", "how to start: at kmeans centres, at data rows, or random")
+    start_weight: float = _option(0.3, "weight that keeps decoder rows near their starting directions; 0 for none")
+    sentences: int = _option(4, "sentences of each passage that are fitted too, as query-like texts")
+    passage_characters: int = _option(1200, "longest passage in characters; longer ones are split")
+    holdout: float = _option(0.1, "share of the passages and queries held out for measuring")
+    seed: int = _option(0, "random seed")
+    device: str = _option("auto", "torch device: auto, cpu, cuda or mps")
 
     def __post_init__(self) -> None:
-        positive = ("k", "k_names", "batch_size", "list_queries", "list_size", "lr", "passage_characters")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected a positive number.")
-        if self.patience < 0:
-            raise ValueError(f"patience = {self.patience}: expected a whole number, 0 for never.")
-        if self.temperature is not None and self.temperature <= 0:
-            raise ValueError(f"temperature = {self.temperature}: expected a positive number.")
-        if self.start_weight < 0:
-            raise ValueError(f"start_weight = {self.start_weight}: expected 0 (no pull) or a positive number.")
-        if self.pursuit_steps < 0:
-            raise ValueError(f"pursuit_steps = {self.pursuit_steps}: expected a whole number, 0 for none.")
-        if self.pursuit_candidates < 0:
-            raise ValueError(f"pursuit_candidates = {self.pursuit_candidates}: expected a whole number, 0 for all.")
+        positive = ("k", "k_labels", "batch_size", "list_queries", "list_size", "lr", "passage_characters")
+        for name in (*positive, "temperature", "epochs"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} = {value}: expected a positive number.")
+        meaning = {"patience": "never", "start_weight": "no pull", "refine_steps": "none", "refine_candidates": "all"}
+        for name, of_zero in meaning.items():
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected a positive number, or 0 for {of_zero}.")
         if self.latents is not None and self.latents < self.k:
             raise ValueError(f"latents = {self.latents}, k = {self.k}: expected at least k latents.")
-        if self.epochs is not None and self.epochs <= 0:
-            raise ValueError(f"epochs = {self.epochs}: expected a positive number.")
         if self.steps is not None and (self.steps < 2 or self.epochs is not None):
             raise ValueError(f"steps = {self.steps}: expected at least 2, and no epochs beside them.")
         if not 0 < self.holdout < 0.5:
@@ -90,8 +88,13 @@ class TrainConfig:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(known)}.")
 
 
+# help(TrainConfig) shows the settings with their help texts.
+_ATTRIBUTES = "\n".join(f"        {field.name}: {field.metadata['help']}." for field in dataclasses.fields(TrainConfig))
+TrainConfig.__doc__ = f"{TrainConfig.__doc__}\n    Attributes:\n{_ATTRIBUTES}\n"
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """Settings from a TOML recipe; keys are the field names of `TrainConfig`, with - or _.
+    """Returns the settings in a TOML recipe; keys are the field names of `TrainConfig`, with - or _.
 
     Raises:
         CorpusError: The file is missing, is not TOML, or has a key that is no setting.
@@ -101,7 +104,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CorpusError(f"cannot read the recipe {path}: {error}") from error
     known = {field.name for field in dataclasses.fields(TrainConfig)}
-    settings = {key.replace("-", "_"): value for key, value in body.items()}
+    settings = current_keys({key.replace("-", "_"): value for key, value in body.items()})
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

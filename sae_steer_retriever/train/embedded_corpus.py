@@ -1,4 +1,4 @@
-"""From a corpus to the embeddings that are fitted and those that are held out."""
+"""Embeds a corpus, and splits it into the embeddings that are fitted and those that are held out."""
 
 from __future__ import annotations
 
@@ -8,27 +8,24 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_steer_retriever.corpus.passage import Corpus
 from sae_steer_retriever.corpus.query_texts import QueryText, query_texts
-from sae_steer_retriever.corpus.read_corpus import Corpus
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.encoders.vector_rows import VectorRows
 from sae_steer_retriever.errors import CorpusError
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.measure import hold_out
 from sae_steer_retriever.train.nearest_lists import Ranking, filtered_lists, nearest_documents, rank_documents
 from sae_steer_retriever.train.sampling import Rows, TrainingData
 
-# Below this many passages there is nothing to hold out, and no dictionary to be had.
+# Fewer passages leave nothing to hold out and nothing to learn.
 SMALLEST_CORPUS = 20
+# Of more query-like texts than this, a seeded sample has lists: a fit of 1,900 steps draws 32 per step, 61,000 in all,
+# and finding a list costs a product per document.
 MOST_LIST_QUERIES = 50_000
-"""Above this many query-like texts a seeded sample of them has lists.
-
-A fit of 1,900 steps draws 32 of them a step, 61,000 in all, and a search costs a product a pair of query and document.
-"""
-
-# Held-out queries, rows and passages to search: more would only make the measurement slower.
+# Most held-out queries, rows and passages: more would only make the measurement slower.
 _MEASURED_QUERIES = 500
 _MEASURED_ROWS = 20_000
 _MEASURED_PASSAGES = 20_000
@@ -38,21 +35,15 @@ _TILE = 16_384
 
 
 class EmbeddedCorpus(NamedTuple):
-    """A corpus' embeddings.
+    """A corpus' embeddings."""
 
-    Attributes:
-        passages: (M, d) unit vectors, in the order of the corpus; memory-mapped where the embedder has a cache.
-        data: What is fitted and held out.
-        score_spread: Median distance between a list query's second and hundredth score, for the calibration.
-    """
-
-    passages: VectorRows
+    passages: VectorRows  # (M, d) unit vectors, in the order of the corpus; memory-mapped if the embedder has a cache
     data: TrainingData
-    score_spread: float
+    score_spread: float  # median difference between a list query's second and hundredth score, for the calibration
 
 
 class _Masks(NamedTuple):
-    """Which rows of each of the `_Parts`."""
+    """One mask for each of the `_Parts`."""
 
     passages: NDArray[np.bool_]
     real: NDArray[np.bool_]
@@ -60,7 +51,7 @@ class _Masks(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """Rows of one store: passages, real queries, and titles and sentences."""
+    """Rows of one store: passages, real queries, and short texts (titles and sentences)."""
 
     passages: VectorRows
     real: VectorRows
@@ -70,13 +61,9 @@ class _Parts(NamedTuple):
         """The rows under the masks."""
         return _Parts(*(part.select(mask) for part, mask in zip(self, chosen, strict=True)))
 
-    def joined(self) -> VectorRows:
-        """All rows, passages first."""
-        return VectorRows.joined(self)
-
 
 def short_texts(corpus: Corpus, config: TrainConfig) -> list[QueryText]:
-    """The query-like texts of a corpus' passages that are fitted with them; none without `config.sentences`."""
+    """The query-like texts of the passages that are fitted too; none if `config.sentences` is 0."""
     if not config.sentences:
         return []
     return query_texts(corpus.passages, seed=config.seed, per_passage=config.sentences)
@@ -85,33 +72,28 @@ def short_texts(corpus: Corpus, config: TrainConfig) -> list[QueryText]:
 def embed_corpus(
     corpus: Corpus, config: TrainConfig, embedder: Embedder, short: list[QueryText] | None = None
 ) -> EmbeddedCorpus:
-    """Embed passages, query-like texts and real queries, and split them.
+    """Returns the embeddings of passages, query-like texts and real queries, split into fitted and held-out ones.
 
-    A tenth of the passages, with the sentences taken from them, and a tenth of the real queries are held out. With a
-    `CachedEmbedder` the vectors stay in its file and are read as they are needed; only what is measured is in memory.
-
-    Args:
-        corpus: What was read.
-        config: Settings.
-        embedder: A caching one: every later run and the index use the same vectors.
-        short: The `short_texts` of corpus and settings, where they were made before.
+    A share `config.holdout` of the passages, with the sentences taken from them, and of the real queries is held out.
+    With a `CachedEmbedder` the vectors stay in its file and are read as they are needed; only what is measured is in
+    memory. `short` is the result of `short_texts`, computed here if not given.
 
     Raises:
-        CorpusError: The corpus is too small, or all its passages are alike.
+        CorpusError: The corpus is too small, or all its passages have the same embedding.
     """
     require_enough(corpus)
     short = short_texts(corpus, config) if short is None else short
     parts = _embedded(corpus, [query.text for query in short], embedder)
     passages = parts.passages
-    if _all_alike(passages):
+    first = passages[:1]
+    if all(float(np.abs(batch - first).max()) < _ALIKE for batch in passages.batches(_TILE)):
         raise CorpusError(f"all {len(passages)} passages have the same embedding: there is nothing to learn.")
     generator = np.random.default_rng(config.seed)
-    held_passage = np.zeros(len(passages), dtype=bool)
     count = max(2, round(config.holdout * len(passages)))
-    held_passage[generator.permutation(len(passages))[:count]] = True
+    # Held out are those with one of the first places in a random order.
+    held_passage = generator.permutation(len(passages)).argsort() < count
     held_short = held_passage[[query.passage_index for query in short]] if short else np.zeros(0, dtype=bool)
-    held_real = np.zeros(len(parts.real), dtype=bool)
-    held_real[generator.permutation(len(parts.real))[: round(config.holdout * len(parts.real))]] = True
+    held_real = generator.permutation(len(parts.real)).argsort() < round(config.holdout * len(parts.real))
 
     held = parts.select(_Masks(held_passage, held_real, held_short))
     held_queries = VectorRows.joined([held.real, held.short.select(generator.permutation(len(held.short)))])
@@ -135,21 +117,15 @@ def _embedded(corpus: Corpus, short: list[str], embedder: Embedder) -> _Parts:
     else:
         parts = [embedder.embed_documents(texts), embedder.embed_queries(corpus.queries), embedder.embed_queries(short)]
         store = np.concatenate(parts)
-        ends = np.cumsum([len(part) for part in parts])
-        places = [np.arange(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
+        places = np.split(np.arange(len(store)), np.cumsum([len(part) for part in parts])[:-1])
     return _Parts(*(VectorRows(store, own) for own in places))
 
 
-def _all_alike(rows: VectorRows) -> bool:
-    first = rows[:1]
-    return all(float(np.abs(batch - first).max()) < _ALIKE for batch in rows.batches(_TILE))
-
-
 def _with_lists(parts: _Parts, fitted: _Masks, config: TrainConfig) -> tuple[Rows, Rows]:
-    """What is fitted, and everything, each with the lists of its queries.
+    """Returns the fitted rows, and all rows, each with the lists of its queries.
 
-    All documents are ranked once, deeper than wanted, and those that are held out are then left out. Searched for on
-    their own are lists that this leaves unsure, and those of queries that are not in the larger sample.
+    All documents are ranked once, deeper than needed, and the held-out ones are then removed. A list is searched for
+    again if it may be wrong after that, or if its query is not in the sample of queries that were ranked.
     """
     whole = _Masks(*(np.ones(len(part), dtype=bool) for part in parts))
     candidates = VectorRows.joined([parts.real, parts.short, parts.passages])
@@ -166,41 +142,37 @@ def _with_lists(parts: _Parts, fitted: _Masks, config: TrainConfig) -> tuple[Row
         again = np.nonzero(unsure | (asked[place] != numbers))[0]
         if len(again):
             lists[again] = nearest_documents(queries.select(again), own.passages, config.list_size)
-        found.append(Rows(own.joined(), own.passages, queries, lists))
+        found.append(Rows(VectorRows.joined(own), own.passages, queries, lists))
     return found[0], found[1]
 
 
 def _list_queries(chosen: _Masks, seed: int) -> NDArray[np.int64]:
-    """Ascending numbers of the queries that have lists; real queries are counted first, then short texts, passages."""
+    """Ascending numbers of the queries that have lists, counted over real queries, short texts, passages."""
     passages, real, short = (np.nonzero(mask)[0] for mask in chosen)
-    # Of real queries none is left out before all the others are.
+    # Real queries are left out only once all others are.
     real = _sampled(real, MOST_LIST_QUERIES, seed)
     short = len(chosen.real) + _sampled(short, MOST_LIST_QUERIES - len(real), seed)
     if len(real) or len(short):
         return np.concatenate([real, short])
-    # No titles, no sentences: passages stand in for queries, each its own nearest document.
+    # Without titles and sentences, passages serve as queries, each its own nearest document.
     return len(chosen.real) + len(chosen.short) + _sampled(passages, MOST_LIST_QUERIES, seed)
 
 
 def _sampled(numbers: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
-    """All numbers, or a sample in their order where there are more than `most`."""
+    """All numbers, or a sample in their order if there are more than `most`."""
     if len(numbers) <= most:
         return numbers
     return numbers[np.sort(np.random.default_rng(seed).permutation(len(numbers))[:most])]
 
 
 def _margin(kept: NDArray[np.bool_], size: int) -> int:
-    """How much longer than `size` a list has to be for one in 50,000 to be too short without what is left out."""
+    """Documents to rank beyond `size`, so that only one list in 50,000 is too short once others are removed."""
     expected = size * (len(kept) / int(kept.sum()) - 1)
     return math.ceil(expected + 5 * math.sqrt(expected))
 
 
 def require_enough(corpus: Corpus) -> None:
-    """Refuse a corpus on which nothing can be fitted.
-
-    Raises:
-        CorpusError: Fewer than 20 passages.
-    """
+    """Raises a CorpusError if the corpus has fewer than 20 passages, too few to fit anything."""
     if len(corpus.passages) < SMALLEST_CORPUS:
         raise CorpusError(
             f"the corpus has {len(corpus.passages)} passage(s), expected at least {SMALLEST_CORPUS}: a dictionary of "

@@ -1,51 +1,46 @@
-"""Held-out measurements of a fit: variance and ranking that a reconstruction keeps, and whether features mean much."""
+"""Held-out measurements of a fit: variance and ranking that reconstructions keep, and coherence of the features."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.labelling.coherence import corpus_mean, feature_coherence
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.directions import unit_rows
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.nearest_lists import nearest_documents
 
 # Rows whose reconstructions are in memory at once.
 _TILE = 32_768
-# A smaller gain in overlap, FVU or coherence is no improvement: two seeds differ by more.
+# Smaller gains in overlap, FVU or coherence do not count as an improvement: two seeds differ by more.
 IMPROVEMENT = 0.002
 
 
 class HeldOut(NamedTuple):
-    """What a fit is measured on.
+    """Data that a fit is measured on."""
 
-    Attributes:
-        rows: (M, d) rows that were not fitted.
-        queries: (Q, d) queries that were not fitted; their lists are searched among `documents`.
-        documents: (N, d) the passages to search.
-        nearest: (Q, 10) each query's nearest passages in the original space.
-    """
-
-    rows: Array
-    queries: Array
-    documents: Array
-    nearest: NDArray[np.int64]
+    rows: Array  # (M, d) rows that were not fitted
+    queries: Array  # (Q, d) queries that were not fitted
+    documents: Array  # (N, d) the passages to search
+    nearest: NDArray[np.int64]  # (Q, 10) each query's nearest passages in the original space
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Held-out quality of an SAE, of its codes as its config has them: with a pursuit or without.
+    """Held-out quality of an SAE, encoding as its config says: with a refinement or without.
 
     Attributes:
-        fvu: Fraction of the variance unexplained, of rows that were not fitted.
+        fvu: Fraction of variance unexplained on rows that were not fitted.
         overlap: overlap@10: share of a query's ten nearest passages that are still among its ten nearest when query
             and passages are replaced by their reconstructions.
-        coherence: Median over features of the mean pairwise centred cosine of their five strongest searched passages,
-            in the naming reading, of the features that have five: `interpret.coherence`. About 0 means that they have
-            nothing in common. None if no feature has five.
+        coherence: Median over features of the mean pairwise centred cosine of their five strongest passages
+            (`labelling.coherence`), in the label latents. About 0 means that the passages have nothing in common.
+            Features with fewer than five passages do not count; None if no feature has five.
         dead: Share of latents that no passage activates.
         l0: Mean number of active latents per passage.
     """
@@ -58,15 +53,9 @@ class Measurement:
 
 
 class Standstill(NamedTuple):
-    """The best figures of a fit so far, and for how long none of them has improved.
+    """The best figures of a fit so far, and how many measurements in a row improved none of them.
 
-    A figure is replaced once it is bettered by more than `IMPROVEMENT`, so that many small gains count in the end.
-
-    Attributes:
-        overlap: As in `Measurement`; the highest.
-        fvu: The lowest.
-        coherence: The highest.
-        measurements: How many in a row improved none of the three.
+    A figure is replaced once it improves by more than `IMPROVEMENT`, so that many small gains count in the end.
     """
 
     overlap: float = -math.inf
@@ -86,44 +75,25 @@ class Standstill(NamedTuple):
 
 
 def hold_out(rows: Array, queries: Array, documents: Array) -> HeldOut:
-    """Prepare the measurements: the original neighbours of the held-out queries."""
+    """Held-out data with the original neighbours of its queries."""
     return HeldOut(rows, queries, documents, nearest_documents(queries, documents, 10))
 
 
 def measure(sae: TopKSAE, held_out: HeldOut, variance: float) -> Measurement:
-    """Measure an SAE.
-
-    Args:
-        sae: The SAE.
-        held_out: From `hold_out`.
-        variance: E|x - mean|^2 over the corpus.
-    """
-    fvu = float(_squared_error(sae, held_out.rows) / (len(held_out.rows) * variance))
+    """Quality of an SAE on held-out data; `variance` is E|x - mean|^2 over the corpus."""
+    tiles = (held_out.rows[start : start + _TILE] for start in range(0, len(held_out.rows), _TILE))
+    lost = np.float32(sum(((tile - sae.reconstruct(tile)) ** 2).sum() for tile in tiles))
     codes = sae.encode(held_out.documents)
     active = codes.values > 0
-    used = np.unique(codes.indices[active])
-    documents_hat = _unit(sae.decode(codes))
-    queries_hat = _unit(sae.reconstruct(held_out.queries))
-    found = nearest_documents(queries_hat, documents_hat, 10)
+    documents_hat, queries_hat = sae.decode(codes), sae.reconstruct(held_out.queries)
+    found = nearest_documents(unit_rows(queries_hat), unit_rows(documents_hat), 10)
     shared = [len(np.intersect1d(a, b)) for a, b in zip(found, held_out.nearest, strict=True)]
+    labels, documents = codes.truncate(sae.config.k_labels), held_out.documents
+    coherence = feature_coherence(labels, sae.config.n, documents, corpus_mean(documents))
     return Measurement(
-        fvu=fvu,
+        fvu=float(lost / (len(held_out.rows) * variance)),
         overlap=float(np.mean(shared)) / held_out.nearest.shape[1],
-        coherence=_coherence(codes.leading(sae.config.k_names), sae.config.n, held_out.documents),
-        dead=1.0 - len(used) / sae.config.n,
+        coherence=float(np.median(coherence)) if len(coherence) else None,
+        dead=1.0 - len(np.unique(codes.indices[active])) / sae.config.n,
         l0=float(active.sum(axis=1).mean()),
     )
-
-
-def _coherence(names: Codes[NDArray[Any]], n: int, documents: Array) -> float | None:
-    found = feature_coherence(names, n, documents, corpus_mean(documents))
-    return float(np.median(found)) if len(found) else None
-
-
-def _squared_error(sae: TopKSAE, rows: Array) -> np.float32:
-    tiles = (rows[start : start + _TILE] for start in range(0, len(rows), _TILE))
-    return np.float32(sum(((tile - sae.reconstruct(tile)) ** 2).sum() for tile in tiles))
-
-
-def _unit(rows: Array) -> Array:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)

@@ -1,43 +1,34 @@
-"""A fit's progress on stderr: a line that moves on a terminal, plain lines anywhere else."""
+"""Progress of a fit on stderr: a progress bar on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from typing import TextIO
 
 from tqdm import tqdm
 
-from sae_steer_retriever.train.metrics_log import Measured
+from sae_steer_retriever.train.callbacks import Callback, Measured
 
-# The figures first: on 80 columns the bar shrinks to nothing before they are cut.
+# The figures come first: on 80 columns the bar shrinks to nothing before they are cut.
 _BAR = "{desc} {n_fmt}/{total_fmt}|{bar}|[{elapsed}<{remaining}{postfix}]"
 _HELD_OUT, _ABSORBING = "held-out", "absorbing"
 
 
-class FitProgress:
-    """Shows steps, time left, and FVU, retention and coherence as they were last measured: without the pursuit.
+@dataclasses.dataclass(eq=False)
+class FitProgress(Callback):
+    """Shows the steps, the time left, and the latest measured FVU, retention and coherence.
 
-    A fit has two parts: in the first, held-out rows stay out and are measured on; in the second they are absorbed, so
-    the figures stay those of the first. Without a terminal every measurement is one line that tells the dead share too,
-    and so is the change of part.
+    A fit has two parts. In the first, the held-out part, some rows are kept for measuring. In the second, the
+    absorbing part, they are fitted too, so the figures shown remain those of the first part.
     """
 
-    def __init__(self, steps: int, held_out_steps: int, stream: TextIO | None = None) -> None:
-        """Prepare; nothing is shown before `start`.
-
-        Args:
-            steps: Of the whole fit.
-            held_out_steps: Of its first part.
-            stream: Where it is shown; stderr if not given.
-        """
-        self._steps = steps
-        self._held_out_steps = held_out_steps
-        self._stream = stream
-        self._bar: tqdm[None] | None = None
-        self._figures = ""
-        self._first = 0
-        self._started = 0.0
+    _steps: int
+    _held_out_steps: int  # those in the first part
+    _stream: TextIO | None = None  # stderr
+    _bar: tqdm[None] | None = None
+    _figures: str = ""
 
     def start(self, first: int) -> None:
         """Show the first line."""
@@ -58,7 +49,7 @@ class FitProgress:
         self._say(f"fitting: {self._steps:,} steps{resumed}, {self._part(first)} part")
 
     def step(self, done: int, loss: float) -> None:
-        """Move on by a step."""
+        """Advance by a step."""
         enters = done == self._held_out_steps < self._steps
         if self._bar is not None:
             if not self._figures:
@@ -85,13 +76,7 @@ class FitProgress:
             )
 
     def ended_early(self, done: int, steps: int, why: str) -> None:
-        """The first part ends now; `step` is told of this step afterwards.
-
-        Args:
-            done: Steps done.
-            steps: Of the whole fit, from now on.
-            why: It ends.
-        """
+        """Show why the first part ended, and count down from the new number of steps."""
         self._held_out_steps, self._steps = done, steps
         line = f"{self._where(done, _HELD_OUT)}: ends early, {why}"
         if self._bar is None:
@@ -110,7 +95,7 @@ class FitProgress:
         return _HELD_OUT if done < self._held_out_steps or self._held_out_steps == self._steps else _ABSORBING
 
     def _where(self, done: int, part: str | None = None) -> str:
-        """Part, steps and times; the time left by the mean of this run's steps."""
+        """Part, steps and times; the time left is estimated from this run's mean step."""
         spent = time.monotonic() - self._started
         left = spent / max(1, done - self._first) * (self._steps - done)
         times = f"{tqdm.format_interval(spent)} gone, {tqdm.format_interval(left)} left"

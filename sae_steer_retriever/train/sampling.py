@@ -1,4 +1,4 @@
-"""What the steps of a fit draw from, and in which order."""
+"""Training data of a fit, and the order in which its steps draw from it."""
 
 from __future__ import annotations
 
@@ -14,52 +14,33 @@ from sae_steer_retriever.train.measure import HeldOut
 
 
 class Rows(NamedTuple):
-    """What a step draws from.
+    """Embeddings that the steps draw from."""
 
-    Attributes:
-        rows: (N, d) every embedding that is to be reconstructed: passages, titles and sentences, queries.
-        documents: (M, d) passages, the candidates of the lists.
-        queries: (Q, d) the list queries.
-        lists: (Q, L) rows of `documents` nearest to each.
-    """
-
-    rows: Vectors
-    documents: Vectors
-    queries: Vectors
-    lists: NDArray[np.int64]
+    rows: Vectors  # (N, d) the embeddings to reconstruct: passages, titles and sentences, queries
+    documents: Vectors  # (M, d) passages, the candidates of the lists
+    queries: Vectors  # (Q, d) the list queries
+    lists: NDArray[np.int64]  # (Q, L) rows of `documents` nearest to each query
 
 
 class TrainingData(NamedTuple):
-    """What is fitted. The parts of a corpus that is memory-mapped share one store and differ in positions only.
+    """Training data of a fit. The parts of a memory-mapped corpus share one store and hold positions only."""
 
-    Attributes:
-        fitted: For the first and longest part, which ends with the measurement.
-        everything: For the rest: the held-out rows join, because the corpus that is searched holds them too.
-        held_out: What the fit is measured on, before that.
-    """
-
-    fitted: Rows
-    everything: Rows
-    held_out: HeldOut
+    fitted: Rows  # for the first and longest part of the fit, which ends with the measurement
+    everything: Rows  # for the second part: held-out rows join, because the corpus to search contains them
+    held_out: HeldOut  # the first part is measured on these
 
 
 class DrawnRows:
-    """(N, d) rows of which only what a step asks for becomes a tensor."""
+    """(N, d) rows; indexing copies the chosen ones into a tensor."""
 
     def __init__(self, rows: Vectors) -> None:
         """Take the rows, without copying them."""
         self._rows = rows if isinstance(rows, VectorRows) else VectorRows(rows)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of rows, and their size."""
-        return self._rows.shape
-
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, chosen: Tensor | slice) -> Tensor:
-        """A copy of some rows: (..., d) for (...) positions."""
         return torch.from_numpy(self._rows[chosen if isinstance(chosen, slice) else chosen.numpy()])
 
 
@@ -84,7 +65,7 @@ class Sampler:
         return self._draw("queries", len(self.queries), step, size)
 
     def sample_rows(self, most: int) -> Tensor:
-        """(min(N, most), d) a copy of all rows, or of a seeded sample in their order where there are more."""
+        """(min(N, most), d) copy of all rows, or of a seeded sample in their order where there are more."""
         if len(self.rows) <= most:
             return self.rows[:]
         generator = torch.Generator().manual_seed(self._seed)
@@ -93,10 +74,8 @@ class Sampler:
     def _draw(self, name: str, count: int, step: int, size: int) -> Tensor:
         size = min(size, count)
         number, position = divmod(step, max(1, count // size))
-        known = self._orders.get(name)
-        if known is None or known[0] != number:
+        if name not in self._orders or self._orders[name][0] != number:
             salt = 1 if name == "rows" else 2
             generator = torch.Generator().manual_seed((self._seed * 1_000_003 + number) * 7 + salt)
-            known = (number, torch.randperm(count, generator=generator))
-            self._orders[name] = known
-        return known[1][position * size : (position + 1) * size]
+            self._orders[name] = (number, torch.randperm(count, generator=generator))
+        return self._orders[name][1][position * size : (position + 1) * size]

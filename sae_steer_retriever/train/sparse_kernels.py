@@ -1,4 +1,4 @@
-"""The sparse step: one dense product per row to find its latents, and work on K of them everywhere else.
+"""Sparse encoder and decoder with gradients: one dense product finds a row's K latents, the rest works on those K.
 
 For row t with latents S_t: u_t = sum_{i in S_t} z_ti d_i + b. With G_t = dL/du_t:
 dD_i = sum_t z_ti G_t, dz_ti = <G_t, d_i> where z_ti > 0, dW_i = sum_t dz_ti x_t, dc_i = sum_t dz_ti.
@@ -24,15 +24,11 @@ _TILE_ELEMENTS = 2**25
 
 
 def largest(a: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and indices, (B, k) each, of the k largest of each row, largest first: an exact and faster `topk`.
+    """Returns the k largest of each row of (B, n) and their indices, (B, k) each, largest first: a faster exact topk.
 
     A row is cut into m groups. An entry among the k largest lies in one of the k groups with the largest maxima, so
-    two selections, of k in m maxima and of k in the k n/m entries of those groups, do for one of k in n. Worth it
-    where a selection costs by the entry, as on CPUs.
-
-    Args:
-        a: (B, n).
-        k: At most n.
+    one selection of k in n becomes two: of k in m maxima, and of k in the k n/m entries of those groups. It is faster
+    on CPUs, where a selection costs by the entry.
     """
     batch, n = a.shape
     group = 2 ** round(math.log2(max(1.0, math.sqrt(n / max(1, k)))))
@@ -49,19 +45,16 @@ def largest(a: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def accumulate_rows(indices: Tensor, values: Tensor, rows: Tensor, n: int, places: Tensor | None = None) -> Tensor:
-    """(n, d) sums `out_i = sum_tj values_tj rows_t` over the places where `indices_tj == i`.
+    """Returns (n, d) sums `out_i = sum_tj values_tj rows_t` over the places where `indices_tj == i`.
 
-    Args:
-        indices: (B, K) int64.
-        values: (B, K).
-        rows: (B, d), or (R, d) with `places`.
-        n: Number of sums.
-        places: (B, K) int64, which of `rows` each entry takes where that is not its own.
+    `indices` and `values` are (B, K), `rows` is (B, d). With `places`, also (B, K), `rows` is (R, d), and each entry
+    takes the row that `places` gives.
     """
     k = indices.shape[1]
     flat, weights = indices.reshape(-1), values.reshape(-1)
     if rows.device.type not in _WITH_BAGS:
-        rows_of = _own_rows(indices) if places is None else places
+        own_rows = torch.arange(len(indices), device=indices.device).unsqueeze(1).expand(indices.shape)
+        rows_of = own_rows if places is None else places
         dense = torch.zeros(n * len(rows), dtype=values.dtype, device=values.device)
         dense.scatter_add_(0, flat * len(rows) + rows_of.reshape(-1), weights)
         return dense.view(n, len(rows)) @ rows
@@ -73,12 +66,8 @@ def accumulate_rows(indices: Tensor, values: Tensor, rows: Tensor, n: int, place
     )
 
 
-def _own_rows(indices: Tensor) -> Tensor:
-    return torch.arange(len(indices), device=indices.device).unsqueeze(1).expand(indices.shape)
-
-
 class SelectedPreactivations(torch.autograd.Function):
-    """The K largest of W x + c, largest first, and where they are."""
+    """The K largest entries of W x + c, largest first, and their indices; negative ones pass gradients too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, c: Tensor, k: int) -> tuple[Tensor, Tensor]:  # noqa: ANN401, D102
@@ -101,7 +90,7 @@ class SelectedPreactivations(torch.autograd.Function):
 
 
 class SparseDecode(torch.autograd.Function):
-    """(B, S, d) sums of z_i d_i over the S consecutive stretches of a row's latents that end at `ends`."""
+    """(B, S, d) sums of z_i d_i over S consecutive stretches of a row's latents, which end at `ends`."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, indices: Tensor, D: Tensor, ends: tuple[int, ...]) -> Tensor:  # noqa: ANN401, D102
@@ -114,7 +103,7 @@ class SparseDecode(torch.autograd.Function):
             dense = torch.zeros((batch, len(ends), len(D)), dtype=values.dtype, device=values.device)
             places = stretch * len(D) + indices
             return dense.view(batch, len(ends) * len(D)).scatter_(1, places, values).view(dense.shape) @ D
-        # Only torch's own graph has the products with selected rows that the backward needs.
+        # Torch's own graph holds the products with selected rows that the backward needs.
         with torch.enable_grad():
             ctx.weights = values.detach().reshape(-1).requires_grad_()
             ctx.sums = functional.embedding_bag(
@@ -138,41 +127,16 @@ class SparseDecode(torch.autograd.Function):
         return dz.view(values.shape), None, accumulate_rows(indices, values, G, len(D), places), None
 
 
-def selected_preactivations(x: Tensor, W: Tensor, c: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest pre-activations of each row, before the relu, and their indices, (B, k) each, largest first.
-
-    Gradients reach `W` and `c`, also where a pre-activation is negative: for losses on what has not fired.
-    """
-    values, indices = SelectedPreactivations.apply(x, W, c, k)  # type: ignore[no-untyped-call]
-    return values, indices
-
-
 def sparse_encode(x: Tensor, W: Tensor, c: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The code relu(TopK(W x + c)): values and indices, (B, k) each, largest first; gradients reach `W` and `c`.
-
-    Args:
-        x: (B, d).
-        W: (n, d).
-        c: (n,).
-        k: At most n.
-    """
-    values, indices = selected_preactivations(x, W, c, k)
+    """Code relu(TopK(W x + c)) of (B, d) rows: values and indices, (B, k), largest first; gradients reach W and c."""
+    values, indices = SelectedPreactivations.apply(x, W, c, k)  # type: ignore[no-untyped-call]
     return values.relu(), indices
 
 
-def sparse_decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
-    """(B, d) reconstructions; gradients reach `values` and `D`."""
-    return sparse_decode_prefixes(values, indices, D, (indices.shape[1],))[0]
-
-
 def sparse_decode_prefixes(values: Tensor, indices: Tensor, D: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-    """(B, d) reconstructions from the first `length` latents of each row, for each length, in one pass.
+    """Returns (B, d) reconstructions from the first `length` latents of each row, for each length, in one pass.
 
-    Args:
-        values: (B, K).
-        indices: (B, K) int64.
-        D: (n, d).
-        lengths: Ascending, from 1 to K.
+    `values` and `indices` are (B, K), `D` is (n, d). Gradients reach `values` and `D`.
 
     Raises:
         ValueError: `lengths` is empty or does not ascend from 1 to K at most.

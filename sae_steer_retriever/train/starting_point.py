@@ -1,4 +1,4 @@
-"""How a fit begins: from scratch, or from an SAE that is there already."""
+"""Chooses how a fit begins: from scratch, or by adapting an existing SAE."""
 
 from __future__ import annotations
 
@@ -8,99 +8,87 @@ from typing import NamedTuple
 
 from sae_steer_retriever.errors import ArtifactError, nearest_names
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.bundled import shipped_names, shipped_sae
+from sae_steer_retriever.sae.bundled import available_encoders, bundled_name, bundled_sae
 from sae_steer_retriever.sae.config import DEFAULT_MODEL, EncoderSpec
-from sae_steer_retriever.sae.topk_sae import TopKSAE, resolve_folder
+from sae_steer_retriever.sae.files import resolve_folder
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.config import INITS, PRETRAINED
 
 SMALL_CORPUS = 5000
-"""Below this many passages a general SAE is adapted; measured to be better at 1,000, the bound itself is a guess."""
+"""Below this many passages an SAE is adapted by default. Adapting was better at 1,000; the bound itself is a guess."""
 
-# Settings that an SAE which is adapted has already.
-_OF_THE_PARENT = ("k_names", "pursuit_steps", "pursuit_candidates")
-# Who sets one of these has a fit from scratch in mind.
-_OF_A_FIT = (*_OF_THE_PARENT, "latents", "loss", "names_weight", "start_weight")
+# Settings that an adapted SAE takes from its parent.
+_OF_THE_PARENT = ("k_labels", "refine_steps", "refine_candidates")
+# Settings that only make sense for a fit from scratch.
+_OF_A_FIT = (*_OF_THE_PARENT, "latents", "loss", "labels_weight", "start_weight")
 
 
 class Parent(NamedTuple):
-    """The SAE that one is adapted from.
-
-    Attributes:
-        sae: Its weights.
-        catalog: Its features' names.
-        name: What it was asked for by, or the name of the one that ships.
-    """
+    """The SAE that is adapted, its catalog, and its name: the folder or hub id given, or that of the bundled SAE."""
 
     sae: TopKSAE
     catalog: FeatureCatalog
     name: str
 
 
-class Beginning(NamedTuple):
-    """What a fit begins with.
-
-    Attributes:
-        parent: Folder of the SAE that is adapted; None for a fit from scratch.
-        why: For a person.
-    """
+class StartingPoint(NamedTuple):
+    """How a fit begins: the folder of the SAE that is adapted, None for a fit from scratch, and the reason."""
 
     parent: Path | None
     why: str
 
 
-def choose_beginning(settings: Mapping[str, object], passages: int) -> Beginning:
-    """From scratch or not, by what was asked for and by the size of the corpus.
+def choose_starting_point(settings: Mapping[str, object], passages: int) -> StartingPoint:
+    """Returns how a fit begins, from the settings that were given and the number of passages.
 
-    Args:
-        settings: Those that were given: fields of `TrainConfig`, whose `init` may also be an SAE's folder or hub id.
-        passages: Number of passages.
+    The settings are fields of `TrainConfig`; `init` may also be an SAE's folder or hub id.
 
     Raises:
-        ArtifactError: `init` names no way to begin and no SAE, or none ships for the encoder.
-        ValueError: A setting is given that an SAE which is adapted has already.
+        ArtifactError: `init` is no known value and no SAE, or no SAE is bundled for the encoder.
+        ValueError: A setting contradicts an adaptation, which takes it from its parent.
     """
     init, model = settings.get("init"), str(settings.get("model", DEFAULT_MODEL))
     if init is not None and init in INITS:
-        return Beginning(None, f"from scratch: init = {init}")
+        return StartingPoint(None, f"from scratch: init = {init}")
     if init is None:
         return _by_size(settings, model, passages)
     given = [name for name in _OF_THE_PARENT if name in settings]
     if given:
-        raise ValueError(f"{given[0]} = {settings[given[0]]} with init = {init}: an adapted SAE has its parent's.")
+        raise ValueError(
+            f"{given[0]} = {settings[given[0]]} with init = {init}: an adapted SAE keeps its parent's {given[0]}; "
+            "leave one of the two out."
+        )
     if settings.get("loss") == "paper":
-        raise ValueError(f"loss = paper with init = {init}: the paper's fit has no rows of unit norm to start from.")
+        raise ValueError(
+            f"loss = paper with init = {init}: the paper's loss cannot adapt an SAE; leave one of them out."
+        )
     if init != PRETRAINED:
-        return Beginning(_existing(str(init)), f"from {init}, adapted: init = {init}")
-    folder = shipped_sae(model)
+        return StartingPoint(_existing(str(init)), f"from {init}, adapted: init = {init}")
+    folder = bundled_sae(model)
     if folder is None:
         raise ArtifactError(
-            f"init = {PRETRAINED}: no SAE ships for the encoder {model!r} ({_there()}): leave it out to fit one from "
-            "scratch, or give the folder of an SAE of that encoder."
+            f"init = {PRETRAINED}: no SAE is bundled for the encoder {model!r} ({available_encoders()}): leave it out "
+            "to fit one from scratch, or give the folder of an SAE of that encoder."
         )
-    return Beginning(folder, f"from the SAE that ships for {folder.name}, adapted: init = {PRETRAINED}")
+    return StartingPoint(folder, f"from the bundled SAE for {folder.name}, adapted: init = {PRETRAINED}")
 
 
-def _by_size(settings: Mapping[str, object], model: str, passages: int) -> Beginning:
+def _by_size(settings: Mapping[str, object], model: str, passages: int) -> StartingPoint:
     given = [name for name in _OF_A_FIT if name in settings]
     if given:
-        return Beginning(None, f"from scratch: {given[0]} = {settings[given[0]]} is given")
+        return StartingPoint(None, f"from scratch: {given[0]} = {settings[given[0]]} is given")
     if passages >= SMALL_CORPUS:
-        return Beginning(None, f"from scratch: {passages:,} passages, {SMALL_CORPUS:,} or more")
-    folder = shipped_sae(model)
+        return StartingPoint(None, f"from scratch: {passages:,} passages, {SMALL_CORPUS:,} or more")
+    folder = bundled_sae(model)
     if folder is None:
-        return Beginning(None, f"from scratch: no SAE ships for {model} ({_there()})")
+        return StartingPoint(None, f"from scratch: no SAE is bundled for {model} ({available_encoders()})")
     why = f"{passages:,} passages, fewer than {SMALL_CORPUS:,} (--init kmeans fits from scratch)"
-    return Beginning(folder, f"from the SAE that ships for {folder.name}, adapted: {why}")
-
-
-def _there() -> str:
-    names = ", ".join(shipped_names())
-    return f"only for {names}" if names else "none with this copy of the package"
+    return StartingPoint(folder, f"from the bundled SAE for {folder.name}, adapted: {why}")
 
 
 def _existing(init: str) -> Path:
-    """The folder of an SAE, given by itself or by a hub id."""
-    if "/" in init or "\\" in init or Path(init).is_dir() or shipped_sae(init):
+    """The folder of an SAE, given as a folder or hub id."""
+    if "/" in init or "\\" in init or Path(init).is_dir() or bundled_sae(init):
         return resolve_folder(init)
     near = nearest_names(init, (*INITS, PRETRAINED), 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
@@ -109,11 +97,7 @@ def _existing(init: str) -> Path:
 
 
 def load_parent(location: str | Path, spec: EncoderSpec) -> Parent:
-    """The SAE that one is adapted from, with its catalog.
-
-    Args:
-        location: Folder or hub id.
-        spec: The encoder that the corpus is embedded by.
+    """Returns the SAE in a folder or hub repository, with its catalog; `spec` is the encoder of the corpus.
 
     Raises:
         ArtifactError: It is no SAE, or has no catalog.
@@ -122,9 +106,4 @@ def load_parent(location: str | Path, spec: EncoderSpec) -> Parent:
     folder = resolve_folder(location)
     sae = TopKSAE.from_pretrained(folder)
     sae.config.encoder.require_same(spec, f"the SAE in {location}", "the corpus' encoder")
-    shipped = shipped_sae(spec.name)
-    name = shipped.name if shipped is not None and shipped == folder else str(location)
-    return Parent(sae, FeatureCatalog.load(folder, sae.fingerprint), name)
-
-
-__all__ = ["SMALL_CORPUS", "Beginning", "Parent", "choose_beginning", "load_parent"]
+    return Parent(sae, FeatureCatalog.load(folder, sae.fingerprint), bundled_name(folder) or str(location))

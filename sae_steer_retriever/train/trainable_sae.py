@@ -1,4 +1,4 @@
-"""The SAE while it is being fitted: centred and scaled inputs, unit decoder rows, and the fold into a TopKSAE."""
+"""The SAE during a fit: centred and scaled inputs, unit decoder rows, and the conversion to a TopKSAE."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sae_steer_retriever.sae.topk_sae import SAEConfig, TopKSAE
-from sae_steer_retriever.train.sparse_kernels import sparse_decode, sparse_decode_prefixes, sparse_encode
+from sae_steer_retriever.sae.config import SAEConfig
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.train.sparse_kernels import sparse_decode_prefixes, sparse_encode
 
 # Decoder rows whose gradient is projected at once.
 _TILE = 512
 KEPT_COSINE = 0.9
-"""A feature that is adapted keeps at least this cosine with its direction, and with that its meaning."""
+"""An adapted feature keeps at least this cosine with its old direction, and so keeps its meaning."""
 
 
 class FittingSAE(torch.nn.Module):
     """a = W_e ((x - mu)/s) + c;  z = relu(TopK(a));  x_hat = mu + s (sum_i z_i d_i + b),  |d_i| = 1.
 
-    mu and s are the corpus' mean and spread, constants. In the paper's mode mu = 0, s = 1 and the decoder's rows have
-    any length.
+    The constants mu, (d,), and s = sqrt(E|x - mu|^2) are the corpus' mean and spread. In the paper's fit mu = 0, s = 1,
+    and decoder rows have any length (`unit_rows=False`).
     """
 
     mu: Tensor
@@ -29,15 +30,9 @@ class FittingSAE(torch.nn.Module):
     start: Tensor
 
     def __init__(self, mu: Tensor, s: float, W_e: Tensor, D: Tensor, *, unit_rows: bool = True, kept: int = 0) -> None:
-        """Take the constants and the starting weights.
+        """Set the constants, and the (n, d) starting weights of encoder and decoder.
 
-        Args:
-            mu: (d,) mean of the corpus.
-            s: sqrt(E|x - mu|^2).
-            W_e: (n, d) encoder.
-            D: (n, d) decoder.
-            unit_rows: Whether decoder rows keep unit norm.
-            kept: How many of the first decoder rows stay within `KEPT_COSINE` of where they started.
+        The first `kept` decoder rows stay within `KEPT_COSINE` of where they start.
         """
         super().__init__()
         self.register_buffer("mu", mu.clone())
@@ -46,20 +41,14 @@ class FittingSAE(torch.nn.Module):
         self.c = torch.nn.Parameter(torch.zeros(len(W_e)))
         self.D = torch.nn.Parameter(D.clone())
         self.b = torch.nn.Parameter(torch.zeros(len(mu)))
-        # Made again from the seed by whoever resumes: no part of the state.
+        # Not part of the saved state: a resumed fit makes it again from the seed.
         self.register_buffer("start", D.clone(), persistent=False)
         self.unit_rows = unit_rows
         self._kept = kept
 
     @classmethod
     def adapting(cls, sae: TopKSAE, s: float, kept: int) -> FittingSAE:
-        """One that starts as an SAE: `fold` undoes it.
-
-        Args:
-            sae: The SAE, centred where the corpus is.
-            s: Spread of the corpus.
-            kept: How many of its first features keep their meaning.
-        """
+        """A model that starts as an SAE centred at the mean of the corpus; `fold` gives that SAE back."""
         model = cls(sae.b_dec, s, sae.W_enc, sae.W_dec, kept=kept)
         with torch.no_grad():
             model.c.copy_(sae.b_enc / s)
@@ -71,7 +60,8 @@ class FittingSAE(torch.nn.Module):
 
     def decode(self, values: Tensor, indices: Tensor) -> Tensor:
         """(B, d) reconstructions."""
-        return self.mu + self.s * (sparse_decode(values, indices, self.D) + self.b)
+        (sums,) = sparse_decode_prefixes(values, indices, self.D, (indices.shape[1],))
+        return self.mu + self.s * (sums + self.b)
 
     def decode_prefixes(self, values: Tensor, indices: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """(B, d) reconstructions from the first `length` latents, for each of the ascending lengths, in one pass."""
@@ -85,38 +75,30 @@ class FittingSAE(torch.nn.Module):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Drop the part of the decoder's gradient that would only change a row's length."""
+        """Remove the part of the decoder's gradient that would only change a row's length."""
         if self.unit_rows and self.D.grad is not None:
-            # In tiles that stay in the cache: whole, the product is one more matrix to write and to read.
+            # In tiles that stay in the cache: the whole product would be one more matrix to write and to read.
             tiles = zip(torch.split(self.D.grad, _TILE), torch.split(self.D, _TILE), strict=True)
             for gradient, rows in tiles:
                 gradient.addcmul_((gradient * rows).sum(dim=1, keepdim=True), rows, value=-1)
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Bring the decoder's rows back to unit norm."""
+        """Bring the decoder's rows back to unit norm, and kept rows back to within `KEPT_COSINE` of their start."""
         if self.unit_rows:
             self.D.div_(self.D.norm(dim=1, keepdim=True).clamp_min(1e-8))
         if self._kept:
             rows, start = self.D[: self._kept], self.start[: self._kept]
-            cosines = (rows * start).sum(dim=1)
-            far = torch.nonzero(cosines < KEPT_COSINE).reshape(-1)
-            if len(far):
-                rows[far] = _within(rows[far], start[far], KEPT_COSINE)
+            far = torch.nonzero((rows * start).sum(dim=1) < KEPT_COSINE).reshape(-1)
+            towards = start[far]
+            across = rows[far] - (rows[far] * towards).sum(dim=1, keepdim=True) * towards
+            across = across / across.norm(dim=1, keepdim=True).clamp_min(1e-8)
+            rows[far] = KEPT_COSINE * towards + math.sqrt(1 - KEPT_COSINE * KEPT_COSINE) * across
 
     @torch.no_grad()
     def fold(self, config: SAEConfig) -> TopKSAE:
-        """The same function in embedding units, without centring and scaling: z' = s z."""
-        b_dec = self.mu + self.s * self.b
+        """The same function as a TopKSAE, in embedding units, without centring and scaling: z' = s z."""
         b_enc = self.s * self.c + self.W_e @ (self.s * self.b)
-        parts = (self.W_e, b_enc, self.D, b_dec)
+        parts = (self.W_e, b_enc, self.D, self.mu + self.s * self.b)
         W_enc, b_enc, W_dec, b_dec = (part.detach().cpu().clone() for part in parts)
         return TopKSAE(W_enc, b_enc, W_dec, b_dec, config)
-
-
-def _within(rows: Tensor, start: Tensor, cosine: float) -> Tensor:
-    """Unit rows turned towards unit rows until they have a cosine with them."""
-    across = rows - (rows * start).sum(dim=1, keepdim=True) * start
-    across = across / across.norm(dim=1, keepdim=True).clamp_min(1e-8)
-    turned: Tensor = cosine * start + math.sqrt(1 - cosine * cosine) * across
-    return turned

@@ -1,7 +1,8 @@
-"""The fit itself: steps, learning rate, checkpoints, and the best of what was measured on the way."""
+"""The fit: steps, learning rate, measurements, early stopping and checkpoints."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -12,16 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae_steer_retriever.sae.config import SAEConfig
+from sae_steer_retriever.sae.directions import data_directions, kmeans_directions, random_directions
 from sae_steer_retriever.sae.malloc import keep_large_buffers
-from sae_steer_retriever.sae.topk_sae import SAEConfig, TopKSAE
-from sae_steer_retriever.train.callbacks import Watcher, watched_by
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.train import losses
+from sae_steer_retriever.train.callbacks import Callback, Measured
 from sae_steer_retriever.train.checkpoint import Checkpoint
 from sae_steer_retriever.train.config import TrainConfig
-from sae_steer_retriever.train.decoder_init import initial_directions
-from sae_steer_retriever.train.losses import choose_temperature
 from sae_steer_retriever.train.measure import IMPROVEMENT, Measurement, Standstill, measure
-from sae_steer_retriever.train.metrics_log import Measured
-from sae_steer_retriever.train.objective import Constants, paper_objective, ranking_objective
 from sae_steer_retriever.train.progress import FitProgress
 from sae_steer_retriever.train.sampling import Sampler, TrainingData
 from sae_steer_retriever.train.trainable_sae import FittingSAE
@@ -30,54 +30,47 @@ logger = logging.getLogger(__name__)
 
 _WARM_UP = 0.03
 _CLIP = 1.0
-# Regular measurements of the first part; a fit of at least `_LONG` steps has more.
+# Regular measurements in the first part; a fit of at least `_LONG` steps has more.
 _MEASUREMENTS, _MEASUREMENTS_OF_LONG, _LONG = 8, 16, 4000
-# Share of the steps after which a person sees figures for the first time.
+# Share of the steps after which the first figures are shown.
 _FIRST_LOOK = 0.02
-# Share of the steps after which the fit is measured and the held-out rows join the others.
+# Share of the steps after which the held-out rows join the others.
 _HELD_OUT_UNTIL = 0.8
-# Peak learning rate of the rest, in shares of the first: enough to take in the new rows, not to forget the old.
+# Peak learning rate of the second part, as a share of the first: enough to learn the new rows and keep the old.
 _ABSORBING = 0.3
 _SAMPLE = 4096
-# Name, among the tensors of the best state, of what early stopping knows.
+# Name, among the tensors of the best state, of the state of early stopping.
 _COURSE = "course"
-# Rows that mean, variance and the starting directions are taken of, and how many of them are squared at once.
+# Most rows that mean, variance and starting directions are computed from, and how many of them are squared at once.
 _STATISTICS_ROWS, _TILE = 200_000, 65_536
 
 
 class Fit(NamedTuple):
     """The outcome of a fit.
 
-    Attributes:
-        sae: The SAE.
-        measurement: Held-out quality of the best state before the held-out rows joined, by the codes that the SAE is
-            used with: those of the pursuit, if its config has one. The figures on the way leave the pursuit out.
-        train_fvu: FVU on fitted rows, at the end.
-        variance: E|x - mu|^2 over the rows.
-        temperature: Of the relative KL.
-        steps: How many were done; fewer than planned if the fit ended early.
+    The measurement is of the best state before the held-out rows joined, with the refinement of the SAE's config.
+    Measurements during the fit leave the refinement out.
     """
 
     sae: TopKSAE
     measurement: Measurement
-    train_fvu: float
-    variance: float
-    temperature: float
-    steps: int
+    train_fvu: float  # on fitted rows, at the end
+    variance: float  # E|x - mu|^2 over the rows
+    temperature: float  # of the relative KL
+    steps: int  # done; fewer than planned if the fit ended early
 
 
 class Trainer:
-    """Fits an SAE by Adam, in two parts.
+    """Fits an SAE by Adam, in two parts; `losses` has the loss.
 
-    The first part leaves the held-out rows alone, decays the learning rate to zero and ends with the measurement;
-    the second starts from the state that measured best and takes in everything, since the corpus that will be
-    searched holds the held-out passages too. See `objective` for the loss. `loss="paper"` has neither warm-up, nor
-    clipping, nor second part.
+    The first part does not see the held-out rows. It decays the learning rate to zero and ends with a measurement. The
+    second part starts from the state that measured best and fits all rows, because the corpus to search contains the
+    held-out passages too. `loss="paper"` has no warm-up, no clipping and no second part.
 
-    What is measured on the way, and chooses the best state, leaves the pursuit out, which would cost a product more
-    for each of its steps. The first part ends early once `config.patience` regular measurements in a row have
-    improved neither overlap, nor FVU, nor coherence; the second is then shortened in proportion. A fit with
-    `loss="paper"` never ends early.
+    Measurements during the fit choose the best state. They leave the refinement out, which would cost one more product
+    for each of its steps. The first part ends early once `config.patience` regular measurements in a row have improved
+    neither overlap, nor FVU, nor coherence; the second is then shortened in proportion. A fit with `loss="paper"`
+    never ends early.
     """
 
     def __init__(
@@ -90,21 +83,15 @@ class Trainer:
         start: TopKSAE | None = None,
         kept: int = 0,
     ) -> None:
-        """Prepare a fit.
+        """Prepare a fit of an SAE with the sizes and the encoder of `sae_config`.
 
-        Args:
-            data: The embeddings.
-            config: Settings.
-            sae_config: Sizes and encoder of the SAE to make.
-            epochs: Passes over the rows.
-            start: What to start from, in place of directions that `config.init` names: an SAE of these sizes, whose
-                decoder's bias is the mean of the rows.
-            kept: How many of its first features are to keep their meaning.
+        It starts from the SAE `start`, if given, instead of the directions of `config.init`. That has these sizes, its
+        decoder's bias is the mean of the rows, and its first `kept` features keep their meaning.
         """
         keep_large_buffers()
         self._config = config
         self._sae_config = sae_config
-        self._measured_config = dataclasses.replace(sae_config, pursuit_steps=0)
+        self._measured_config = dataclasses.replace(sae_config, refine_steps=0)
         self._held_out = data.held_out
         self._fitted, self._everything = Sampler(data.fitted, config.seed), Sampler(data.everything, config.seed)
         device = _device(config.device)
@@ -115,16 +102,23 @@ class Trainer:
         generator = torch.Generator().manual_seed(config.seed)
         n, d = sae_config.n, sae_config.d
         if config.loss == "paper":
-            encoder, decoder = _default_linear(n, d, generator)
+            # As `torch.nn.Linear` starts: uniform in +-1/sqrt(inputs).
+            encoder, decoder = ((2 * torch.rand((n, d), generator=generator) - 1) / math.sqrt(size) for size in (d, n))
             self._model = FittingSAE(torch.zeros(d), 1.0, encoder, decoder, unit_rows=False)
         elif start is not None:
             self._model = FittingSAE.adapting(start, math.sqrt(variance), kept)
         else:
-            directions = initial_directions(config.init, centred, n, generator)
+            if config.init == "random":
+                directions = random_directions(n, d, generator)
+            else:
+                directions = (data_directions if config.init == "data" else kmeans_directions)(centred, n, generator)
             self._model = FittingSAE(mean, math.sqrt(variance), directions, directions)
         self._model.to(device)
-        temperature = config.temperature or choose_temperature(_list_scores(self._fitted))
-        self.constants = Constants(variance, temperature)
+        sample = torch.arange(min(len(self._fitted.queries), 1000))
+        lists = self._fitted.documents[self._fitted.lists[sample]]
+        scores = losses.list_scores(self._fitted.queries[sample], lists)
+        temperature = config.temperature or losses.choose_temperature(scores)
+        self.constants = losses.Constants(variance, temperature)
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=config.lr, fused=device in ("cpu", "cuda"))
         drawn = len(self._fitted.queries if config.loss == "paper" else self._fitted.rows)
         self.steps = config.steps or max(2, round(epochs * math.ceil(drawn / config.batch_size)))
@@ -141,29 +135,26 @@ class Trainer:
         checkpoint: Checkpoint | None = None,
         progress: bool = False,
         on_step: Callable[[int], None] | None = None,
-        watchers: Sequence[Watcher] = (),
+        callbacks: Sequence[Callback] = (),
     ) -> Fit:
-        """Run to the end.
+        """Returns the fitted SAE and its measurements; `progress` shows them on stderr, `callbacks` get them, too.
 
-        Args:
-            checkpoint: Where the state is kept, and taken up from if there is one. A kill or Ctrl-C loses at most
-                the steps since the last save.
-            progress: Whether to show progress on stderr.
-            on_step: Called after each step, with the number of steps done.
-            watchers: Are told of steps and measurements.
+        The state is saved to `checkpoint`, and restored from it if it holds one: a killed fit loses at most the steps
+        since the last save. `on_step` is called after each step, with the number of steps done.
 
         Raises:
             FloatingPointError: The loss is no longer finite.
         """
-        # Of the steps that were planned: a checkpoint may know that there are fewer.
+        # Before `_restore`, which may lower the number of steps.
         every = max(1, self._measured_steps // (_MEASUREMENTS if self.steps < _LONG else _MEASUREMENTS_OF_LONG))
         first_look = max(1, round(_FIRST_LOOK * self.steps))
         done = self._restore(checkpoint)
-        shown = FitProgress(self.steps, self._measured_steps) if progress else None
-        if shown is not None:
-            watchers = [*watchers, shown]
+        callbacks = [*callbacks, *([FitProgress(self.steps, self._measured_steps)] if progress else [])]
         started = time.monotonic()
-        with watched_by(watchers, done) as watching:
+        with contextlib.ExitStack() as opened:
+            for callback in callbacks:
+                callback.start(done)
+                opened.callback(callback.close)
             while done < self.steps:
                 step = done
                 if step == self._measured_steps and self._best is not None:
@@ -177,21 +168,20 @@ class Trainer:
                 if measured:
                     found = self._measure(candidate=regular, patient=done <= self._measured_steps // 2)
                     seconds, lr = time.monotonic() - started, self._optimizer.param_groups[0]["lr"]
-                    watching.measured(Measured(done, seconds, loss, **dataclasses.asdict(found), lr=lr))
-                    if self._stands_still() and done < self._measured_steps:
-                        self._end_early(done, shown)
+                    record = Measured(done, seconds, loss, **dataclasses.asdict(found), lr=lr)
+                    for callback in callbacks:
+                        callback.measured(record)
+                    if 0 < self._patience <= self._standstill.measurements and done < self._measured_steps:
+                        self._end_early(done, callbacks)
                 if checkpoint is not None and (measured or checkpoint.is_due()):
                     self._save(checkpoint, done)
-                watching.step(done, loss)
+                for callback in callbacks:
+                    callback.step(done, loss)
                 if on_step is not None:
                     on_step(done)
         return self._finish()
 
-    def _stands_still(self) -> bool:
-        return 0 < self._patience <= self._standstill.measurements
-
-    def _end_early(self, done: int, shown: FitProgress | None) -> None:
-        """End the first part, and tell."""
+    def _end_early(self, done: int, callbacks: Sequence[Callback]) -> None:
         planned = self.steps
         self._shorten(done)
         why = (
@@ -199,11 +189,11 @@ class Trainer:
             f"{IMPROVEMENT}: {self.steps:,} steps instead of {planned:,}"
         )
         logger.info("the held-out part ends early, at step %d: %s", done, why)
-        if shown is not None:
-            shown.ended_early(done, self.steps, why)
+        for callback in callbacks:
+            callback.ended_early(done, self.steps, why)
 
     def _shorten(self, ended: int) -> None:
-        """Let the first part end with step `ended`, and the second keep its share."""
+        """End the first part with step `ended`; the second keeps its share of the steps."""
         absorbing = max(1, round((self.steps - self._measured_steps) * ended / self._measured_steps))
         self._ended, self._measured_steps, self.steps = ended, ended, ended + absorbing
 
@@ -215,7 +205,7 @@ class Trainer:
         checkpoint.save(done, self._model, self._optimizer, best)
 
     def _restore(self, checkpoint: Checkpoint | None) -> int:
-        """Take up what a checkpoint holds; the number of steps already done."""
+        """Restore a checkpoint; the number of steps already done."""
         done = checkpoint.restore(self._model, self._optimizer) if checkpoint is not None else 0
         best = checkpoint.best() if checkpoint is not None and done else None
         if best is not None:
@@ -244,9 +234,9 @@ class Trainer:
             group["lr"] = config.lr * self._schedule(step)
         sampler = self._fitted if step < self._measured_steps else self._everything
         if config.loss == "paper":
-            loss = paper_objective(model, sampler, step, config, self._sae_config)
+            loss = losses.paper_objective(model, sampler, step, config, self._sae_config)
         else:
-            loss = ranking_objective(model, sampler, step, config, self._sae_config, self.constants)
+            loss = losses.ranking_objective(model, sampler, step, config, self._sae_config, self.constants)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         model.before_step()
@@ -257,7 +247,7 @@ class Trainer:
         return float(loss.detach())
 
     def _schedule(self, step: int) -> float:
-        """Share of the peak rate: a short warm-up and a cosine to zero, twice; in the paper one bare cosine."""
+        """Share of the peak rate: a short warm-up and a cosine to zero in each part; one bare cosine for the paper."""
         if self._config.loss == "paper":
             return 0.5 * (1 + math.cos(math.pi * step / self.steps))
         if step < self._measured_steps:
@@ -265,10 +255,10 @@ class Trainer:
         return _ABSORBING * _warm_cosine(step - self._measured_steps, self.steps - self._measured_steps)
 
     def _measure(self, *, candidate: bool = True, patient: bool = False) -> Measurement:
-        """Measure the present state without the pursuit; a candidate is kept if it is the best so far.
+        """Returns a measurement of the present state without the refinement; the best candidate so far is kept.
 
-        Only candidates, the regular measurements, count for early stopping, and none while the rate is high
-        (`patient`): figures may stand still there and move again once it falls.
+        Candidates are the regular measurements. Only they count for early stopping, and none does while the learning
+        rate is high (`patient`): figures may stand still there and move again once it falls.
         """
         found = measure(self._model.fold(self._measured_config), self._held_out, self.constants.variance)
         if not candidate:
@@ -288,18 +278,6 @@ def _warm_cosine(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def _list_scores(sampler: Sampler) -> Tensor:
-    sample = torch.arange(min(len(sampler.queries), 1000))
-    return torch.einsum("qd,qld->ql", sampler.queries[sample], sampler.documents[sampler.lists[sample]])
-
-
-def _default_linear(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Encoder and decoder weights as `torch.nn.Linear` starts them: uniform in +-1/sqrt(inputs)."""
-    encoder = (2 * torch.rand((n, d), generator=generator) - 1) / math.sqrt(d)
-    decoder = (2 * torch.rand((n, d), generator=generator) - 1) / math.sqrt(n)
-    return encoder, decoder
 
 
 def _device(name: str) -> str:

@@ -29,7 +29,7 @@ from sae_steer_retriever.audit.query_gaps import deviations
 from sae_steer_retriever.audit.read_only_store import ReadOnlyStore
 from sae_steer_retriever.audit.report import to_html, to_markdown, to_text, write_report
 from sae_steer_retriever.audit.steerability import STRENGTH
-from sae_steer_retriever.audit.subject import Subject, presence
+from sae_steer_retriever.audit.subject import Subject, feature_match
 from sae_steer_retriever.audit.summary import LINES, summary
 from sae_steer_retriever.audit.top_hits import top_hits
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
@@ -49,7 +49,7 @@ class Planted(NamedTuple):
     """A plain store in which some things are known.
 
     Attributes:
-        folder: Of the store; it has no companion.
+        folder: Of the store; it has no sidecar.
         questions: File of queries.
         copied: Id of the passage that is there twice, the second time as "copy".
         lacking: A feature that queries ask for and no passage has.
@@ -86,7 +86,7 @@ def contents(folder: Path) -> dict[str, tuple[str, int]]:
 @pytest.fixture(scope="module")
 def planted(world: World, cached_embedder: CachedEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Planted:
     folder = tmp_path_factory.mktemp("planted")
-    names = presence(world.sae.encode(world.vectors).leading(4), 64).toarray()
+    names = feature_match(world.sae.encode(world.vectors).truncate(4), 64).toarray()
     clear = np.array([bool(one.label) and (one.label_score or 0) >= 0.7 for one in world.catalog.features])
     by_frequency = np.argsort(-np.where(clear, names.sum(axis=0), 0), kind="stable")
     # Its passages are left out, and its questions stay.
@@ -172,7 +172,7 @@ def test_a_perspective_that_no_hit_has_is_under_served(found: Audit, planted: Pl
 
 def test_topics_are_the_most_frequent_clear_features(found: Audit, store: ReadOnlyStore, world: World) -> None:
     codes = world.sae.encode(store.unit_vectors(np.arange(len(store.ids))))
-    counts = presence(codes.leading(4), 64).toarray().sum(axis=0)
+    counts = feature_match(codes.truncate(4), 64).toarray().sum(axis=0)
     shares = [topic.share for topic in found.topics.topics]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == pytest.approx(counts[found.topics.topics[0].feature.id] / len(store.ids))
@@ -197,7 +197,7 @@ def test_unexplained_queries_share_no_clear_name_with_their_hits(
 def test_steering_does_what_the_same_search_does_on_an_indexed_store(
     found: Audit, planted: Planted, queries: AuditedQueries, world: World, cached_embedder: CachedEmbedder
 ) -> None:
-    """The audited store has no companion; one that has gives the same hits."""
+    """The audited store has no sidecar; one that has gives the same hits."""
     with private_copy(planted.folder) as folder:
         indexed = ChromaStore.open(world.sae, path=folder)
         indexed.attach()
@@ -312,7 +312,7 @@ def test_without_queries_sentences_stand_in_and_an_indexed_store_is_left_byte_id
     assert ran.code == 0, ran.err
     assert contents(tmp_path / "chroma") == before
     assert "30 sentences drawn from the passages in place of queries" in " ".join(ran.out.split())
-    assert "no companion" not in ran.out
+    assert "no sidecar" not in ran.out
 
 
 def test_a_sentence_does_not_find_the_passage_it_is_from(store: ReadOnlyStore, cached_embedder: CachedEmbedder) -> None:
@@ -371,22 +371,22 @@ def test_too_few_passages_and_foreign_collections_are_refused(world: World, tmp_
     with pytest.raises(CorpusError, match="holds 1 passages.* at least 20"):
         ReadOnlyStore(client, "docs", world.sae)
     ChromaStore.open(world.sae, client=client)
-    with pytest.raises(StoreError, match="is the companion of 'docs'"):
+    with pytest.raises(StoreError, match="is the sidecar of 'docs'"):
         ReadOnlyStore(client, f"docs{SUFFIX}", world.sae)
     fill(tmp_path, ["one"], ["A passage."], world.vectors[:1, :100], "small")
     with pytest.raises(MismatchError, match="100 dimensions"):
         ReadOnlyStore(client, "small", world.sae)
 
 
-def test_codes_are_the_companion_s_only_while_it_is_complete(world: World, filled_folder: Path) -> None:
+def test_codes_are_the_sidecar_s_only_while_it_is_complete(world: World, filled_folder: Path) -> None:
     with private_copy(filled_folder / "chroma") as folder:
         client = connect(path=folder)
-        with_companion = ReadOnlyStore(client, "docs", world.sae)
-        assert with_companion.has_companion
+        with_sidecar = ReadOnlyStore(client, "docs", world.sae)
+        assert with_sidecar.has_sidecar
         names = client.get_collection("docs", embedding_function=None)
         names.add(ids=["new"], embeddings=world.vectors[:1], documents=["A passage that another tool added."])
         without = ReadOnlyStore(client, "docs", world.sae)
-        assert not without.has_companion
+        assert not without.has_sidecar
         assert "new" in without.ids
 
 

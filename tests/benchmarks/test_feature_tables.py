@@ -1,8 +1,7 @@
-"""`sae-steer features tables`: which features are shown, how far labels are to be trusted, and what is written."""
+"""`feature-tables`: which features are shown, how far labels are to be trusted, and what is written."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import json
@@ -17,15 +16,13 @@ from hypothesis import strategies as st
 from small_world import World
 from toy import catalog_for, random_sae, unit_rows
 
-from sae_steer_retriever.cli import feature_tables
-from sae_steer_retriever.cli.feature_options import add_options
-from sae_steer_retriever.cli.runner import main_of
-from sae_steer_retriever.evaluate.feature_tables import document_table, query_table, region_tables
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.feature_samples import frequency_regions, sample_region, strongest_features
+from benchmarks.paper.feature_tables import document_table, query_table, region_tables
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import LabelScore
-from sae_steer_retriever.labelling.gather_evidence import read_names, strengths
-from sae_steer_retriever.labelling.tables import frequency_regions, sample_region, strongest_features
-from sae_steer_retriever.store.chroma_store import connect
+from sae_steer_retriever.labelling.gather_evidence import read_label_latents, strengths
+from sae_steer_retriever.store.connection import connect
 
 QUESTIONS = ("wait for a thread to finish", "a socket over a network", "parse a date")
 
@@ -44,18 +41,10 @@ def catalog_of(counts: list[int], labels: Callable[[int], str] = "label {}".form
     return FeatureCatalog(features, calibration, sae.fingerprint)
 
 
-def entry(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser()
-    add_options(parser, nested=False)
-    feature_tables.add_arguments(parser)
-    parser.set_defaults(run=feature_tables.run)
-    return main_of(parser, arguments)
-
-
 @pytest.fixture
 def tables(sae_steer: Run) -> Callable[..., Ran]:
     """Runs the command."""
-    return lambda *arguments: sae_steer(*arguments, entry=entry)
+    return lambda *arguments: sae_steer("feature-tables", *arguments, entry=main)
 
 
 @pytest.fixture
@@ -132,12 +121,12 @@ def test_labels_are_data_for_a_terminal_and_for_markdown() -> None:
 
 
 def test_the_strongest_features_are_ordered_by_strength(world: World) -> None:
-    # A pursuit gives activations an order of their own: the match decides, as it does for labels.
-    config = dataclasses.replace(world.sae.config, pursuit_steps=4)
+    # A refinement gives activations an order of their own: the match decides, as it does for labels.
+    config = dataclasses.replace(world.sae.config, refine_steps=4)
     sae = type(world.sae)(world.sae.W_enc, world.sae.b_enc, world.sae.W_dec, world.sae.b_dec, config)
     vectors = world.vectors[:20]
     found = strongest_features(sae, world.catalog, vectors, limit=3)
-    names = read_names(sae, vectors)
+    names = read_label_latents(sae, vectors)
     matches = strengths(sae, vectors, names)
     for row, features in enumerate(found):
         expected = sorted(matches.values[row], reverse=True)[:3]

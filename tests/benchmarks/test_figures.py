@@ -14,15 +14,18 @@ from hypothesis import strategies as st
 from judged_world import fit_series, judged_set
 from toy import random_sae, unit_rows
 
+from benchmarks.paper.figure import Figure
+from benchmarks.paper.figure_2 import figure_2
+from benchmarks.paper.figure_3 import figure_3, head_share, middle_slope
+from benchmarks.paper.fits import FitSeries
+from benchmarks.paper.seed_average import JudgedSet
 from sae_steer_retriever.errors import MismatchError, MissingExtraError
 from sae_steer_retriever.evaluate.bootstrap import Estimate, difference
-from sae_steer_retriever.evaluate.figures import Figure, figure_2, figure_3
-from sae_steer_retriever.evaluate.fits import FitSeries
+from sae_steer_retriever.evaluate.frequencies import ranked_frequencies, word_frequencies
 from sae_steer_retriever.evaluate.plots import draw_features
-from sae_steer_retriever.evaluate.ranks import head_share, middle_slope, ranked_frequencies, word_frequencies
-from sae_steer_retriever.evaluate.seed_average import JudgedSet
 from sae_steer_retriever.evaluate.table import Range
-from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
+from sae_steer_retriever.sae.codes import Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def test_figure_2_has_a_row_for_every_set_search_k_and_loss(compared: Figure) ->
     assert [(row["domain"], row["search"], row["K"], row["loss"]) for row in rows] == [
         (domain, search, k, loss)
         for domain in ("in domain", "out of domain")
-        for search in ("Recon", "Latent", "Latent, cosine", "Latent, damped")
+        for search in ("Recon", "Latent", "Latent, cosine", "Latent, power-normalised")
         for k in (8, 4)
         for loss in ("rkl", "mse")
     ]
@@ -163,7 +166,7 @@ def test_stop_words_and_words_of_one_letter_are_words() -> None:
 
 
 def test_figure_3_says_whether_features_are_less_head_heavy(tmp_path: Path) -> None:
-    sae = random_sae(n=64, k=6, k_names=3)
+    sae = random_sae(n=64, k=6, k_labels=3)
     texts = zipf_texts(100, 300)
     texts = [text or "empty" for text in texts]
     # Every feature in as many passages as any other: no head at all.

@@ -16,14 +16,9 @@ from judged_world import judged_set
 from small_world import World
 from toy import ToyEmbedder, random_sae, unit_rows
 
-from sae_steer_retriever.corpus.read_corpus import Passage
-from sae_steer_retriever.errors import CorpusError, MismatchError
-from sae_steer_retriever.evaluate import manipulation
-from sae_steer_retriever.evaluate.controllability import manipulation_study, perspectives_study
-from sae_steer_retriever.evaluate.datasets import RetrievalSet
-from sae_steer_retriever.evaluate.embedded import EmbeddedSet
-from sae_steer_retriever.evaluate.fidelity import RECONSTRUCTED, measure_fidelity
-from sae_steer_retriever.evaluate.manipulation import (
+from benchmarks.paper import manipulation
+from benchmarks.paper.figure_4 import figure_4, manipulation_study
+from benchmarks.paper.manipulation import (
     STRENGTHS,
     ReconstructedSearch,
     best_rows,
@@ -33,8 +28,14 @@ from sae_steer_retriever.evaluate.manipulation import (
     summed_latents,
     usual_values,
 )
-from sae_steer_retriever.evaluate.manipulation_figure import figure_4
-from sae_steer_retriever.sae.topk_sae import Array, Codes, EncoderSpec, SAEConfig, TopKSAE
+from benchmarks.paper.table_4 import perspectives_study
+from sae_steer_retriever.corpus.passage import Passage
+from sae_steer_retriever.errors import CorpusError, MismatchError
+from sae_steer_retriever.evaluate.fidelity import RECONSTRUCTED, measure_fidelity
+from sae_steer_retriever.evaluate.retrieval_set import EmbeddedSet, RetrievalSet
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.nearest_lists import nearest_documents
 
 D = 6
@@ -42,7 +43,7 @@ D = 6
 
 def planted_sae() -> TopKSAE:
     """Latent i is coordinate i: what is not negative is reconstructed exactly."""
-    config = SAEConfig(d=D, n=D, k=4, k_names=2, encoder=EncoderSpec(name="toy/axes", dimension=D))
+    config = SAEConfig(d=D, n=D, k=4, k_labels=2, encoder=EncoderSpec(name="toy/axes", dimension=D))
     return TopKSAE(torch.eye(D), torch.zeros(D), torch.eye(D), torch.zeros(D), config)
 
 

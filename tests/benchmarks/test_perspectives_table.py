@@ -10,18 +10,20 @@ import torch
 from small_world import World
 from toy import catalog_for
 
-from sae_steer_retriever.errors import CorpusError, MismatchError
-from sae_steer_retriever.evaluate.perspective_questions import (
+from benchmarks.paper.perspective_questions import (
     NEWSGROUP_QUESTIONS,
     PAPER_QUESTIONS,
     BinaryQuestion,
     Perspective,
 )
-from sae_steer_retriever.evaluate.perspective_search import PerspectiveSearch
-from sae_steer_retriever.evaluate.perspectives_table import labelled_table_4, run_trials, table_4
+from benchmarks.paper.perspective_search import PerspectiveSearch
+from benchmarks.paper.table_4 import labelled_table_4, run_trials, table_4
+from sae_steer_retriever.errors import CorpusError, MismatchError
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 D = 6
 QUESTION = "which of the two?"
@@ -40,7 +42,7 @@ class AxesEmbedder:
 
 def planted(names: int = 2) -> PerspectiveSearch:
     """Twelve passages about axis 0: six of them more and more about axis 1 as well, six about axis 2."""
-    config = SAEConfig(d=D, n=D, k=4, k_names=names, encoder=AxesEmbedder.spec)
+    config = SAEConfig(d=D, n=D, k=4, k_labels=names, encoder=AxesEmbedder.spec)
     sae = TopKSAE(torch.eye(D), torch.zeros(D), torch.eye(D), torch.zeros(D), config)
     rows = np.zeros((12, D), dtype=np.float32)
     # The further down, the farther from the question.
@@ -68,12 +70,12 @@ def test_raising_a_feature_brings_its_passages() -> None:
     search = planted()
     plain = search.replaced(QUESTION, 1, 0.0)
     assert plain.before.tolist() == plain.after.tolist() == [0, 1, 2, 3, 4]
-    assert plain.drift == pytest.approx(0.0, abs=1e-6)
+    assert plain.cosine_loss == pytest.approx(0.0, abs=1e-6)
     change = search.replaced(QUESTION, 1, 2.0)
     # 0.95 + 2 * 0.31 .. 0.72 + 2 * 0.69: of axis 1 the farthest are now the best.
     assert change.after.tolist() == [10, 8, 6, 4, 2]
     base = search.vectors[:, 0]
-    assert change.drift == pytest.approx(1 - base[[10, 8, 6, 4, 2]].mean() / base[:5].mean(), abs=1e-6)
+    assert change.cosine_loss == pytest.approx(1 - base[[10, 8, 6, 4, 2]].mean() / base[:5].mean(), abs=1e-6)
 
 
 def test_steering_is_the_retrievers(world: World, retriever: SteeredRetriever) -> None:
@@ -100,7 +102,7 @@ def test_words_that_mean_nothing_are_none_and_are_said() -> None:
     assert search.meant("#77") is None
     trials = run_trials(search, [question("#1", "#77")])
     assert (len(trials.found), trials.unresolved) == (1, ("#77",))
-    with pytest.raises(CorpusError, match="nothing answers to '#99'"):
+    with pytest.raises(CorpusError, match="nothing matches '#99'"):
         run_trials(search, [question("#99", "#77")])
 
 
@@ -110,7 +112,7 @@ def test_embeddings_of_other_passages_are_refused() -> None:
         PerspectiveSearch(search.sae, search.catalog, AxesEmbedder(), ["only one"], search.vectors)
 
 
-# --- Who belongs ---------------------------------------------------------------------------------------------------
+# --- Passages of a perspective ------------------------------------------------------------------------------------
 
 
 def test_who_belongs_by_each_rule() -> None:
@@ -145,12 +147,12 @@ def test_the_papers_table_counts_by_both_rules() -> None:
     assert (odd["replace +0.5, named"][:2], even["replace +0.5, named"][:2]) == ("3/", "2/")
     assert odd["replace +0.5, label"].startswith("0/"), "rows 0 to 4 are below the median"
     assert (odd["paper B/A"], total["paper B/A"]) == ("1/4", "2/8")
-    assert any("Who belongs" in note for note in table.notes)
+    assert any("say which passages belong" in note for note in table.notes)
 
 
 def test_the_last_steering_costs_no_more_than_the_papers_way() -> None:
     trials = run_trials(planted(), [ASKED])
-    costs = [np.mean([trial.ways[way].drift for trial in trials.found]) for way in range(3)]
+    costs = [np.mean([trial.ways[way].cosine_loss for trial in trials.found]) for way in range(3)]
     assert costs[2] <= costs[0]
     assert 0 <= trials.matched <= 8
 

@@ -12,13 +12,9 @@ import pytest
 from small_world import World
 from toy import D, ToyEmbedder, catalog_for, random_sae
 
-from sae_steer_retriever.__main__ import main
-from sae_steer_retriever.corpus.read_corpus import Passage
-from sae_steer_retriever.encoders.embedding_cache import CACHE_VARIABLE, CachedEmbedder
-from sae_steer_retriever.errors import CorpusError
-from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
-from sae_steer_retriever.evaluate.steering_benchmark import measure_steering
-from sae_steer_retriever.evaluate.steering_corpus import (
+from benchmarks.steering.__main__ import main
+from benchmarks.steering.benchmark import measure_steering
+from benchmarks.steering.corpus import (
     QUESTIONS,
     LabelledCorpus,
     frequent_labels,
@@ -27,14 +23,19 @@ from sae_steer_retriever.evaluate.steering_corpus import (
     read_questions,
     words_of,
 )
-from sae_steer_retriever.evaluate.steering_cost import steering_costs
-from sae_steer_retriever.evaluate.steering_curve import Outcomes, area, chosen_strength, outcomes, read_off
-from sae_steer_retriever.evaluate.steering_dictionaries import DEFAULT_NAME, Dictionary, product
-from sae_steer_retriever.evaluate.steering_methods import ADD_NAME, ORACLE_NAME, Signal, vector_methods
-from sae_steer_retriever.evaluate.steering_pairs import combined
-from sae_steer_retriever.evaluate.steering_removal import removals
-from sae_steer_retriever.evaluate.steering_setting import EXAMPLES, SteeringSetting, setting_of, top_ten
-from sae_steer_retriever.evaluate.steering_study import compare, halves
+from benchmarks.steering.cost import steering_costs
+from benchmarks.steering.curve import Outcomes, area, chosen_strength, outcomes, read_off
+from benchmarks.steering.dictionaries import DEFAULT_NAME, Dictionary, product
+from benchmarks.steering.methods import ADD_NAME, ORACLE_NAME, Signal, vector_methods
+from benchmarks.steering.pairs import combined
+from benchmarks.steering.removal import removals
+from benchmarks.steering.setting import EXAMPLES, SteeringSetting, setting_of, top_ten
+from benchmarks.steering.study import compare, halves
+from sae_steer_retriever.corpus.passage import Passage
+from sae_steer_retriever.encoders.cache_root import CACHE_VARIABLE
+from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
+from sae_steer_retriever.errors import CorpusError
+from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet
 
 CONCEPTS, QUERIES, EACH = 6, 8, 80
 
@@ -99,17 +100,17 @@ class TestRanking:
             if len(method.strengths) > 1:
                 found = outcomes(method, setting, *everything(setting))
                 assert method.strengths[0] == 0
-                assert not found.drift[:, :, 0].any(), method.name
+                assert not found.loss[:, :, 0].any(), method.name
                 assert found.share[:, :, 0] == pytest.approx(setting.members[:, setting.plain].mean(axis=2).T)
 
-    def test_drift_is_what_the_top_10_loses(self, setting: SteeringSetting) -> None:
+    def test_the_loss_is_the_fall_of_the_top_10s_score(self, setting: SteeringSetting) -> None:
         method = next(method for method in vector_methods(setting) if method.name == ADD_NAME)
         found = outcomes(method, setting, [2], [3])
         place = len(found.strengths) // 2
         scores = setting.base[2] + np.float32(found.strengths[place]) * (setting.vectors @ setting.concepts[3])
         rows = np.argsort(-scores, kind="stable")[:10]
         before = np.sort(setting.base[2])[-10:].mean()
-        assert found.drift[0, 0, place] == pytest.approx(1 - setting.base[2][rows].mean() / before, abs=1e-6)
+        assert found.loss[0, 0, place] == pytest.approx(1 - setting.base[2][rows].mean() / before, abs=1e-6)
         assert found.share[0, 0, place] == pytest.approx(setting.members[3][rows].mean())
 
 
@@ -129,8 +130,8 @@ class TestSetting:
 
 class TestCurve:
     def test_a_curve_is_read_off_between_its_points(self) -> None:
-        drift, share = np.array([0.0, 0.04, 0.08]), np.array([0.1, 0.3, 0.5])
-        assert read_off(drift, share, [0.02, 0.05, 0.5]) == pytest.approx([0.2, 0.35, 0.5])
+        loss, share = np.array([0.0, 0.04, 0.08]), np.array([0.1, 0.3, 0.5])
+        assert read_off(loss, share, [0.02, 0.05, 0.5]) == pytest.approx([0.2, 0.35, 0.5])
         assert area(np.array([0.0, 0.1]), np.array([0.1, 0.3])) == pytest.approx(0.2)
 
     def test_a_curve_says_nothing_of_less_than_it_starts_with(self) -> None:
@@ -138,10 +139,10 @@ class TestCurve:
         assert np.isnan(found[0])
         assert found[1] == pytest.approx(0.18)
 
-    def test_the_strength_that_is_chosen_keeps_to_the_drift(self) -> None:
-        drift, share = np.array([[[0.0, 0.04, 0.09]]]), np.array([[[0.1, 0.3, 0.9]]])
-        assert chosen_strength(Outcomes(share, drift, np.arange(3.0))) == 1
-        assert chosen_strength(Outcomes(share, drift + 0.2, np.arange(3.0))) is None
+    def test_the_strength_that_is_chosen_keeps_to_the_loss(self) -> None:
+        loss, share = np.array([[[0.0, 0.04, 0.09]]]), np.array([[[0.1, 0.3, 0.9]]])
+        assert chosen_strength(Outcomes(share, loss, np.arange(3.0))) == 1
+        assert chosen_strength(Outcomes(share, loss + 0.2, np.arange(3.0))) is None
 
 
 class TestComparison:
@@ -153,7 +154,7 @@ class TestComparison:
         at_five = {name: result.shares[1].value for name, result in results.items()}
         assert at_five[ORACLE_NAME] > at_five["DiffMean"] > at_five["nothing"]
         assert at_five[ORACLE_NAME] > at_five[ADD_NAME] > at_five["nothing"]
-        assert results["nothing"].drift == 0
+        assert results["nothing"].loss == 0
 
     def test_differences_are_drawn_in_pairs(self, setting: SteeringSetting) -> None:
         compared = compare(list(vector_methods(setting)), setting, draws=500)
@@ -195,10 +196,11 @@ class TestProduct:
         assert not np.array_equal(default.scores(0, 0, 2.0), setting.base[0])
 
     def test_scores_are_those_that_the_product_ranks_by(self, setting: SteeringSetting, dictionary: Dictionary) -> None:
-        from sae_steer_retriever.sae.topk_sae import Codes
+        from sae_steer_retriever.sae.codes import Codes
         from sae_steer_retriever.search.ranking import Ranker
+        from sae_steer_retriever.steering.edit import Edit
         from sae_steer_retriever.steering.plan import plan
-        from sae_steer_retriever.steering.policy import Edit, Steering
+        from sae_steer_retriever.steering.policy import Steering
 
         ids = [f"{row:09d}" for row in range(len(setting.vectors))]
         h_q = Codes(dictionary.queries.indices[1:2], dictionary.queries.values[1:2])
@@ -366,7 +368,7 @@ class TestCommand:
         concepts.write_text(json.dumps({"asyncio": "coroutines", "nothing": "at all"}))
         arguments = ["--sae", str(filled_folder / "sae"), "--corpus", str(corpus_file), "--queries", str(questions)]
         arguments += ["--concepts", str(concepts), "--limit-passages", "240", "--json", "--quiet"]
-        code = main(["evaluate", "--steering", *arguments])
+        code = main(arguments)
         captured = capsys.readouterr()
         assert code == 0, captured.err
         found = json.loads(captured.out)
@@ -377,13 +379,17 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--steering"], "--steering needs --corpus FILE"),
-            (["--steering", "--meaning", "--sae", "x", "--corpus", "y"], "leave out --meaning"),
-            (["--limit-passages", "5", "--sae", "x", "--corpus", "y"], "goes with --steering"),
+            ([], "give either --corpus FILE"),
+            (["--corpus", "x", "--data", "y"], "give either --corpus FILE"),
+            (["--meaning", "--sae", "x", "--corpus", "y"], "unrecognized arguments: --meaning"),
+            (["--sae", "x", "--corpus", "nowhere"], "--corpus: no such file: nowhere"),
+            (["--only", "20newsgroups", "--corpus", "x"], "--only goes with --data"),
+            (["--data", "x", "--concepts", "y"], "--queries and --concepts go with --corpus"),
+            (["--data", "nowhere"], "--data: no such file: "),
         ],
     )
     def test_options_that_do_not_go_together_are_refused(
         self, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert main(["evaluate", *arguments]) == 2
+        assert main(arguments) == 2
         assert message in capsys.readouterr().err

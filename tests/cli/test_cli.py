@@ -21,13 +21,15 @@ from small_world import World
 
 from sae_steer_retriever import __version__
 from sae_steer_retriever.cli import search as search_command
-from sae_steer_retriever.cli.outcome import UsageError
+from sae_steer_retriever.cli.runner import UsageError
 from sae_steer_retriever.cli.search import steer_of
+from sae_steer_retriever.cli.train import main as train_main
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.retriever import SPACES, Space, SteeredRetriever
-from sae_steer_retriever.steering.policy import SIDES, AddRaw, Clamp, Scale, Suppress
-from sae_steer_retriever.store.chroma_store import connect
-from sae_steer_retriever.train.__main__ import main as train_main
+from sae_steer_retriever.retriever import SteeredRetriever
+from sae_steer_retriever.sae.config import former_keys
+from sae_steer_retriever.search.options import SPACES, Space
+from sae_steer_retriever.steering.operations import SIDES, AddRaw, Clamp, Scale, Suppress
+from sae_steer_retriever.store.connection import connect
 from sae_steer_retriever.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -448,7 +450,7 @@ def test_attach_leaves_the_collection_as_it_was(sae_steer: Run, world: World, sa
     assert len(found["hits"]) == 3
 
 
-def test_another_sae_is_refused_until_the_companion_is_rebuilt(
+def test_another_sae_is_refused_until_the_sidecar_is_rebuilt(
     sae_steer: Run, corpus: Path, sae: Path, world: World, tmp_path: Path
 ) -> None:
     store, other = tmp_path / "chroma", tmp_path / "other"
@@ -559,7 +561,7 @@ def test_flag_beats_recipe_beats_default(sae_steer: Run, passages: Path, tmp_pat
     arguments = ["train", "--corpus", passages, "--output", tmp_path / "sae", "--dry-run", "--json"]
     settings = sae_steer(*arguments, "--config", recipe, "-k", 6).data["settings"]
     expected = dataclasses.replace(TrainConfig(), k=6, epochs=7, batch_size=100, loss="mse")
-    assert settings == dataclasses.asdict(expected)
+    assert settings == former_keys(dataclasses.asdict(expected))
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,14 @@ from sae_steer_retriever.features.calibration import Calibration
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.evidence import EVIDENCE_FILE, read_evidence
 from sae_steer_retriever.features.trie import Trie, detection
-from sae_steer_retriever.labelling.gather_evidence import read_names
+from sae_steer_retriever.labelling.gather_evidence import read_label_latents
 from sae_steer_retriever.labelling.keyword_labels import split_halves
 from sae_steer_retriever.labelling.measured_tries import MeasuredTrie, measured_tries
 from sae_steer_retriever.labelling.neuron2graph import _MOST_PASSAGES, PASSAGES
-from sae_steer_retriever.labelling.prefix_attribution import Reading
-from sae_steer_retriever.sae.topk_sae import EncoderSpec, TopKSAE
+from sae_steer_retriever.labelling.word_attribution import Reading
+from sae_steer_retriever.sae.config import EncoderSpec
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.store.connection import connect
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def frequent(world: World) -> list[int]:
 def test_help_names_every_action(sae_steer: Run) -> None:
     helped = sae_steer("features", "--help")
     assert helped.code == 0
-    for action in ("list", "search", "show", "families", "contrast", "annotate", "label", "tables", "tries"):
+    for action in ("list", "search", "show", "families", "contrast", "annotate", "label", "tries"):
         assert f"\n    {action} " in helped.out
         assert sae_steer("features", action, "--help").code == 0
 
@@ -90,7 +92,6 @@ def test_the_sae_may_stand_before_or_after_the_word(
     for action in (
         ["families"],
         ["contrast", "--positive", "a thread of execution"],
-        ["tables", "--seed", 1],
         ["tries", frequent[0], "--corpus", corpus, "--passages", 2],
         ["label", "--corpus", corpus],
     ):
@@ -114,7 +115,6 @@ def test_the_sae_may_stand_before_or_after_the_word(
         (["tries", "1", "--corpus", "nowhere", "--sae", "."], "no such file or folder: nowhere"),
         (["tries", "1", "--corpus", ".", "--store", "."], "give either --corpus PATH or --store DIR"),
         (["tries", "1", "--corpus", ".", "--sae", ".", "--limit", "3"], "--limit goes with --all"),
-        (["tables", "--sae", ".", "--document", "a"], "--document names passages"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_opened(
@@ -173,7 +173,7 @@ def test_an_empty_text_is_a_usage_error(action: str, asked: str, sae_steer: Run,
 def test_the_features_of_another_sae_are_not_shown_for_a_store(
     action: list[str], sae_steer: Run, store: Path, world: World, tmp_path: Path
 ) -> None:
-    config = dataclasses.replace(world.sae.config, k_names=3)
+    config = dataclasses.replace(world.sae.config, k_labels=3)
     other = TopKSAE(world.sae.W_enc, world.sae.b_enc, world.sae.W_dec, world.sae.b_dec, config)
     other.save_pretrained(tmp_path / "other")
     FeatureCatalog(world.catalog.features, world.catalog.calibration, other.fingerprint).save(tmp_path / "other")
@@ -216,7 +216,7 @@ def test_a_contrast_names_features_that_a_person_has_renamed(sae_steer: Run, sae
     assert "empty text" in nothing.error
 
 
-# -- label and tables -------------------------------------------------------------------------------------------------
+# -- label ------------------------------------------------------------------------------------------------------------
 
 
 def test_labelling_again_adds_what_files_of_an_earlier_version_lack(
@@ -264,23 +264,11 @@ def test_labelling_again_keeps_tries_and_mends_damaged_evidence(
     assert frequent[0] in read_evidence(sae, world.sae.fingerprint)
 
 
-def test_tables_of_a_store_are_written_where_asked(sae_steer: Run, store: Path, world: World, tmp_path: Path) -> None:
-    output = tmp_path / "deep" / "tables"
-    ran = sae_steer(
-        "features", "--limit", 2, "tables", "--store", store, "--document", world.ids[0], "--output", output
-    )
-    assert ran.code == 0, ran.err
-    assert "Table 3: " in ran.out
-    assert (output / "table-3.csv").read_text(encoding="utf-8").count("\n") == 3
-    assert (output / "figure-3.png").stat().st_size > 1000
-    unknown = sae_steer("features", "tables", "--store", store, "--document", "nobody")
-    assert unknown.code == 2
-    assert "no such passage" in unknown.error
-    file = tmp_path / "file"
-    file.write_text("")
-    refused = sae_steer("features", "tables", "--store", store, "--output", file)
-    assert refused.code == 2
-    assert "--output: cannot make the folder" in refused.error
+def test_the_tables_have_moved(sae_steer: Run) -> None:
+    for arguments in (("tables",), ("tables", "--query", "x", "--output", "y"), ("--limit", 2, "tables", "--help")):
+        refused = sae_steer("features", *arguments)
+        assert refused.code == 2
+        assert "python -m benchmarks.paper feature-tables" in refused.error
 
 
 # -- tries ------------------------------------------------------------------------------------------------------------
@@ -302,7 +290,7 @@ def test_tries_are_made_of_one_half_and_measured_on_the_other(
     measured: dict[int, MeasuredTrie], world: World, cached_embedder: CachedEmbedder
 ) -> None:
     made_of, unseen = split_halves(len(world.texts))
-    names = read_names(world.sae, world.vectors)
+    names = read_label_latents(world.sae, world.vectors)
     for feature, one in measured.items():
         has = ((names.indices == feature) & (names.values > 0)).any(axis=1)
         assert one.made_of == min(6, has[made_of].sum())
@@ -435,3 +423,16 @@ def test_an_encoder_that_shows_no_tokens_is_read_by_prefixes_alone(
     split = sae_steer(*given, "--how", "split")
     assert split.code == 1
     assert "shows no token vectors" in split.error
+
+
+def test_contrast_reads_a_collection_without_a_sidecar_and_creates_none(
+    sae_steer: Run, sae: Path, world: World, tmp_path: Path
+) -> None:
+    client = connect(path=tmp_path / "plain")
+    plain = client.create_collection("docs", embedding_function=None, configuration={"hnsw": {"space": "ip"}})
+    plain.add(ids=world.ids, embeddings=world.vectors, documents=world.texts)
+    liked = [name for name in world.ids if name.startswith("threading.")][:8]
+    ran = sae_steer("features", "contrast", "--like", *liked, "--store", tmp_path / "plain", "--sae", sae)
+    assert ran.code == 0, ran.err
+    assert "--steer" in ran.out
+    assert [collection.name for collection in client.list_collections()] == ["docs"]

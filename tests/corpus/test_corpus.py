@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sae_steer_retriever.corpus.read_corpus import Corpus, read_corpus
+from sae_steer_retriever.corpus.passage import Corpus
+from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.errors import CorpusError, MissingExtraError
 
 SENTENCE = "The warehouse ships every parcel within two working days of the order. "

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.corpus.query_texts import query_texts, read_queries, sentences
-from sae_steer_retriever.corpus.read_corpus import Passage, read_corpus
+from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.errors import CorpusError
 
 

@@ -13,7 +13,6 @@ from toy import ToyEmbedder, word_vector
 
 from sae_steer_retriever.encoders import weights as encoder_models
 from sae_steer_retriever.encoders.embedders import (
-    DEFAULT_MODEL,
     LangChainEmbedder,
     LlamaIndexEmbedder,
     SentenceTransformerEmbedder,
@@ -22,6 +21,7 @@ from sae_steer_retriever.encoders.embedders import (
 )
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import ArtifactError, MismatchError
+from sae_steer_retriever.sae.config import DEFAULT_MODEL
 
 
 class LangChainLike:

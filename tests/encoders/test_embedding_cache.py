@@ -14,9 +14,11 @@ import pytest
 from toy import ToyEmbedder
 
 from sae_steer_retriever.encoders import embedding_cache
-from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder, cache_root
+from sae_steer_retriever.encoders.cache_root import cache_root
+from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import ArtifactError, MismatchError
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import EncoderSpec
 
 TEXTS = [f"word{number} and word{number % 7}" for number in range(50)]
 
@@ -258,8 +260,7 @@ for start in range(0, 50, 5):
 
 
 def test_two_processes_may_write_at_once(tmp_path: Path) -> None:
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.getcwd()]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, Path(__file__).parents[:2]), os.getcwd()])}
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(tmp_path), str(seed)], env=environment, stderr=subprocess.PIPE

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_steer_retriever.encoders.vector_rows import VectorRows
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.sae.codes import Array
 
 STORE = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
 POSITIONS = st.lists(st.integers(0, 29), max_size=40).map(lambda found: np.array(found, dtype=np.int64))

@@ -13,12 +13,14 @@ import torch
 from scipy.stats import kendalltau
 from toy import random_sae, unit_rows
 
+from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.corpus.query_texts import query_texts
-from sae_steer_retriever.corpus.read_corpus import Passage, read_corpus
+from sae_steer_retriever.corpus.read_corpus import read_corpus
 from sae_steer_retriever.errors import ArtifactError, CorpusError, MismatchError
 from sae_steer_retriever.evaluate import agreement
 from sae_steer_retriever.evaluate.agreement import held_out_queries, measure_agreement
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 # --- held-out texts --------------------------------------------------------------------------------------------
 

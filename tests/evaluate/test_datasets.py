@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from toy import ToyEmbedder
 
-from sae_steer_retriever.corpus.read_corpus import Passage
+from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.errors import CorpusError, MissingExtraError
-from sae_steer_retriever.evaluate.datasets import RetrievalSet, read_retrieval_set
-from sae_steer_retriever.evaluate.embedded import embed_set
+from sae_steer_retriever.evaluate.datasets import read_retrieval_set
+from sae_steer_retriever.evaluate.retrieval_set import RetrievalSet, embed_set
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 DOCUMENTS = [

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from small_world import World
 from toy import ToyEmbedder, random_sae, unit_rows, word_vector
 
-from sae_steer_retriever.corpus.read_corpus import Passage
+from sae_steer_retriever.corpus.passage import Passage
 from sae_steer_retriever.encoders.vector_rows import VectorRows
 from sae_steer_retriever.errors import ArtifactError, CorpusError, MismatchError
+from sae_steer_retriever.evaluate.bootstrap import bootstrap_median
 from sae_steer_retriever.evaluate.frequencies import measure_frequencies
-from sae_steer_retriever.evaluate.meaning import Meaning, measure_meaning, reading_at
-from sae_steer_retriever.evaluate.median import bootstrap_median
+from sae_steer_retriever.evaluate.meaning import Meaning, measure_meaning, with_k_labels
 from sae_steer_retriever.evaluate.recurrence import match_features, measure_recurrence, recorded_recipe
 from sae_steer_retriever.features.calibration import calibrate
 from sae_steer_retriever.labelling.baselines import kmeans_dictionary, random_dictionary
@@ -31,10 +31,12 @@ from sae_steer_retriever.labelling.coherence import (
     group_coherence,
     random_groups,
 )
-from sae_steer_retriever.labelling.gather_evidence import read_names
+from sae_steer_retriever.labelling.gather_evidence import read_label_latents
 from sae_steer_retriever.labelling.keyword_labels import label_features
 from sae_steer_retriever.labelling.label_scores import sample_others
-from sae_steer_retriever.sae.topk_sae import Array, Codes, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.config import SAEConfig
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 
 D, N, PER_CONCEPT = 48, 32, 30
@@ -80,10 +82,10 @@ def planted() -> Planted:
     directions = np.concatenate([words, unit_rows(9, N - len(CONCEPTS), D)])
     weights = torch.tensor(directions, dtype=torch.float32)
     recipe = TrainConfig(
-        latents=N, k=4, k_names=2, batch_size=64, list_queries=8, list_size=4, lr=1e-2, init="kmeans", device="cpu"
+        latents=N, k=4, k_labels=2, batch_size=64, list_queries=8, list_size=4, lr=1e-2, init="kmeans", device="cpu"
     )
     training = {**dataclasses.asdict(recipe), "steps": 1000, "epochs": 12.5, "variance": 0.5, "temperature": 0.1}
-    config = SAEConfig(d=D, n=N, k=4, k_names=2, encoder=embedder.spec, training=training)
+    config = SAEConfig(d=D, n=N, k=4, k_labels=2, encoder=embedder.spec, training=training)
     return Planted(passages, vectors, embedder, TopKSAE(weights, torch.zeros(N), weights, torch.tensor(mean), config))
 
 
@@ -144,18 +146,18 @@ def test_a_seed_decides_everything(meaning: Meaning, planted: Planted) -> None:
     assert other.dictionaries["random"] != meaning.dictionaries["random"]
 
 
-def test_the_naming_reading_can_be_changed(planted: Planted) -> None:
-    """All three are read at it; more names a passage are more passages a feature."""
+def test_the_number_of_label_latents_can_be_changed(planted: Planted) -> None:
+    """It holds for all three dictionaries; more label latents a passage are more passages a feature."""
     whole = measure_meaning(
-        planted.sae, planted.passages, planted.vectors, planted.embedder, recurrence_steps=0, k_names=4
+        planted.sae, planted.passages, planted.vectors, planted.embedder, recurrence_steps=0, k_labels=4
     )
-    assert whole.k_names == 4
+    assert whole.k_labels == whole.to_json()["k_names"] == 4
     for dictionary in whole.dictionaries.values():
         assert dictionary.frequencies["k_names"] == dictionary.frequencies["k"]
-    assert reading_at(planted.sae, 1).config.k_names == 1
+    assert with_k_labels(planted.sae, 1).config.k_labels == 1
     for wrong in (0, 5):
-        with pytest.raises(ValueError, match=f"k_names = {wrong}.*1 to 4"):
-            reading_at(planted.sae, wrong)
+        with pytest.raises(ValueError, match=f"k_labels = {wrong}.*1 to 4"):
+            with_k_labels(planted.sae, wrong)
 
 
 def test_a_dictionary_recurs_in_itself(planted: Planted) -> None:
@@ -199,7 +201,7 @@ def test_an_sae_of_unknown_making_cannot_be_fitted_again(planted: Planted) -> No
 def test_label_scores_are_kept_by_feature(planted: Planted) -> None:
     """The medians are theirs; the catalog has the same ones."""
     texts = [passage.text for passage in planted.passages]
-    calibration = calibrate([read_names(planted.sae, planted.vectors)], N, 1.0)
+    calibration = calibrate([read_label_latents(planted.sae, planted.vectors)], N, 1.0)
     ids = [passage.id for passage in planted.passages]
     report = label_features(planted.sae, calibration, ids, texts, planted.vectors, planted.embedder)
     assert report.scored == len(report.scores) > 20
@@ -228,7 +230,7 @@ def test_labels_read_a_file_row_by_row(planted: Planted, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(VectorRows, "select", lambda self, chosen: Watched(self._store, self._positions[chosen]))
     rows = Watched(np.concatenate([unit_rows(0, 30, D), planted.vectors]), np.arange(30, 750))
-    names = read_names(sae, rows)
+    names = read_label_latents(sae, rows)
     np.testing.assert_array_equal(names.indices, sae.encode(planted.vectors).indices[:, :2])
     assert max(read) == 100
     read.clear()

@@ -7,16 +7,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from judged_world import MeaningOf, fidelity_of, same
+from judged_world import fidelity_of, meaning_of, same
 
 from sae_steer_retriever.evaluate.agreement import Agreement, RankingAgreement
 from sae_steer_retriever.evaluate.page import write_page
-from sae_steer_retriever.evaluate.panel import Line, Panel
-from sae_steer_retriever.evaluate.plots import Plot, draw_features, draw_panels
+from sae_steer_retriever.evaluate.plots import Plot, draw_features, finish_axes, new_canvas
+from sae_steer_retriever.evaluate.report_tables import agreement_table, fidelity_table, meaning_table
 from sae_steer_retriever.evaluate.table import Column, Table
+from sae_steer_retriever.evaluate.verdict import judge
 
 EVIL = '<script>alert("1")</script> & <img src=x onerror=alert(2)>'
-PANEL = Panel(f"{EVIL}, $x$", "K", "kept", (Line("mse", (32.0, 64.0), (0.8, 0.9), (0.7, 0.8), (0.9, 1.0)),))
 
 
 class Elements(HTMLParser):
@@ -40,14 +40,21 @@ class Elements(HTMLParser):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("page") / "new" / "report"
+    canvas = new_canvas(4, 3)
+    axes = canvas.subplots()
+    axes.errorbar([32.0, 64.0], [0.8, 0.9], yerr=[[0.1, 0.1], [0.1, 0.1]], label="mse", marker="o")
+    axes.legend()
+    finish_axes(axes, f"{EVIL}, $x$", "K", "kept")
     plots = [
-        Plot("losses", EVIL, EVIL, draw_panels([PANEL])),
+        Plot("losses", EVIL, EVIL, canvas),
         Plot("features", "Features", "Labels.", draw_features([0.9, 0.8], [0.1, 0.2])),
     ]
     table = Table(EVIL, (Column(EVIL), Column("n")), ((EVIL, 7),), (EVIL,))
     rows = {name: RankingAgreement(same(0.7), same(0.8)) for name in ("reconstructed", "original_x_reconstructed")}
     fidelity, agreement = fidelity_of(0.97, dataset=EVIL), Agreement(48, 100, rows)
-    written = write_page(target, fidelity, agreement, MeaningOf(0.9), plots, tables=[table])
+    meaning = meaning_of(0.9)
+    tables = [fidelity_table(fidelity), agreement_table(agreement), meaning_table(meaning), table]
+    written = write_page(target, EVIL, judge(fidelity, agreement, meaning), tables, plots)
     assert [file.name for file in written[:2]] == ["report.md", "report.html"]
     assert all(file.exists() for file in written)
     return target
@@ -113,7 +120,8 @@ def test_the_page_has_the_tables_the_verdict_and_a_sentence_a_plot(page: str) ->
 
 def test_a_page_of_agreement_alone_needs_no_plot(tmp_path: Path) -> None:
     rows = {"reconstructed": RankingAgreement(same(0.4), same(0.5))}
-    files = write_page(tmp_path, None, Agreement(48, 100, rows), None, [], title="My documents")
+    agreement = Agreement(48, 100, rows)
+    files = write_page(tmp_path, "My documents", judge(agreement=agreement), [agreement_table(agreement)])
     text = files[0].read_text(encoding="utf-8")
     assert text.startswith("# My documents\n\nThere are no judgments")
     assert "Do not search its reconstructions" in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from judged_world import MeaningOf, fidelity_of, same
+from judged_world import fidelity_of, meaning_of, same
 
 from sae_steer_retriever.evaluate.agreement import Agreement, RankingAgreement
 from sae_steer_retriever.evaluate.verdict import Finding, judge, summary
@@ -42,7 +42,7 @@ def test_reconstructions_are_judged_by_the_ndcg_they_keep(kept: float, kind: str
 def test_codes_are_judged_by_what_the_latent_space_ranks_by(kept: float, kind: str) -> None:
     found = about(judge(fidelity_of(0.9, kept)), "codes alone")
     assert found.kind == kind
-    assert f"damped codes keep {kept:.1%}" in found.because
+    assert f"power-normalised codes keep {kept:.1%}" in found.because
 
 
 def test_an_interval_that_holds_a_threshold_is_said() -> None:
@@ -72,17 +72,17 @@ def test_few_queries_and_dead_latents_are_cautions() -> None:
     ],
 )
 def test_names_are_judged_beside_a_random_dictionary(own: float | None, control: float, kind: str, said: str) -> None:
-    found = next(finding for finding in judge(meaning=MeaningOf(own, control)) if "ts names" in finding.sentence)
+    found = next(finding for finding in judge(meaning=meaning_of(own, control)) if "ts names" in finding.sentence)
     assert found.kind == kind
     assert said in found.sentence
 
 
 def test_names_no_better_than_untrained_few_names_and_few_recurring_features_are_cautions() -> None:
-    found = judge(meaning=MeaningOf(0.9, 0.7, 0.92, labelled=0.2, recurrence=0.1))
+    found = judge(meaning=meaning_of(0.9, 0.7, 0.92, labelled=0.2, recurrence=0.1))
     for word in ("k-means", "no name", "come back"):
         assert about(found, word).kind == "caution"
-    assert len(judge(meaning=MeaningOf(0.9, 0.7, 0.8, labelled=0.6, recurrence=0.4))) == 1
-    assert about(judge(meaning=MeaningOf(0.9, scored=0.4)), "could be tested").kind == "caution"
+    assert len(judge(meaning=meaning_of(0.9, 0.7, 0.8, labelled=0.6, recurrence=0.4))) == 1
+    assert about(judge(meaning=meaning_of(0.9, scored=0.4)), "could be tested").kind == "caution"
 
 
 @pytest.mark.parametrize(("overlap", "kind"), [(0.7, "good"), (0.69, "caution"), (0.5, "caution"), (0.49, "not")])
@@ -93,7 +93,7 @@ def test_without_judgments_the_overlap_decides_and_the_lack_is_said(overlap: flo
 
 
 def test_judgments_outweigh_agreement_and_the_good_comes_first() -> None:
-    found = judge(fidelity_of(0.97, 0.5), agreement_of(0.1), MeaningOf(0.75, 0.6, 0.7))
+    found = judge(fidelity_of(0.97, 0.5), agreement_of(0.1), meaning_of(0.75, 0.6, 0.7))
     assert [finding.kind for finding in found] == ["good", "caution", "not"]
     assert summary(found) == " ".join(finding.sentence for finding in found)
     assert "overlap" not in " ".join(finding.because for finding in found)

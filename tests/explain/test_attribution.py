@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from small_world import World
 
-from sae_steer_retriever.explain.attribution import Attribution, Contribution, SteeringTerm, attribute
+from sae_steer_retriever.explain.attribution import Attribution, Contribution, Explainer, SteeringTerm
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.steering.policy import Add, Clamp, Scale, Suppress
+from sae_steer_retriever.steering.operations import Add, Clamp, Scale, Suppress
 
 QUERY = "wait until a thread has finished"
 
@@ -20,7 +20,7 @@ def steerings(retriever: SteeredRetriever) -> dict[str, dict[Any, Any] | None]:
     own, other = int(q.indices[0, 0]), int(np.argmax(retriever.catalog.calibration.count))
     return {
         "none": None,
-        "tilt and gate": {other: Add(1.4, side="both")},
+        "query shift and document boost": {other: Add(1.4, side="both")},
         "negative": {own: Add(-0.7, side="both")},
         "operations": {own: Scale(2.0), other: Clamp(1.0)},
         "suppress": {own: Suppress()},
@@ -29,7 +29,9 @@ def steerings(retriever: SteeredRetriever) -> dict[str, dict[Any, Any] | None]:
 
 
 @pytest.mark.parametrize("space", ["original", "reconstructed", "latent"])
-@pytest.mark.parametrize("name", ["none", "tilt and gate", "negative", "operations", "suppress", "past the cap"])
+@pytest.mark.parametrize(
+    "name", ["none", "query shift and document boost", "negative", "operations", "suppress", "past the cap"]
+)
 def test_the_parts_sum_to_the_score(retriever: SteeredRetriever, space: Any, name: str) -> None:
     hits = retriever.search(QUERY, k=30, space=space, steer=steerings(retriever)[name])
     assert len(hits) >= 20
@@ -47,9 +49,9 @@ def test_in_the_original_space_every_part_is_what_it_is_called(retriever: Steere
     q = world.embedder.embed_queries([QUERY])
     h_q = world.sae.encode(q)
     q_hat = world.sae.decode(h_q)
-    gate = int(np.argmax(world.catalog.calibration.count))
+    boost = int(np.argmax(world.catalog.calibration.count))
     rows = {name: row for row, name in enumerate(world.ids)}
-    for hit in retriever.search(QUERY, k=5, steer={gate: 0.5}, side="document"):
+    for hit in retriever.search(QUERY, k=5, steer={boost: 0.5}, side="document"):
         x = world.vectors[rows[hit.id]]
         assert hit.attribution is not None
         assert hit.attribution.residual == pytest.approx(float((q - q_hat)[0] @ x), abs=1e-5)
@@ -78,7 +80,9 @@ def test_a_random_vector_is_decomposed_exactly() -> None:
 
     sae = random_sae(2)
     q, x = unit_rows(1, 1), 3 * unit_rows(2, 1)[0]
-    parts = attribute(q[0], sae.encode(q), x, (SteeringTerm("a", "query", 0.25),), sae, str, scale=0.5, offset=-1.0)
+    parts = Explainer(q[0], sae.encode(q), sae, str).explain(
+        x, (SteeringTerm("a", "query", 0.25),), scale=0.5, offset=-1.0
+    )
     assert parts.total == pytest.approx(0.5 * float(q[0] @ x) - 1.0 + 0.25, abs=1e-5)
     assert all(part.label == str(part.feature) for part in parts.features)
 

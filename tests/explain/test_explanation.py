@@ -14,10 +14,11 @@ from small_world import World
 
 from sae_steer_retriever.explain.attribution import Attribution, Contribution, SteeringTerm
 from sae_steer_retriever.explain.explanation import Explanation
+from sae_steer_retriever.explain.hits import Hit
 from sae_steer_retriever.explain.text import listed, one_line, ordinal
-from sae_steer_retriever.retriever import SPACES, SteeredRetriever
-from sae_steer_retriever.search.hits import Hit
-from sae_steer_retriever.steering.policy import Suppress
+from sae_steer_retriever.retriever import SteeredRetriever
+from sae_steer_retriever.search.options import SPACES
+from sae_steer_retriever.steering.operations import Suppress
 
 QUERY = "wait until a thread has finished"
 

@@ -27,14 +27,15 @@ from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import SAESteerError, SteeringError
 from sae_steer_retriever.explorer.access import COOKIE, LARGEST_BODY, is_loopback
 from sae_steer_retriever.explorer.feature_map import FeatureMap
-from sae_steer_retriever.explorer.latest_request import Turns
-from sae_steer_retriever.explorer.running import Explorer
+from sae_steer_retriever.explorer.running import Explorer, explore
 from sae_steer_retriever.explorer.server import create_app
-from sae_steer_retriever.explorer.workbench_state import BenchState, EditState
+from sae_steer_retriever.explorer.workbench import LatestRequest
+from sae_steer_retriever.explorer.workbench_state import EditState, WorkbenchState
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.labelling.neuron2graph import PASSAGES
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.steering.policy import Add, Clamp, Scale, Steering, Suppress, When
+from sae_steer_retriever.steering.operations import Add, Clamp, Scale, Suppress, When
+from sae_steer_retriever.steering.policy import Steering
 from sae_steer_retriever.store.chroma_store import ChromaStore
 
 HERE = "http://127.0.0.1:8765"
@@ -99,7 +100,7 @@ def test_hits_scores_and_reasons_are_those_of_the_same_search_in_python(
         why = reasons["hits"][hit.id]
         assert sum(part["value"] for part in why["parts"]) == pytest.approx(hit.score, abs=1e-5)
         assert why["unexplained"] == pytest.approx(hit.attribution.unexplained if hit.attribution else -1, abs=1e-6)
-    drift = retriever.drift(QUESTION, steer=steer, space=space)
+    drift = retriever.query_cosine(QUESTION, steer=steer, space=space)
     assert results["drift"]["cosine"] == pytest.approx(drift.cosine, abs=1e-6)
     lost = 1 - np.mean([hit.base_score for hit in hits]) / np.mean([hit.base_score for hit in plain])
     assert results["drift"]["lost"] == pytest.approx(lost, abs=1e-6)
@@ -117,7 +118,7 @@ def test_chips_are_the_names_that_the_question_is_read_by(
     client: TestClient, retriever: SteeredRetriever, world: World
 ) -> None:
     chips = client.post("/api/query", json={"query": QUESTION}).json()["features"]
-    names = world.sae.encode(world.embedder.embed_queries([QUESTION])).leading(world.sae.config.k_names)
+    names = world.sae.encode(world.embedder.embed_queries([QUESTION])).truncate(world.sae.config.k_labels)
     assert [chip["id"] for chip in chips] == names.indices[0].tolist()
     assert chips[0]["strength"] == pytest.approx(
         names.values[0, 0] / world.catalog.calibration.unit[chips[0]["id"]], rel=1e-4
@@ -175,7 +176,7 @@ def test_of_one_page_only_the_newest_turn_is_worked_on(client: TestClient, frequ
     assert "results" in searched(client, state, page="a", turn=5)
     assert set(searched(client, state, page="a", turn=4)) == {"superseded"}
     assert "results" in searched(client, state, page="b", turn=1)
-    turns = Turns()
+    turns = LatestRequest()
     turns.take("a", 2)
     turns.take("a", 1)
     assert [turns.is_newest("a", turn) for turn in (1, 2)] == [False, True]
@@ -186,7 +187,7 @@ def test_of_one_page_only_the_newest_turn_is_worked_on(client: TestClient, frequ
 
 
 def test_a_link_holds_the_whole_state() -> None:
-    state = BenchState(
+    state = WorkbenchState(
         query="straße & 東京? 🦆",
         edits=(
             EditState(name="#12", strength=-0.35, side="query"),
@@ -198,12 +199,12 @@ def test_a_link_holds_the_whole_state() -> None:
         fetch_k=400,
         drift_cap=0.6,
     )
-    assert BenchState.from_fragment(state.fragment()) == state
-    assert BenchState.from_fragment("#" + BenchState().fragment()) == BenchState()
+    assert WorkbenchState.from_fragment(state.fragment()) == state
+    assert WorkbenchState.from_fragment("#" + WorkbenchState().fragment()) == WorkbenchState()
     assert re.fullmatch(r"b1\.[A-Za-z0-9_-]+", state.fragment())
     for damaged in ("", "b1.", "b1.%%%", "b9.e30", "b1.eyJrIjogMH0", state.fragment()[:-9]):
         with pytest.raises(SteeringError, match="holds no state"):
-            BenchState.from_fragment(damaged)
+            WorkbenchState.from_fragment(damaged)
 
 
 def test_rows_are_the_steering_that_python_would_resolve(retriever: SteeredRetriever, frequent: list[int]) -> None:
@@ -215,16 +216,16 @@ def test_rows_are_the_steering_that_python_would_resolve(retriever: SteeredRetri
     }
     from sae_steer_retriever.explorer.workbench_state import edits_of, rows_of
 
-    state = BenchState(edits=tuple(edits_of(steer)))
+    state = WorkbenchState(edits=tuple(edits_of(steer)))
     steering = state.steering(retriever)
     assert steering == retriever.resolve(steer)
-    assert BenchState(edits=tuple(rows_of(steering, retriever.resolve_name))).steering(retriever) == steering
+    assert WorkbenchState(edits=tuple(rows_of(steering, retriever.resolve_name))).steering(retriever) == steering
     # A policy whose names mean other features by now still means the features that it was saved with.
     moved = Steering.from_json(steering.to_json().replace(f'"name": "#{third}"', '"name": "gone by now"'))
-    kept = BenchState(edits=tuple(rows_of(moved, retriever.resolve_name))).steering(retriever)
+    kept = WorkbenchState(edits=tuple(rows_of(moved, retriever.resolve_name))).steering(retriever)
     assert set(kept.edits) == set(moved.edits)
     lost = Steering.from_json(steering.to_json().replace(f'"name": "#{second}"', '"name": "gone by now"'))
-    with pytest.raises(SteeringError, match="depends on a condition"):
+    with pytest.raises(SteeringError, match="has a condition"):
         rows_of(lost, retriever.resolve_name)
     assert isinstance(state.edits[0].operation, When)
 
@@ -257,7 +258,7 @@ def test_a_policy_is_saved_and_read_as_the_command_line_does(
     saved = Steering.load(tmp_path / "policy.json")
     assert saved == retriever.resolve({f"#{frequent[0]}": 0.3}, drift_cap=0.7)
     read = client.post("/api/policy/read", json={"policy": policy}).json()
-    assert BenchState.model_validate(read).steering(retriever) == saved
+    assert WorkbenchState.model_validate(read).steering(retriever) == saved
     foreign = policy.replace(saved.fingerprint, "0" * len(saved.fingerprint))
     assert "made for SAE" in refused(client.post("/api/policy/read", json={"policy": foreign}), 422)
     assert "not a steering policy" in refused(client.post("/api/policy/read", json={"policy": "[]"}), 422)
@@ -368,7 +369,7 @@ def test_this_not_that_is_the_contrast(client: TestClient, retriever: SteeredRet
     found = client.post("/api/contrast", json={"positive": positive, "negative": negative}).json()
     expected = retriever.contrast(positive, negative)
     assert found["steer"] == expected.steer
-    assert BenchState(edits=found["edits"]).steering(retriever) == expected.steering
+    assert WorkbenchState(edits=found["edits"]).steering(retriever) == expected.steering
 
 
 def test_judged_hits_are_the_feedback(client: TestClient, retriever: SteeredRetriever) -> None:
@@ -421,7 +422,7 @@ def test_a_token_is_asked_for_once_and_kept_in_a_cookie(retriever: SteeredRetrie
     app = create_app(retriever, token="secret-token")
     stranger = TestClient(app, base_url="http://192.0.2.7:8765")
     for path in ("/", "/api/about", "/static/bench.js", "/?token=wrong"):
-        assert "asks for its token" in refused(stranger.get(path), 401)
+        assert "needs its token" in refused(stranger.get(path), 401)
     answer = stranger.get("/features?token=secret-token&search=x", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (303, "/features?search=x")
     assert "HttpOnly" in answer.headers["set-cookie"]
@@ -486,11 +487,11 @@ def test_the_page_loads_nothing_from_elsewhere_and_writes_no_markup(client: Test
 
 
 def test_a_notebook_gets_a_running_page_and_can_close_it(retriever: SteeredRetriever, frequent: list[int]) -> None:
-    with retriever.explore() as explorer:
+    with explore(retriever) as explorer:
         with urllib.request.urlopen(explorer.url, timeout=30) as answer:
-            assert b"Steering bench" in answer.read()
+            assert b"Steering workbench" in answer.read()
         link = explorer.link(QUESTION, {f"#{frequent[0]}": 0.5})
-        state = BenchState.from_fragment(link.partition("#")[2])
+        state = WorkbenchState.from_fragment(link.partition("#")[2])
         assert (state.query, state.edits[0].name) == (QUESTION, f"#{frequent[0]}")
         assert explorer.url in explorer._repr_html_()
         with pytest.raises(SAESteerError, match="cannot listen on"):
@@ -508,10 +509,32 @@ def test_an_adapter_opens_the_page_with_its_own_settings(
     count = "k" if framework == "langchain" else "similarity_top_k"
     options = {count: 7, "steer": {f"#{frequent[0]}": 0.6}, "space": "latent", "fetch_k": 90}
     adapter = module.SAESteeredRetriever(retriever=retriever, **options)
-    with adapter.explore("a thread") as explorer, urllib.request.urlopen(f"{explorer.url}api/about") as answer:
-        start = BenchState.model_validate(json.loads(answer.read())["start"])
+    with explore(adapter, "a thread") as explorer, urllib.request.urlopen(f"{explorer.url}api/about") as answer:
+        start = WorkbenchState.model_validate(json.loads(answer.read())["start"])
     assert (start.query, start.k, start.space, start.fetch_k) == ("a thread", 7, "latent", 90)
     assert start.steering(retriever) == retriever.resolve({f"#{frequent[0]}": 0.6}, space="latent")
+
+
+def test_only_what_has_a_retriever_can_be_explored() -> None:
+    with pytest.raises(TypeError, match="cannot explore a list: expected a SteeredRetriever"):
+        explore([])  # type: ignore[arg-type]
+
+
+def test_the_extra_is_loaded_when_it_is_needed_and_named_when_it_is_missing() -> None:
+    script = """
+import sys
+import sae_steer_retriever.explorer as package
+assert "fastapi" not in sys.modules
+sys.modules["fastapi"] = None
+from sae_steer_retriever.errors import MissingExtraError
+try:
+    package.explore
+except MissingExtraError as error:
+    assert error.extra == "explorer"
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "the explorer needs an optional dependency" in ran.stdout
 
 
 def test_the_command_says_what_is_missing(sae_steer: Run, tmp_path: Path, filled_folder: Path) -> None:

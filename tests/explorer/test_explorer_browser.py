@@ -19,10 +19,10 @@ from playwright.sync_api import Browser, sync_playwright
 from small_world import World
 
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
-from sae_steer_retriever.explorer.running import Explorer
+from sae_steer_retriever.explain.hits import Hit
+from sae_steer_retriever.explorer.running import Explorer, explore
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.search.hits import Hit
 from sae_steer_retriever.steering.operations import Add, Suppress
 from sae_steer_retriever.steering.policy import Steering
 from sae_steer_retriever.store.chroma_store import ChromaStore
@@ -59,7 +59,7 @@ def python(world: World, filled_folder: Path) -> SteeredRetriever:
 @pytest.fixture(scope="module")
 def explorer(python: SteeredRetriever) -> Iterator[Explorer]:
     """A server on a port of its own."""
-    with python.explore() as running:
+    with explore(python) as running:
         yield running
 
 
@@ -138,7 +138,7 @@ def test_a_slider_moves_the_ranking_to_what_python_finds(
     assert moves == [movement(rank, hit) for rank, hit in enumerate(hits, start=1)]
     gone = tab.page.locator("#before > .left").evaluate_all("nodes => nodes.map(node => node.dataset.id)")
     assert gone == [hit.id for hit in plain if hit.id not in {other.id for other in hits}]
-    assert tab.at("drift-cosine").text_content() == f"{python.drift(QUESTION, steer=steer).cosine:.3f}"
+    assert tab.at("drift-cosine").text_content() == f"{python.query_cosine(QUESTION, steer=steer).cosine:.3f}"
     # Why, beside every hit, and in full where it is asked for.
     first = tab.at("after-hit").first
     for hit in tab.at("after-hit").all():
@@ -324,7 +324,7 @@ def test_a_name_stays(visit: Visit, world: World, filled_folder: Path, tmp_path:
     catalog = FeatureCatalog.load(tmp_path / "sae", world.sae.fingerprint)
     feature = max(catalog.labelled, key=lambda one: (one.frequency, -one.id))
     name = "things <b>at once</b>"
-    with SteeredRetriever(store, world.embedder, catalog).explore() as running:
+    with explore(SteeredRetriever(store, world.embedder, catalog)) as running:
         tab = visit(running)
         tab.open(f"/features/{feature.id}")
         tab.eventually(lambda: tab.at("feature-title").text_content() or "", lambda said: feature.label in said)
@@ -342,9 +342,10 @@ def test_a_name_stays(visit: Visit, world: World, filled_folder: Path, tmp_path:
         tab.eventually(lambda: tab.at("edit-name").text_content(), lambda said: said == title)
         tab.at("query").fill(QUESTION)
         tab.page.wait_for_load_state("networkidle")  # a server that ends lets go of what it is asked
+        tab.page.goto("about:blank")  # typing asks again after a moment: not a server that is gone
     again = FeatureCatalog.load(tmp_path / "sae", world.sae.fingerprint)
     assert again[feature.id].label == name
-    with SteeredRetriever(store, world.embedder, again).explore() as running:
+    with explore(SteeredRetriever(store, world.embedder, again)) as running:
         tab = visit(running)
         tab.open("/features")
         tab.at("find").fill("things at once")
@@ -410,10 +411,10 @@ def test_hostile_texts_are_inert(
     ids = ["plain", "<b>bold</b>", "huge"]
     texts = ["a thread", HOSTILE, "thread" * 70_000]
     store.add(ids, texts, [{"<i>key</i>": HOSTILE}] * 3, embedder=world_embedder)
-    names = world.sae.encode(world_embedder.embed_documents([HOSTILE])).leading(world.sae.config.k_names)
+    names = world.sae.encode(world_embedder.embed_documents([HOSTILE])).truncate(world.sae.config.k_labels)
     feature = int(names.indices[0, 0])
     catalog.annotate(feature, HOSTILE[:80], HOSTILE)
-    with SteeredRetriever(store, world.embedder, catalog).explore() as running:
+    with explore(SteeredRetriever(store, world.embedder, catalog)) as running:
         tab = visit(running, viewport={"width": 390, "height": 844})
         for address in (running.link("a thread", {f"#{feature}": 0.7}), "/features", f"/features/{feature}", "/map"):
             tab.open(address)

@@ -140,7 +140,7 @@ def test_after_retraining_into_the_folder_names_are_on_the_features_that_match(
     }
     assert again.resolve("mine 3").features == (places[3],)
     assert [one.label for one in again.annotations.unmatched] == ["mine 8"]
-    assert "1 of 3 names" in caplog.text
+    assert "1 of 3 labels" in caplog.text
     assert "'mine 8'" in caplog.text
     # The next name that is given is written with all of these, and nothing is lost by it.
     again.annotate(0, "another")
@@ -331,7 +331,7 @@ def test_annotate_on_the_command_line(sae_steer: Run, world: World, filled_folde
     vector = world.embedder.embed_queries(["my own name"])[0]
     np.testing.assert_allclose(kept[feature.id], vector, atol=2e-3)
     twice = sae_steer("features", "annotate", other.id, "my own name", "--sae", sae)
-    assert f"#{feature.id} has this name too" in twice.out
+    assert f"#{feature.id} has this name, too" in twice.out
     removed = sae_steer("features", "annotate", feature.id, "--remove", "--sae", sae, "--json").data
     assert removed["name"] == feature.name
     for wrong, code, message in (

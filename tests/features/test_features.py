@@ -19,11 +19,10 @@ from sae_steer_retriever.errors import AmbiguousFeatureError, ArtifactError, Unk
 from sae_steer_retriever.features.calibration import Calibration, calibrate
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.evidence import Example, FeatureEvidence, Neighbour
-from sae_steer_retriever.features.family import Family
-from sae_steer_retriever.features.feature import Feature, LabelScore
+from sae_steer_retriever.features.feature import Family, Feature, LabelScore
 from sae_steer_retriever.features.text_reading import Concept, read_concept
 from sae_steer_retriever.features.trie import Trie, Window
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes
 
 # id: keywords; the label is their list. 5 never fires, 6 is not labelled, 7 is not to be trusted.
 KEYWORDS = {

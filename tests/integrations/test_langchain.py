@@ -48,8 +48,9 @@ from sae_steer_retriever.errors import (  # noqa: E402
 )
 from sae_steer_retriever.integrations.langchain import SAESteeredRetriever  # noqa: E402
 from sae_steer_retriever.retriever import SteeredRetriever  # noqa: E402
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec  # noqa: E402
-from sae_steer_retriever.steering.policy import Clamp, Suppress  # noqa: E402
+from sae_steer_retriever.sae.codes import Array  # noqa: E402
+from sae_steer_retriever.sae.config import EncoderSpec  # noqa: E402
+from sae_steer_retriever.steering.operations import Clamp, Suppress  # noqa: E402
 from sae_steer_retriever.store.chroma_store import ChromaStore  # noqa: E402
 
 QUERY = "how do I run work in the background and wait for it?"
@@ -786,7 +787,7 @@ def test_from_chroma_without_attaching_writes_no_codes_and_still_steers(
     collection = chromadb.PersistentClient(tmp_path).create_collection("plain", embedding_function=None)
     collection.add(world.ids, world.vectors, documents=world.texts)
     retriever = SAESteeredRetriever.from_chroma(collection, sae=pair, embedding=embedder, attach=False)
-    assert retriever.retriever.store.companion.count() == 0
+    assert retriever.retriever.store.sidecar.count() == 0
     assert applied(retriever.invoke(QUERY, steer=STEER)) == ["thread"]
 
 
@@ -826,7 +827,7 @@ def test_the_saes_own_encoder_is_the_default(filled_folder: Path, documents: lis
 def test_where_none_ships_the_error_says_how_to_train_one(
     documents: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sae_steer_retriever.sae.bundled.SHIPPED_FOLDER", tmp_path)
+    monkeypatch.setattr("sae_steer_retriever.sae.bundled.BUNDLED_FOLDER", tmp_path)
     with pytest.raises(ArtifactError, match=r"sae-steer train --corpus \./docs --model .* --output \./sae"):
         SAESteeredRetriever.from_documents(documents)
     with pytest.raises(TypeError, match="expected a folder, a hub id, or a"):

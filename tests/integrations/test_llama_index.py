@@ -44,11 +44,13 @@ from sae_steer_retriever.errors import (
     StoreError,
     UnknownFeatureError,
 )
-from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever, SAESteerPostprocessor, SteeredQuery
+from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever
+from sae_steer_retriever.integrations.llama_index_postprocessor import SAESteerPostprocessor
+from sae_steer_retriever.integrations.llama_index_types import SteeredQuery
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.search.reranker import Reranker
-from sae_steer_retriever.steering.policy import Clamp, Suppress
-from sae_steer_retriever.store.chroma_store import connect
+from sae_steer_retriever.steering.operations import Clamp, Suppress
+from sae_steer_retriever.store.connection import connect
 
 QUERY = "parse a string into an object"
 STEER = {"json": 1.0}
@@ -641,7 +643,7 @@ def test_opening_what_is_not_there_makes_nothing(tmp_path: Path, world: World) -
 def test_where_none_ships_the_error_says_how_to_get_one(
     index: VectorStoreIndex, nodes: list[TextNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sae_steer_retriever.sae.bundled.SHIPPED_FOLDER", tmp_path)
+    monkeypatch.setattr("sae_steer_retriever.sae.bundled.BUNDLED_FOLDER", tmp_path)
     makers: list[Callable[[], object]] = [
         lambda: SAESteeredRetriever.from_nodes(nodes),
         lambda: SAESteeredRetriever.from_vector_store_index(index),

@@ -25,29 +25,30 @@ from sae_steer_retriever.labelling.gather_evidence import (
     gather_evidence,
     hardest_misses,
     nearest_features,
-    read_names,
+    read_label_latents,
     strengths,
 )
 from sae_steer_retriever.labelling.keyword_labels import label_features, split_halves
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 
-def with_pursuit(sae: TopKSAE, steps: int) -> TopKSAE:
-    config = dataclasses.replace(sae.config, pursuit_steps=steps)
+def with_refinement(sae: TopKSAE, steps: int) -> TopKSAE:
+    config = dataclasses.replace(sae.config, refine_steps=steps)
     return TopKSAE(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, config)
 
 
 def described(sae: TopKSAE, vectors: Array) -> Mapping[int, FeatureEvidence]:
-    names = strengths(sae, vectors, read_names(sae, vectors))
+    names = strengths(sae, vectors, read_label_latents(sae, vectors))
     ids = [f"p{row}" for row in range(len(vectors))]
     return describe_features(sae, gather_evidence(names, nearest_features(sae)), ids, vectors)
 
 
 @pytest.mark.parametrize("steps", [0, 4])
 def test_every_live_feature_is_described(steps: int) -> None:
-    """By its strength: the activation, or after a pursuit the match with its direction."""
-    sae, vectors = with_pursuit(random_sae(k_names=4), steps), unit_rows(3, 600)
-    names = sae.encode(vectors).leading(4)
+    """By its strength: the activation, or after a refinement the match with its direction."""
+    sae, vectors = with_refinement(random_sae(k_labels=4), steps), unit_rows(3, 600)
+    names = sae.encode(vectors).truncate(4)
     found = described(sae, vectors)
     assert set(found) == set(np.unique(names.indices[names.values > 0]).tolist())
     for feature, evidence in found.items():
@@ -68,8 +69,8 @@ def test_every_live_feature_is_described(steps: int) -> None:
 
 def test_the_middle_has_one_passage_from_each_tenth() -> None:
     """Of those that are not already among the strongest."""
-    sae, vectors = random_sae(k_names=4), unit_rows(3, 3000)
-    names = read_names(sae, vectors)
+    sae, vectors = random_sae(k_labels=4), unit_rows(3, 3000)
+    names = read_label_latents(sae, vectors)
     evidence = gather_evidence(names, nearest_features(sae))
     for feature, found in described(sae, vectors).items():
         rows, _ = evidence.passages(feature)
@@ -83,7 +84,7 @@ def test_the_middle_has_one_passage_from_each_tenth() -> None:
 def test_near_misses_are_the_best_matching_of_those_that_lack_it(seed: int, count: int, batch: int) -> None:
     """The same for any size of a batch."""
     sae, vectors = random_sae(seed % 7, shift=-0.3), unit_rows(seed, count)
-    evidence = gather_evidence(read_names(sae, vectors), nearest_features(sae))
+    evidence = gather_evidence(read_label_latents(sae, vectors), nearest_features(sae))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sae_steer_retriever.labelling.gather_evidence._GATHERED", batch * sae.config.n)
         found = hardest_misses(sae, evidence, VectorRows(vectors), 5)
@@ -115,8 +116,8 @@ def test_neighbours_are_the_nearest_directions_in_tiles_of_any_size(monkeypatch:
 
 def test_what_hardly_any_passage_has_is_nobodys_neighbour() -> None:
     """A feature whose nearest directions no passage has would have no near misses, and its label no score."""
-    sae, vectors = random_sae(n=50, k=3, k_names=1), unit_rows(3, 200)
-    names = read_names(sae, vectors)
+    sae, vectors = random_sae(n=50, k=3, k_labels=1), unit_rows(3, 200)
+    names = read_label_latents(sae, vectors)
     counted = frequent_features(names, 50)
     assert 6 < counted.sum() < 50
     cosines = sae.decoder @ sae.decoder.T
@@ -133,7 +134,7 @@ def test_what_hardly_any_passage_has_is_nobodys_neighbour() -> None:
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_dictionary_with_hardly_any_neighbours(n: int) -> None:
-    sae = random_sae(n=n, k=1, k_names=1)
+    sae = random_sae(n=n, k=1, k_labels=1)
     for evidence in described(sae, unit_rows(0, 40)).values():
         assert len(evidence.neighbours) == n - 1
 
@@ -141,7 +142,7 @@ def test_a_dictionary_with_hardly_any_neighbours(n: int) -> None:
 def test_vectors_are_read_once_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many passages there are, only a batch of them is in memory."""
     sae, vectors = random_sae(), unit_rows(0, 1000)
-    evidence = gather_evidence(read_names(sae, vectors), nearest_features(sae))
+    evidence = gather_evidence(read_label_latents(sae, vectors), nearest_features(sae))
     read: list[int] = []
 
     class Watched(VectorRows):
@@ -158,7 +159,7 @@ def test_vectors_are_read_once_in_batches(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_real_near_misses_lack_the_feature_and_resemble_it(world: World) -> None:
     """They match a feature better than any passages do, and never have it."""
-    has = read_names(world.sae, world.vectors)
+    has = read_label_latents(world.sae, world.vectors)
     place = {name: row for row, name in enumerate(world.ids)}
     match = (world.vectors - world.sae.bias) @ world.sae.decoder.T
     above = []
@@ -175,7 +176,7 @@ def test_labels_are_made_of_one_half_and_evidence_of_both() -> None:
     sae, words = random_sae(shift=-0.2), ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel"]
     texts = [" ".join(random.choice(words, 3)) for _ in range(400)]
     ids, vectors = [f"p{row}" for row in range(400)], embedder.embed_documents(texts)
-    calibration = calibrate([read_names(sae, vectors)], sae.config.n, 0.2)
+    calibration = calibrate([read_label_latents(sae, vectors)], sae.config.n, 0.2)
     halves = split_halves(400)
     assert sorted([*halves.made_of, *halves.unseen]) == list(range(400))
     assert not np.array_equal(halves.made_of, split_halves(400, seed=1).made_of)

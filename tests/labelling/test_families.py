@@ -18,10 +18,11 @@ from toy import catalog_for, random_sae, unit_rows
 
 from sae_steer_retriever.errors import ArtifactError
 from sae_steer_retriever.features.catalog_files import read_catalog, write_catalog
-from sae_steer_retriever.features.family import Family
+from sae_steer_retriever.features.feature import Family
 from sae_steer_retriever.labelling.families import average_linkage, find_families
 from sae_steer_retriever.labelling.gather_evidence import Evidence
-from sae_steer_retriever.sae.topk_sae import Array, TopKSAE
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 PASSAGES = 400
 

@@ -21,12 +21,10 @@ from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.features.feature import BY_KEYWORDS, BY_PERSON
 from sae_steer_retriever.labelling import language_model
-from sae_steer_retriever.labelling.corpus_halves import LabelHalves
+from sae_steer_retriever.labelling.keyword_labels import LabelHalves
 from sae_steer_retriever.labelling.label_cache import LabelCache
-from sae_steer_retriever.labelling.label_estimate import Price, estimate_labels
-from sae_steer_retriever.labelling.label_results import LabellingResult
 from sae_steer_retriever.labelling.language_model import Failure, FunctionModel, LanguageModel, as_language_model
-from sae_steer_retriever.labelling.llm_labels import label_prompts, label_with
+from sae_steer_retriever.labelling.llm_labels import LabellingResult, Price, estimate_labels, label_prompts, label_with
 
 
 @pytest.fixture(scope="session")
@@ -110,9 +108,11 @@ def test_no_passage_that_is_scored_on_is_shown(world: World, halves: LabelHalves
     assert len(hidden) == len(world.texts) // 2
     everything = "\n".join(asked)
     shown = "\n".join(" ".join(text.split()) for text in halves.texts.values())
-    beginnings = {beginning for text in hidden if (beginning := " ".join(text.split())[:60]) not in shown}
-    assert len(beginnings) > 100
-    assert [beginning for beginning in beginnings if beginning in everything] == []
+    starting_points = {
+        starting_point for text in hidden if (starting_point := " ".join(text.split())[:60]) not in shown
+    }
+    assert len(starting_points) > 100
+    assert [starting_point for starting_point in starting_points if starting_point in everything] == []
 
 
 def test_what_a_model_does_wrong_costs_only_that_label(world: World, label: Labeller) -> None:

@@ -14,10 +14,9 @@ from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.features.trie import Trie, detection
 from sae_steer_retriever.labelling.neuron2graph import grow_tries
-from sae_steer_retriever.labelling.prefix_attribution import PrefixReader
-from sae_steer_retriever.labelling.token_attribution import FeatureDirections, TokenReader, WordActivations
+from sae_steer_retriever.labelling.word_attribution import PrefixReader, TokenReader, WordActivations
 from sae_steer_retriever.labelling.word_substitutes import Substitutes
-from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.sae.topk_sae import FeatureDirections, TopKSAE
 
 
 def features_of(*meanings: str) -> TopKSAE:
@@ -132,7 +131,7 @@ def test_a_vocabulary_is_the_words_that_stand_in_most_texts() -> None:
 
 def test_tries_detect_their_features_in_unseen_passages(world: World, cached_embedder: CachedEmbedder) -> None:
     """Made of one half of the docstrings, tested on the other, with the real encoder."""
-    names = world.sae.encode(world.vectors).leading(world.sae.config.k_names)
+    names = world.sae.encode(world.vectors).truncate(world.sae.config.k_labels)
     half = np.arange(0, len(world.texts), 2)
     passages, unseen = {}, {}
     for feature in range(world.sae.config.n):

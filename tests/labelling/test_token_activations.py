@@ -13,9 +13,9 @@ from toy import D, ToyEmbedder, random_sae
 from sae_steer_retriever.encoders.embedders import LangChainEmbedder, SentenceTransformerEmbedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import MismatchError
-from sae_steer_retriever.labelling.prefix_attribution import PrefixReader, word_reader
-from sae_steer_retriever.labelling.token_attribution import FeatureDirections, TokenReader, unwrapped, word_spans
-from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.features.trie import word_spans
+from sae_steer_retriever.labelling.word_attribution import PrefixReader, TokenReader, unwrapped, word_reader
+from sae_steer_retriever.sae.topk_sae import FeatureDirections, TopKSAE
 
 TEXTS = st.text(
     st.sampled_from("abc deXYZ 0189.,;:-_'()\n\t\u00e9\u00df\u0130\u4e16\U0001f600\u2019\u0301\u200d\u0e01"),
@@ -98,9 +98,9 @@ def test_a_batch_gives_what_single_texts_give(reader: TokenReader, world: World)
         np.testing.assert_allclose(alone.values, read.values, atol=1e-5)
 
 
-def test_after_a_pursuit_the_decoder_says_what_a_match_is() -> None:
+def test_after_a_refinement_the_decoder_says_what_a_match_is() -> None:
     plain = random_sae()
-    config = plain.config.__class__(**{**vars(plain.config), "pursuit_steps": 4})
+    config = plain.config.__class__(**{**vars(plain.config), "refine_steps": 4})
     pursued = TopKSAE(plain.W_enc, plain.b_enc, plain.W_dec, plain.b_dec, config)
     x = np.random.default_rng(0).normal(size=(5, D)).astype(np.float32)
     matches = FeatureDirections.of(pursued).match(x, range(32))

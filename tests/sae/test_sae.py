@@ -26,8 +26,10 @@ from toy import random_sae, unit_rows
 from sae_steer_retriever.errors import ArtifactError, MismatchError
 from sae_steer_retriever.features.annotations import ANNOTATIONS_FILE
 from sae_steer_retriever.sae import atomic_files as artifact
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
 from sae_steer_retriever.sae.files import TENSORS, restored
-from sae_steer_retriever.sae.topk_sae import Array, Codes, EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 
 FILES = {"model.safetensors", "config.json"}
 
@@ -105,8 +107,8 @@ def test_a_batch_of_several_tiles_gives_what_its_rows_give_alone() -> None:
 def test_a_smaller_reading_is_the_head_of_the_larger_one() -> None:
     sae, x = random_sae(k=8), unit_rows(4, 50)
     whole, names = sae.encode(x), sae.encode(x, k=3)
-    np.testing.assert_array_equal(whole.leading(3).indices, names.indices)
-    np.testing.assert_array_equal(whole.leading(3).values, names.values)
+    np.testing.assert_array_equal(whole.truncate(3).indices, names.indices)
+    np.testing.assert_array_equal(whole.truncate(3).values, names.values)
     assert sae.encode(x, k=1000).indices.shape == (50, 32), "no more latents than there are"
     with pytest.raises(ValueError, match="k is 0"):
         sae.encode(x, k=0)
@@ -162,7 +164,7 @@ def test_codes_of_a_larger_dictionary_are_refused(latent: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"k": 0}, {"k": 33}, {"k_names": 0}, {"k": 6.0}, {"n": True}, {"d": 17}], ids=lambda c: str(c)
+    "change", [{"k": 0}, {"k": 33}, {"k_labels": 0}, {"k": 6.0}, {"n": True}, {"d": 17}], ids=lambda c: str(c)
 )
 def test_a_config_that_contradicts_itself_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change)) if "d" not in change else "17 dimensions"):
@@ -215,7 +217,7 @@ def test_fingerprint_tells_apart_whatever_makes_codes_incomparable() -> None:
         sae.fingerprint,
         other_bias.fingerprint,
         configured(k=7),
-        configured(k_names=2),
+        configured(k_labels=2),
         configured(encoder=dataclasses.replace(encoder, name="toy/other")),
         configured(encoder=dataclasses.replace(encoder, query_prefix="query: ")),
     }
@@ -542,6 +544,20 @@ def test_another_encoder_is_refused_and_both_are_named(other: EncoderSpec, named
     assert all(part in str(caught.value) for part in [*named, "the SAE", "the embedder"])
 
 
-def test_k_names_never_exceeds_k() -> None:
-    config = SAEConfig(d=16, n=32, k=4, k_names=8, encoder=EncoderSpec("toy/words", 16))
-    assert config.k_names == 4
+def test_k_labels_never_exceeds_k() -> None:
+    config = SAEConfig(d=16, n=32, k=4, k_labels=8, encoder=EncoderSpec("toy/words", 16))
+    assert config.k_labels == 4
+
+
+def test_names_of_the_first_release_work_and_warn() -> None:
+    settings = {"d": 6, "n": 24, "k": 6, "encoder": EncoderSpec("toy/words", 6)}
+    with pytest.warns(DeprecationWarning, match="is now"):
+        config = SAEConfig(**settings, k_names=2, pursuit_steps=3, pursuit_candidates=12)  # type: ignore[call-arg]
+    assert config == SAEConfig(**settings, k_labels=2, refine_steps=3, refine_candidates=12)
+    for former, value in {"k_names": 2, "pursuit_steps": 3, "pursuit_candidates": 12}.items():
+        with pytest.warns(DeprecationWarning, match=former):
+            assert getattr(config, former) == value
+    codes = random_sae().encode(unit_rows(0, 3))
+    with pytest.warns(DeprecationWarning, match="truncate"):
+        first = codes.leading(2)
+    np.testing.assert_array_equal(first.indices, codes.truncate(2).indices)

@@ -11,7 +11,7 @@ from small_world import World
 
 from sae_steer_retriever.errors import SteeringError, StoreError, UnknownFeatureError
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes
 from sae_steer_retriever.search.counterfactual import Counterfactual
 from sae_steer_retriever.search.feedback import without_shared
 from sae_steer_retriever.steering.policy import Steering
@@ -50,7 +50,7 @@ def test_the_steering_told_lifts_the_passage_and_a_hundredth_less_does_not(
     assert len(found.features) == len(found.steering.edits) == 1
     (edit,) = found.steering.edits
     assert edit.strength == found.strength > 0
-    own = retriever.store.codes([name]).leading(retriever.sae.config.k_names)
+    own = retriever.store.codes([name]).truncate(retriever.sae.config.k_labels)
     assert edit.features[0] in own.indices[0]
     if found.strength > 0.01:
         less = {edit.name: round(found.strength - 0.01, 2)}
@@ -69,14 +69,14 @@ def test_drift_is_what_the_first_hits_lose(retriever: SteeredRetriever) -> None:
     found = lifted(retriever, k=5)
     plain = np.mean([hit.base_score for hit in retriever.search(QUERY, k=5)])
     steered = np.mean([hit.base_score for hit in retriever.search(QUERY, k=5, steer=found.steering)])
-    assert found.drift == pytest.approx((plain - steered) / plain)
-    assert f"the first 5 hits lose {found.drift:.1%}" in str(found)
+    assert found.score_loss == pytest.approx((plain - steered) / plain)
+    assert f"the first 5 hits lose {found.score_loss:.1%}" in str(found)
 
 
 def test_a_passage_that_is_there_needs_nothing(retriever: SteeredRetriever) -> None:
     hit = retriever.search(QUERY, k=1)[0]
     found = retriever.counterfactual(QUERY, hit)
-    assert (found.strength, found.features, found.drift, found.steering.edits) == (0.0, (), 0.0, ())
+    assert (found.strength, found.features, found.score_loss, found.steering.edits) == (0.0, (), 0.0, ())
     assert str(found) == f"{hit.id!r} is at rank 1 for {QUERY!r} without a steering."
 
 
@@ -207,7 +207,7 @@ def test_feedback_that_does_not_help_says_so(retriever: SteeredRetriever, monkey
     def against(*_: Any, **__: Any) -> Any:
         return found.__class__(opposed.edits, opposed.fingerprint)
 
-    monkeypatch.setattr("sae_steer_retriever.steerable.feedback", against)
+    monkeypatch.setattr("sae_steer_retriever.search.feedback.contrast", against)
     with pytest.raises(SteeringError, match="does not help 'create an object': without it .* at strength 2"):
         retriever.autosteer([first], query=question)
 

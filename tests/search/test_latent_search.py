@@ -1,20 +1,19 @@
-"""Searching by codes: cosines of damped codes, exact sums of shared features, and steering that edits the code."""
+"""Searching by power-normalised codes: exact sums of shared features, and steering that edits the code."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from exact_presence import exact_presence
+from exact_match import exact_match
 from small_world import World
 from toy import ToyEmbedder, catalog_for, random_sae
 
-from sae_steer_retriever.errors import MissingExtraError
-from sae_steer_retriever.retriever import Hit, SteeredRetriever
-from sae_steer_retriever.steering.policy import Add, Clamp, Scale, Suppress
+from sae_steer_retriever.explain.hits import Hit
+from sae_steer_retriever.retriever import SteeredRetriever
+from sae_steer_retriever.steering.operations import Add, Clamp, Scale, Suppress
 from sae_steer_retriever.store.chroma_store import ChromaStore
 
 QUERY = "wait until a thread has finished"
@@ -32,7 +31,7 @@ def plain(hits: list[Hit]) -> list[tuple[str, float, float, int | None]]:
     return [(hit.id, hit.score, hit.base_score, hit.base_rank) for hit in hits]
 
 
-def damped_codes(world: World, query: str = QUERY) -> tuple[np.ndarray, np.ndarray]:
+def normalised_codes(world: World, query: str = QUERY) -> tuple[np.ndarray, np.ndarray]:
     """(n,) the query's and (N, n) the passages' codes, dense, in float64, to the power .7."""
     sae = world.sae
     codes = sae.encode(np.concatenate([world.embedder.embed_queries([query]), world.vectors]))
@@ -42,14 +41,14 @@ def damped_codes(world: World, query: str = QUERY) -> tuple[np.ndarray, np.ndarr
 
 
 def cosines(world: World, change: dict[int, float] | None = None) -> np.ndarray:
-    """(N,) cosines of damped codes, after some of the query's damped activations were set."""
-    z_q, z = damped_codes(world)
+    """(N,) cosines of power-normalised codes, after some of the query's power-normalised activations were set."""
+    z_q, z = normalised_codes(world)
     for latent, value in (change or {}).items():
         z_q[latent] = value
     return np.asarray(z @ z_q / (np.linalg.norm(z, axis=1) * np.linalg.norm(z_q)))
 
 
-def test_without_steering_hits_are_by_the_cosine_of_damped_codes(retriever: SteeredRetriever, world: World) -> None:
+def test_without_steering_hits_are_by_the_cosine_of_normalised_codes(retriever: SteeredRetriever, world: World) -> None:
     expected = cosines(world)
     hits = retriever.search(QUERY, k=20, space="latent")
     rows = [world.ids.index(hit.id) for hit in hits]
@@ -69,10 +68,10 @@ def test_nothing_asked_for_changes_nothing(retriever: SteeredRetriever) -> None:
 
 
 @pytest.mark.parametrize("name", ["add", "take away", "clamp", "clamp own", "scale", "suppress"])
-def test_edits_change_the_damped_code_by_damped_units(retriever: SteeredRetriever, world: World, name: str) -> None:
+def test_edits_change_the_code_by_normalised_units(retriever: SteeredRetriever, world: World, name: str) -> None:
     own, other = features_of(retriever)
     units = retriever.catalog.calibration.unit.astype(np.float64) ** 0.7
-    had = damped_codes(world)[0]
+    had = normalised_codes(world)[0]
     assert had[other] == 0 < had[own]
     steer, change = {
         # One unit is what a passage adds to the query's code that has the feature at one unit.
@@ -95,8 +94,8 @@ def test_edits_change_the_damped_code_by_damped_units(retriever: SteeredRetrieve
         assert len(rows) == answers.sum()
 
 
-def test_each_shared_feature_has_its_share_of_the_damped_cosine(retriever: SteeredRetriever, world: World) -> None:
-    z_q, z = damped_codes(world)
+def test_each_shared_feature_has_its_share_of_the_normalised_cosine(retriever: SteeredRetriever, world: World) -> None:
+    z_q, z = normalised_codes(world)
     for hit in retriever.search(QUERY, k=5, space="latent"):
         x = z[world.ids.index(hit.id)]
         expected = z_q * x / (np.linalg.norm(z_q) * np.linalg.norm(x))
@@ -108,10 +107,10 @@ def test_each_shared_feature_has_its_share_of_the_damped_cosine(retriever: Steer
 def test_gates_read_codes_as_they_are(retriever: SteeredRetriever, world: World) -> None:
     _, other = features_of(retriever)
     calibration = retriever.catalog.calibration
-    presence = exact_presence(world.sae, calibration.match_unit, [other], [1.0], world.sae.encode(world.vectors))
+    feature_match = exact_match(world.sae, calibration.match_unit, [other], [1.0], world.sae.encode(world.vectors))
     # A unit is two spreads.
-    gains = 2 * 3.0 * calibration.score_spread * presence
-    assert ((presence > 0.05) & (presence < 0.95)).any()
+    gains = 2 * 3.0 * calibration.score_spread * feature_match
+    assert ((feature_match > 0.05) & (feature_match < 0.95)).any()
     steer = {other: Add(3.0, side="document")}
     for hit in retriever.search(QUERY, k=len(world.ids), space="latent", steer=steer, explain=False):
         assert hit.score - hit.base_score == pytest.approx(gains[world.ids.index(hit.id)], abs=1e-5)
@@ -176,7 +175,7 @@ def test_the_drift_cap_holds_for_the_code(retriever: SteeredRetriever) -> None:
 def test_suppressing_leaves_passages_with_the_feature_out(retriever: SteeredRetriever, world: World) -> None:
     own, _ = features_of(retriever)
     unit = retriever.catalog.calibration.match_unit
-    strong = exact_presence(world.sae, unit, [own], [1.0], world.sae.encode(world.vectors)) >= 0.5
+    strong = exact_match(world.sae, unit, [own], [1.0], world.sae.encode(world.vectors)) >= 0.5
     before = {hit.id for hit in retriever.search(QUERY, k=20, space="latent")}
     after = {hit.id for hit in retriever.search(QUERY, k=20, space="latent", steer={own: Suppress()})}
     left_out = {name for name, has in zip(world.ids, strong, strict=True) if has}
@@ -241,33 +240,7 @@ def test_what_was_added_is_found_and_what_has_no_codes_is_not(tmp_path: Path) ->
     assert retriever.search("word60 word61", k=1, space="latent")[0].id == "behind our back"
 
 
-@pytest.mark.parametrize("name", ["none", "add", "both", "suppress", "filter"])
-def test_seismic_gives_the_same_hits_on_a_small_store(retriever: SteeredRetriever, world: World, name: str) -> None:
-    pytest.importorskip("seismic", reason="needs the `scale` extra")
-    other_engine = SteeredRetriever(retriever.store, world.embedder, world.catalog, latent_engine="seismic")
-    own, other = features_of(retriever)
-    options: dict[str, Any] = {
-        "none": {},
-        "add": {"steer": {other: 0.5}},
-        "both": {"steer": {other: Add(0.5, side="both")}},
-        "suppress": {"steer": {own: Suppress()}},
-        "filter": {"where": {"module": "threading"}, "steer": {other: Add(0.5, side="document")}},
-    }[name]
-    exact = retriever.search(QUERY, k=8, space="latent", **options)
-    found = other_engine.search(QUERY, k=8, space="latent", **options)
-    shared = {hit.id: hit.score for hit in exact}
-    assert len(shared.keys() & {hit.id for hit in found}) >= 7
-    for hit in found:
-        assert hit.attribution is not None
-        assert hit.attribution.total == pytest.approx(hit.score, abs=1e-5)
-        assert hit.id not in shared or shared[hit.id] == pytest.approx(hit.score, abs=1e-5)
-
-
-def test_an_engine_that_is_not_there_is_refused_at_once(
-    retriever: SteeredRetriever, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ValueError, match="latent_engine is 'faiss', expected one of exact, seismic"):
-        SteeredRetriever(retriever.store, world.embedder, world.catalog, latent_engine="faiss")  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "seismic", None)
-    with pytest.raises(MissingExtraError, match=r"\[scale\]"):
-        SteeredRetriever(retriever.store, world.embedder, world.catalog, latent_engine="seismic")
+@pytest.mark.parametrize("engine", ["faiss", "seismic"])
+def test_an_engine_that_is_not_there_is_refused_at_once(retriever: SteeredRetriever, world: World, engine: str) -> None:
+    with pytest.raises(ValueError, match=f"latent_engine is '{engine}'"):
+        SteeredRetriever(retriever.store, world.embedder, world.catalog, latent_engine=engine)

@@ -14,7 +14,7 @@ from sae_steer_retriever.errors import MismatchError, UnknownFeatureError
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.search.reranker import Reranker
-from sae_steer_retriever.steering.policy import Add, Clamp, Scale, Suppress
+from sae_steer_retriever.steering.operations import Add, Clamp, Scale, Suppress
 
 QUERY = "parse a string into an object"
 

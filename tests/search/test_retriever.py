@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from exact_presence import exact_presence, exact_x_hat
+from exact_match import exact_match, exact_x_hat
 from small_world import World
 from toy import ToyEmbedder, catalog_for, random_sae, unit_rows
 
@@ -21,14 +21,19 @@ from sae_steer_retriever.errors import (
     StoreError,
     UnknownFeatureError,
 )
+from sae_steer_retriever.explain.hits import Hit
 from sae_steer_retriever.features.catalog import FeatureCatalog
+from sae_steer_retriever.features.loading import load_sae
 from sae_steer_retriever.features.text_reading import Concept
-from sae_steer_retriever.retriever import DEFAULT_FETCH_K, SPACES, SteeredRetriever, load_sae
-from sae_steer_retriever.sae.topk_sae import Array, Codes, TopKSAE
-from sae_steer_retriever.search.hits import Hit
-from sae_steer_retriever.steering.plan import plan_code
-from sae_steer_retriever.steering.policy import Add, Clamp, Scale, Steering, Suppress, plan
-from sae_steer_retriever.store.chroma_store import ChromaStore, connect
+from sae_steer_retriever.retriever import SteeredRetriever
+from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.search.options import DEFAULT_FETCH_K, SPACES
+from sae_steer_retriever.steering.operations import Add, Clamp, Scale, Suppress
+from sae_steer_retriever.steering.plan import plan, plan_code
+from sae_steer_retriever.steering.policy import Steering
+from sae_steer_retriever.store.chroma_store import ChromaStore
+from sae_steer_retriever.store.connection import connect
 
 QUERIES = ["wait until a thread has finished", "compress a file", "?"]
 FILTERS = [None, {"module": "threading"}, {"module": {"$in": ["shutil", "zipfile", "socket"]}}]
@@ -54,7 +59,7 @@ def brute_force(
     plan_ = plan(steering, vector, h_q, sae, calibration)
     codes = sae.encode(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     x, x_hat = vectors.astype(np.float64), exact_x_hat(sae, codes)
-    v = plan_.shift(len(q)).astype(np.float64)
+    v = plan_.total_shift(len(q)).astype(np.float64)
     if space == "original":
         base = plain(x, vector.astype(np.float64))
         scores = base + x_hat @ v
@@ -63,18 +68,18 @@ def brute_force(
         base = x_hat @ vector / (lengths * np.linalg.norm(vector))
         scores = x_hat @ (vector + v) / (lengths * np.linalg.norm(vector + v))
     unit = calibration.match_unit
-    for gate in plan_.gates:
-        scores = scores + gate.amount * exact_presence(sae, unit, gate.features, gate.weights, codes)
+    for boost in plan_.boosts:
+        scores = scores + boost.amount * exact_match(sae, unit, boost.features, boost.weights, codes)
     kept = np.ones(len(x), dtype=bool)
-    for gate in plan_.excluded:
-        kept &= exact_presence(sae, unit, gate.features, gate.weights, codes) < 0.5
+    for boost in plan_.excluded:
+        kept &= exact_match(sae, unit, boost.features, boost.weights, codes) < 0.5
     return scores, base, kept
 
 
 def brute_force_of_codes(
     retriever: SteeredRetriever, h_q: Codes[np.ndarray], codes: Codes[np.ndarray], steering: Steering
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same for cosines of damped codes, dense; a passage that shares nothing with the query may be no hit."""
+    """The same for cosines of codes, dense; a passage that shares nothing with the query may be no hit."""
     sae, calibration = retriever.sae, retriever.catalog.calibration
 
     def dense(rows: Codes[np.ndarray]) -> np.ndarray:
@@ -88,14 +93,14 @@ def brute_force_of_codes(
     z, z_q = dense(codes), dense(h_q)[0]
     code = plan_code(steering, h_q, calibration)
     edited = z_q.copy()
-    edited[code.latents] += code.plan.shift(len(code.latents))
+    edited[code.latents] += code.plan.total_shift(len(code.latents))
     base, scores = cosines(z_q), cosines(edited)
     unit = calibration.match_unit
-    for gate in code.plan.gates:
-        scores = scores + gate.amount * exact_presence(sae, unit, gate.features, gate.weights, codes)
+    for boost in code.plan.boosts:
+        scores = scores + boost.amount * exact_match(sae, unit, boost.features, boost.weights, codes)
     kept = (base > 0) | (scores > 0)
-    for gate in code.plan.excluded:
-        kept &= exact_presence(sae, unit, gate.features, gate.weights, codes) < 0.5
+    for boost in code.plan.excluded:
+        kept &= exact_match(sae, unit, boost.features, boost.weights, codes) < 0.5
     return scores, base, kept
 
 
@@ -115,7 +120,7 @@ def steerings(own: int, other: int) -> dict[str, dict[Any, Any]]:
         "both": {other: Add(0.6, side="both")},
         "strong": {other: Add(5.0, side="both")},
         "negative": {own: Add(-0.8, side="both")},
-        "negative gate": {own: Add(-3.0, side="document")},
+        "negative document boost": {own: Add(-3.0, side="document")},
         "no side said": {own: -0.5, other: 0.5},
         "clamp and scale": {own: Scale(0.0), other: Clamp(1.5)},
         "suppress": {own: Suppress()},
@@ -151,12 +156,12 @@ def test_without_steering_hits_are_those_of_the_plain_collection(
             assert [hit.base_rank for hit in hits] == list(range(1, len(hits) + 1))
 
 
-def test_without_steering_the_reconstructed_space_is_the_companions_own_search(
+def test_without_steering_the_reconstructed_space_is_the_sidecars_own_search(
     retriever: SteeredRetriever, world: World
 ) -> None:
     q = retriever.embedder.embed_queries([QUERIES[0]])
     q_hat = world.sae.reconstruct(q)[0]
-    plain = retriever.store.companion._collection.query(query_embeddings=[q_hat], n_results=9)
+    plain = retriever.store.sidecar._collection.query(query_embeddings=[q_hat], n_results=9)
     hits = retriever.search(QUERIES[0], k=9, space="reconstructed")
     assert [hit.id for hit in hits] == plain["ids"][0]
     _, base, _ = brute_force(retriever, q[0], world.vectors, retriever.resolve({}), "reconstructed")
@@ -238,7 +243,7 @@ def test_a_strength_that_says_no_side_tilts_and_rewards_or_edits_the_code(retrie
 
 def test_a_feature_brings_its_passages_up(retriever: SteeredRetriever, world: World) -> None:
     _, other = features_of(retriever, QUERIES[0])
-    names = world.sae.encode(world.vectors, k=world.sae.config.k_names)
+    names = world.sae.encode(world.vectors, k=world.sae.config.k_labels)
     has = (names.indices == other).any(axis=1)
 
     def share(strength: float) -> float:
@@ -427,21 +432,21 @@ def test_a_stronger_steering_never_lowers_a_passage_that_has_the_feature(theirs:
     feature = int(np.argmax(theirs.retriever.catalog.calibration.count))
     unit = theirs.retriever.catalog.calibration.match_unit
     codes = theirs.retriever.sae.encode(theirs.vectors / np.linalg.norm(theirs.vectors, axis=1, keepdims=True))
-    presence = exact_presence(theirs.retriever.sae, unit, [feature], [1.0], codes)
+    feature_match = exact_match(theirs.retriever.sae, unit, [feature], [1.0], codes)
     q = unit_rows(77, 1)[0]
     ranked = [
         {hit.id: hit.score for hit in theirs.retriever.search(
             "x", embedding=q, k=COUNT, steer={feature: Add(strength, side=side)}, drift_cap=0.3, explain=False)}
         for strength in (-0.6, -0.2, 0.2, 0.6)
     ]  # fmt: skip
-    assert (presence > 0.5).sum() > 5
+    assert (feature_match > 0.5).sum() > 5
     for weak, strong in zip(ranked, ranked[1:], strict=False):
         assert len(weak) == len(strong) == COUNT
         gained = np.array([strong[name] - weak[name] for name in theirs.names])
-        assert (gained[presence > 0.5] > 1e-3).all()
+        assert (gained[feature_match > 0.5] > 1e-3).all()
         if side == "document":
             # A unit is two spreads, each of .2.
-            np.testing.assert_allclose(gained, 0.4 * 2 * 0.2 * presence, atol=1e-5)
+            np.testing.assert_allclose(gained, 0.4 * 2 * 0.2 * feature_match, atol=1e-5)
 
 
 # -- what may be asked ------------------------------------------------------------------------------------------------

@@ -11,30 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Run
-from exact_presence import exact_presence
+from exact_match import exact_match
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small_world import World
 from toy import N, ToyEmbedder, catalog_for, random_sae, unit_rows
 
 from sae_steer_retriever.errors import ArtifactError, MismatchError, SteeringError, UnknownFeatureError
+from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.search.reranker import Reranker
-from sae_steer_retriever.steering.compose import compose
-from sae_steer_retriever.steering.policy import (
-    LARGEST_STRENGTH,
-    USEFUL_STRENGTH,
-    Add,
-    AddRaw,
-    Clamp,
-    Resolution,
-    Scale,
-    Steering,
-    Suppress,
-    When,
-    parse,
-    resolve,
-)
+from sae_steer_retriever.steering.operations import LARGEST_STRENGTH, Add, AddRaw, Clamp, Scale, Suppress, When
+from sae_steer_retriever.steering.policy import USEFUL_STRENGTH, Steering, compose, parse, resolve
 
 SAE = random_sae(3)
 PASSAGES = unit_rows(4, 300)
@@ -103,7 +91,7 @@ def test_a_condition_that_makes_no_sense_is_refused(given: Any) -> None:
 def test_an_edit_is_made_if_and_only_if_the_query_has_more_than_asked(
     row: int, name: Any, above: float, strength: float
 ) -> None:
-    names = SAE.encode(PASSAGES[row][None]).leading(SAE.config.k_names)
+    names = SAE.encode(PASSAGES[row][None]).truncate(SAE.config.k_labels)
     own = np.zeros(N)
     own[names.indices[0]] = names.values[0]
     meant = resolver(name)
@@ -239,11 +227,11 @@ def test_the_score_of_a_passage_that_has_a_feature_rises_with_its_strength(
     assume(high - low > 1e-2)
     weak, strong = (scores({feature: Add(strength, "document")}, row) for strength in (low, high))
     unit = CATALOG.calibration.match_unit
-    presence = exact_presence(SAE, unit, [feature], [1.0], SAE.encode(PASSAGES[:60]))
-    assert (presence > 1e-3).any()
+    feature_match = exact_match(SAE, unit, [feature], [1.0], SAE.encode(PASSAGES[:60]))
+    assert (feature_match > 1e-3).any()
     for position in range(60):
         assert strong[position] >= weak[position] - 1e-6
-        if presence[position] > 1e-3:
+        if feature_match[position] > 1e-3:
             assert strong[position] > weak[position]
 
 
@@ -267,7 +255,7 @@ def test_zero_strength_is_no_steering_also_from_a_stored_policy(row: int, name: 
 
 def test_a_condition_decides_for_each_query() -> None:
     queries = unit_rows(8, 20)
-    names = SAE.encode(queries).leading(SAE.config.k_names)
+    names = SAE.encode(queries).truncate(SAE.config.k_labels)
     feature = int(names.indices[0, 0])
     has = ((names.indices == feature) & (names.values > 0)).any(axis=1)
     assert 0 < has.sum() < 20
@@ -325,7 +313,7 @@ def test_a_failed_condition_is_the_plain_search_in_every_space(
     retriever: SteeredRetriever, world: World, space: Any
 ) -> None:
     q = retriever.embedder.embed_queries([QUERY])
-    names = retriever.sae.encode(q).leading(retriever.sae.config.k_names)
+    names = retriever.sae.encode(q).truncate(retriever.sae.config.k_labels)
     own = int(names.indices[0, 0])
     absent = next(f for f in range(64) if f not in names.indices[0].tolist())
     plain = found(retriever, space=space)
@@ -333,7 +321,7 @@ def test_a_failed_condition_is_the_plain_search_in_every_space(
     met = found(retriever, {"thread": Add(1.0).when(own, above=0)}, space=space)
     assert met == found(retriever, {"thread": 1.0}, space=space) != plain
     steering = retriever.resolve({"thread": Add(1.0).when(absent, above=0), "#5": 0.2})
-    assert [edit.name for edit in retriever.applied(steering, QUERY).edits] == ["#5"]
+    assert [edit.name for edit in retriever.active_edits(steering, QUERY).edits] == ["#5"]
 
 
 # -- in the frameworks ------------------------------------------------------------------------------------------------
@@ -383,7 +371,7 @@ def test_search_says_whether_a_condition_holds(
     sae_steer: Run, filled_folder: Path, retriever: SteeredRetriever
 ) -> None:
     search = ("search", QUERY, "--store", filled_folder / "chroma")
-    names = retriever.sae.encode(retriever.embedder.embed_queries([QUERY])).leading(4).indices[0].tolist()
+    names = retriever.sae.encode(retriever.embedder.embed_queries([QUERY])).truncate(4).indices[0].tolist()
     absent = next(feature for feature in range(64) if feature not in names)
     for feature, holds in ((names[0], True), (absent, False)):
         steer = ("--steer", f"thread=+0.7 when #{feature}>0")
@@ -399,7 +387,7 @@ def test_search_says_whether_a_condition_holds(
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--policy", "nowhere.json"], 2, "--policy 'nowhere.json': no such file; --save-policy writes one"),
+        (["--policy", "nowhere.json"], 2, "no such file; `sae-steer search --save-policy FILE` writes one"),
         (["--save-policy", "mine.json"], 2, "--save-policy has nothing to save"),
         (["--steer", "thread=0.5 when #3"], 2, "is no strength"),
         (["--steer", "thread=0.5 when #3>much"], 2, "is no strength"),

@@ -8,32 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exact_presence import exact_presence
+from exact_match import exact_match
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from toy import N, catalog_for, random_sae, unit_rows
 
 from sae_steer_retriever.errors import MismatchError, SteeringError
-from sae_steer_retriever.sae.topk_sae import Array
+from sae_steer_retriever.features.name_resolver import Resolution
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.search.ranking import Ranker
-from sae_steer_retriever.steering.document_boost import FeaturePresence
-from sae_steer_retriever.steering.policy import (
-    DEFAULT_DRIFT_CAP,
-    LARGEST_STRENGTH,
-    Add,
-    AddRaw,
-    Clamp,
-    Gate,
-    Plan,
-    Resolution,
-    Scale,
-    Steering,
-    Suppress,
-    cap_drift,
-    parse,
-    plan,
-    resolve,
-)
+from sae_steer_retriever.steering.document_boost import FeatureMatch
+from sae_steer_retriever.steering.operations import LARGEST_STRENGTH, Add, AddRaw, Clamp, Scale, Suppress
+from sae_steer_retriever.steering.plan import DocumentBoost, Plan, cap_drift, plan
+from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering, parse, resolve
 
 SAE = random_sae(3)
 PASSAGES = unit_rows(4, 300)
@@ -61,9 +48,9 @@ def planned(steer: dict[Any, Any], q: Array, **options: Any) -> Plan:
 
 
 def asked_shift(steer: dict[Any, Any], q: Array) -> np.ndarray:
-    """The tilt before the drift cap."""
+    """The query shift before the drift cap."""
     plan_ = planned(steer, q, drift_cap=0.01)
-    return plan_.shift(len(q)).astype(np.float64) / plan_.capped
+    return plan_.total_shift(len(q)).astype(np.float64) / plan_.capped
 
 
 def activations(q: Array) -> np.ndarray:
@@ -302,8 +289,8 @@ def test_what_two_suppressed_families_share_is_removed_once() -> None:
 def test_the_order_of_edits_does_not_matter(steer: dict[Any, Any], row: int, cap: float) -> None:
     one = planned(steer, QUERIES[row], drift_cap=cap)
     other = planned(dict(reversed(steer.items())), QUERIES[row], drift_cap=cap)
-    np.testing.assert_allclose(one.shift(16), other.shift(16), atol=1e-5)
-    assert set(one.gates) == set(other.gates)
+    np.testing.assert_allclose(one.total_shift(16), other.total_shift(16), atol=1e-5)
+    assert set(one.boosts) == set(other.boosts)
     assert set(one.excluded) == set(other.excluded)
 
 
@@ -352,7 +339,7 @@ def test_a_tilt_straight_against_the_query_leaves_a_query() -> None:
 def test_no_steering_drifts_beyond_the_cap(steer: dict[Any, Any], row: int, cap: float) -> None:
     q = QUERIES[row]
     capped = planned(steer, q, drift_cap=cap)
-    assert cosine(q.astype(np.float64), q + capped.shift(len(q)).astype(np.float64)) >= cap - 1e-5
+    assert cosine(q.astype(np.float64), q + capped.total_shift(len(q)).astype(np.float64)) >= cap - 1e-5
     assert 0 <= capped.capped <= 1
 
 
@@ -360,18 +347,19 @@ def test_a_cap_that_binds_is_said_and_gates_are_not_cut(caplog: pytest.LogCaptur
     capped = planned({5: Add(10.0, side="both")}, QUERIES[0], drift_cap=DEFAULT_DRIFT_CAP)
     assert capped.capped < 1
     assert "capped" in caplog.text
-    assert capped.gates[0].amount == pytest.approx(10 * CATALOG.calibration.score_spread)
+    assert capped.boosts[0].amount == pytest.approx(10 * CATALOG.calibration.score_spread)
 
 
-# -- gates on passages ------------------------------------------------------------------------------------------------
+# -- document boosts on passages
+# ------------------------------------------------------------------------------------------------
 
 CODES = SAE.encode(PASSAGES)
 
 
-def exact_gain(gate: Gate) -> np.ndarray:
-    """(300,) what a gate adds to the passages' scores, by the definition."""
-    presence = exact_presence(SAE, MATCH_UNIT, gate.features, gate.weights, CODES)
-    return np.asarray(gate.amount * presence)
+def exact_gain(boost: DocumentBoost) -> np.ndarray:
+    """(300,) what a document boost adds to the passages' scores, by the definition."""
+    feature_match = exact_match(SAE, MATCH_UNIT, boost.features, boost.weights, CODES)
+    return np.asarray(boost.amount * feature_match)
 
 
 @settings(max_examples=40, deadline=None)
@@ -379,14 +367,14 @@ def exact_gain(gate: Gate) -> np.ndarray:
 def test_a_gate_adds_two_spreads_a_unit_to_a_passage_that_has_all_and_half_of_both_sides(
     name: Any, strength: float, row: int, side: Any
 ) -> None:
-    (gate,) = planned({name: Add(strength, side=side)}, QUERIES[row]).gates
+    (boost,) = planned({name: Add(strength, side=side)}, QUERIES[row]).boosts
     features, weights, _ = resolver(name)
-    assert (gate.features, gate.weights) == (features, weights)
+    assert (boost.features, boost.weights) == (features, weights)
     share = 0.5 if side == "both" else 1.0
-    assert gate.amount == pytest.approx(2 * share * strength * CATALOG.calibration.score_spread)
-    gains = exact_gain(gate)
-    assert np.abs(gains).max() == pytest.approx(abs(gate.amount)), "some passage has it in full"
-    assert (np.abs(gains) <= abs(gate.amount) + 1e-9).all()
+    assert boost.amount == pytest.approx(2 * share * strength * CATALOG.calibration.score_spread)
+    gains = exact_gain(boost)
+    assert np.abs(gains).max() == pytest.approx(abs(boost.amount)), "some passage has it in full"
+    assert (np.abs(gains) <= abs(boost.amount) + 1e-9).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -405,21 +393,21 @@ def test_a_stronger_gate_raises_what_has_the_feature_and_lowers_nothing(
 
     weak, strong = ranked(low), ranked(high)
     features, weights, _ = resolver(name)
-    presence = exact_presence(SAE, MATCH_UNIT, features, weights, CODES)
-    assert (presence > 1e-3).any()
+    feature_match = exact_match(SAE, MATCH_UNIT, features, weights, CODES)
+    assert (feature_match > 1e-3).any()
     for row_, passage in enumerate(IDS):
         gained = strong[passage] - weak[passage]
-        expected = 2 * (high - low) * CATALOG.calibration.score_spread * presence[row_]
+        expected = 2 * (high - low) * CATALOG.calibration.score_spread * feature_match[row_]
         assert gained == pytest.approx(expected, abs=1e-5)
-        assert gained > 0 if presence[row_] > 1e-3 else gained >= -1e-7
+        assert gained > 0 if feature_match[row_] > 1e-3 else gained >= -1e-7
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.5), (0.2, 0.1), (1e-3, 5e-4)])
 def test_a_familys_gate_is_the_same_at_any_scale_of_its_weights(weights: tuple[float, float]) -> None:
-    gate = Gate("two", (7, 9), weights, 0.3)
-    expected = exact_gain(Gate("two", (7, 9), (1.0, 0.5), 0.3))
-    presence = FeaturePresence(SAE, MATCH_UNIT, gate.features, gate.weights)
-    np.testing.assert_allclose(gate.amount * presence.of(CODES), expected, atol=1e-6)
+    boost = DocumentBoost("two", (7, 9), weights, 0.3)
+    expected = exact_gain(DocumentBoost("two", (7, 9), (1.0, 0.5), 0.3))
+    feature_match = FeatureMatch(SAE, MATCH_UNIT, boost.features, boost.weights)
+    np.testing.assert_allclose(boost.amount * feature_match.of(CODES), expected, atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -430,6 +418,6 @@ def test_a_stronger_tilt_never_moves_less_even_where_the_cap_binds(
     high = min(low + more, LARGEST_STRENGTH)
     q = QUERIES[row]
     weak, strong = (
-        np.linalg.norm(planned({name: Add(s, side="query")}, q, drift_cap=0.8).shift(len(q))) for s in (low, high)
+        np.linalg.norm(planned({name: Add(s, side="query")}, q, drift_cap=0.8).total_shift(len(q))) for s in (low, high)
     )
     assert strong >= weak - 1e-5

@@ -1,8 +1,7 @@
-"""The inverted index of codes: it finds what the dense dot product finds, exactly, or nearly through Seismic."""
+"""The inverted index of codes: it finds what the dense dot product finds, exactly."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sae_steer_retriever.errors import MismatchError, MissingExtraError
-from sae_steer_retriever.sae.topk_sae import Codes
-from sae_steer_retriever.store.latent_index import SIMILARITIES, LatentIndex, Similarity, damp, damped
-from sae_steer_retriever.store.seismic_index import SeismicIndex
+from sae_steer_retriever.errors import MismatchError
+from sae_steer_retriever.sae.codes import Codes, power_normalise, power_normalised
+from sae_steer_retriever.store.latent_index import SIMILARITIES, LatentIndex, Similarity
 
 N_LATENTS = 9
 
@@ -88,12 +86,12 @@ def test_more_passages_than_are_sorted_at_a_time_are_all_there() -> None:
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32, allow_subnormal=False), max_size=8))
 def test_damping_is_the_power_of_the_size_and_keeps_the_sign(values: list[float]) -> None:
-    found = damp(np.array(values, np.float32))
+    found = power_normalise(np.array(values, np.float32))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, [np.sign(value) * abs(value) ** 0.7 for value in values], rtol=1e-5)
 
 
-def test_one_large_value_decides_less_when_it_is_damped() -> None:
+def test_one_large_value_decides_less_when_it_is_normalised() -> None:
     # The query shares its outlier with the first passage, and everything else with the second.
     query: Codes[NDArray[Any]] = Codes(np.array([[0, 1, 2, 3, 4]]), np.array([[9, 4, 4, 4, 4]], np.float32))
     passages: Codes[NDArray[Any]] = Codes(
@@ -104,14 +102,12 @@ def test_one_large_value_decides_less_when_it_is_damped() -> None:
         for similarity in SIMILARITIES
     }
     assert first == {"dot": [0], "cosine": [0], "damped": [1]}
-    assert damped(passages).indices is passages.indices
+    assert power_normalised(passages).indices is passages.indices
 
 
 def test_a_similarity_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="similarity is 'cosin', expected one of dot, cosine, damped"):
         LatentIndex.build(random_codes(3, N_LATENTS, 2), N_LATENTS, similarity="cosin")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="similarity is 'cosin', expected one of dot, cosine, damped"):
-        SeismicIndex.build(random_codes(3, N_LATENTS, 2), N_LATENTS, similarity="cosin")  # type: ignore[arg-type]
 
 
 def test_a_negative_weight_takes_away() -> None:
@@ -128,43 +124,3 @@ def test_a_latent_of_another_sae_is_refused(latent: int) -> None:
         LatentIndex.build(wrong, N_LATENTS)
     with pytest.raises(MismatchError, match=f"latent {latent}.*#0 to #8"):
         LatentIndex.build(random_codes(3, N_LATENTS, 2), N_LATENTS).search(wrong, 2)
-
-
-@pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_seismic_finds_nearly_the_same_with_the_same_scores(similarity: Similarity) -> None:
-    pytest.importorskip("seismic", reason="needs the `scale` extra")
-    passages, queries = random_codes(3000, 128, 12), random_codes(20, 128, 12, seed=1)
-    exact = LatentIndex.build(passages, 128, similarity=similarity)
-    seismic = SeismicIndex.build(passages, 128, similarity=similarity)
-    assert len(seismic) == 3000
-    allowed = np.arange(3000) % 3 == 0
-    for mask in (None, allowed):
-        shares = []
-        for one, other in zip(
-            exact.search(queries, 10, allowed=mask), seismic.search(queries, 10, allowed=mask), strict=True
-        ):
-            assert mask is None or mask[other.rows].all()
-            assert len(other.rows) == 10
-            both = {row: score for row, score in zip(one.rows.tolist(), one.scores.tolist(), strict=True)}
-            for row, score in zip(other.rows.tolist(), other.scores.tolist(), strict=True):
-                assert row not in both or both[row] == pytest.approx(score, rel=1e-5)
-            assert (np.diff(other.scores) <= 0).all()
-            shares.append(len(both.keys() & set(other.rows.tolist())) / 10)
-        assert np.mean(shares) >= 0.9
-
-
-def test_seismic_of_nothing_finds_nothing() -> None:
-    pytest.importorskip("seismic", reason="needs the `scale` extra")
-    nothing: Codes[NDArray[Any]] = Codes(np.zeros((3, 2), np.int32), np.zeros((3, 2), np.float32))
-    query = random_codes(1, N_LATENTS, 2)
-    assert len(SeismicIndex.build(nothing, N_LATENTS).search(query, 4)[0].rows) == 0
-    (hits,) = SeismicIndex.build(random_codes(30, N_LATENTS, 2), N_LATENTS).search(
-        Codes(query.indices, -query.values), 4
-    )
-    assert len(hits.rows) == 0
-
-
-def test_seismic_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "seismic", None)
-    with pytest.raises(MissingExtraError, match=r"sae-steer-retriever\[scale\]"):
-        SeismicIndex.build(random_codes(3, N_LATENTS, 2), N_LATENTS)

@@ -23,11 +23,14 @@ from toy import K, N, ToyEmbedder, catalog_for, random_sae, unit_rows
 
 from sae_steer_retriever.errors import MismatchError, StoreError
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.codes import pack, unpack
-from sae_steer_retriever.sae.topk_sae import Codes
+from sae_steer_retriever.sae.codes import Codes, pack, unpack
 from sae_steer_retriever.store import chroma_store as store_module
-from sae_steer_retriever.store.chroma_store import ChromaStore, connect, rebuild, recorded_sae
+from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.store.code_index import CodeIndex
+from sae_steer_retriever.store.connection import connect
+from sae_steer_retriever.store.recorded_sae import recorded_sae
+from sae_steer_retriever.store.sidecar import rebuild
+from sae_steer_retriever.store.store_reader import StoreReader
 
 SAE = random_sae(3)
 WORDS = """
@@ -58,7 +61,7 @@ def store(tmp_path: Path) -> ChromaStore:
 def contents(store: ChromaStore) -> dict[str, Any]:
     """Everything the two collections hold."""
     everything: dict[str, Any] = {}
-    for name in (store.documents.name, store.companion.name):
+    for name in (store.documents.name, store.sidecar.name):
         collection = store._client.get_collection(name, embedding_function=None)
         rows = collection.get(include=["documents", "metadatas", "embeddings"])
         everything[name] = {
@@ -69,11 +72,11 @@ def contents(store: ChromaStore) -> dict[str, Any]:
 
 
 def assert_in_step(store: ChromaStore) -> None:
-    """The companion holds decode(encode(x)) and the codes of every stored vector, and nothing else."""
+    """The sidecar holds decode(encode(x)) and the codes of every stored vector, and nothing else."""
     state = contents(store)
-    documents, companion = state[store.documents.name], state[store.companion.name]
-    assert companion.keys() == documents.keys()
-    for name, (_, metadata, x_hat) in companion.items():
+    documents, sidecar = state[store.documents.name], state[store.sidecar.name]
+    assert sidecar.keys() == documents.keys()
+    for name, (_, metadata, x_hat) in sidecar.items():
         x = np.array([documents[name][2]], dtype=np.float32)
         codes = SAE.encode(x / np.linalg.norm(x))
         np.testing.assert_allclose(x_hat, SAE.decode(codes)[0], atol=1e-5)
@@ -87,7 +90,7 @@ def assert_in_step(store: ChromaStore) -> None:
 # -- add, update, delete ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_added_is_found_and_has_a_companion(store: ChromaStore, embedder: ToyEmbedder) -> None:
+def test_what_is_added_is_found_and_has_a_sidecar(store: ChromaStore, embedder: ToyEmbedder) -> None:
     passages = texts(20)
     report = store.add(ids(20), passages, [{"n": n} for n in range(20)], embedder=embedder)
     assert report == (20, 0, 0)
@@ -101,12 +104,12 @@ def test_what_is_added_is_found_and_has_a_companion(store: ChromaStore, embedder
 def test_adding_again_embeds_and_writes_nothing(store: ChromaStore, embedder: ToyEmbedder) -> None:
     metadatas = [{"n": 1, "f": 0.5, "b": True, "s": "x", "l": ["a", "b"]}, None, {}] * 5
     store.add(ids(15), texts(15), metadatas, embedder=embedder)
-    before, stamp = contents(store), store.companion.stamp()
+    before, generation = contents(store), store.sidecar.generation()
     embedder.embedded.clear()
     assert store.add(ids(15), texts(15), metadatas, embedder=embedder) == (0, 0, 15)
     assert embedder.embedded == []
     assert contents(store) == before
-    assert store.companion.stamp() == stamp, "local copies of the codes stay valid"
+    assert store.sidecar.generation() == generation, "local copies of the codes stay valid"
 
 
 def test_a_changed_text_is_replaced_in_both_and_alone_embedded(store: ChromaStore, embedder: ToyEmbedder) -> None:
@@ -145,7 +148,7 @@ def test_batches_beyond_chromas_limit_are_cut(
 ) -> None:
     monkeypatch.setattr(store._client, "get_max_batch_size", lambda: 7)
     sizes: list[int] = []
-    for collection in (store.documents, store.companion._collection):
+    for collection in (store.documents, store.sidecar._collection):
         for method in ("add", "upsert", "update", "delete"):
             original = getattr(collection, method)
 
@@ -221,7 +224,7 @@ def test_a_failure_in_the_middle_leaves_a_store_that_still_serves(
 
     with pytest.raises(RuntimeError, match="out of memory"):
         store.add(ids(10), texts(10), embedder=Fails())
-    assert store.companion.stamp() is not None, "else every search would read all codes anew"
+    assert store.sidecar.generation() is not None, "else every search would read all codes anew"
     assert len(store.index) == 5
     assert store.add(ids(10), texts(10), embedder=embedder) == (5, 0, 5)
     assert_in_step(store)
@@ -245,13 +248,13 @@ def test_packed_codes_unpack_to_the_last_bit(rows: int, k: int, n: int, seed: in
 
 
 def test_the_code_index_is_memory_mapped_and_right(tmp_path: Path) -> None:
-    count, n, k, k_names = 100_000, 512, 64, 8
+    count, n, k, k_labels = 100_000, 512, 64, 8
     random = np.random.default_rng(0)
     page: Codes[np.ndarray] = Codes(
         random.integers(0, n, (count // 10, k), dtype=np.int32), random.random((count // 10, k), dtype=np.float32)
     )
     pages = (([f"{part}-{row}" for row in range(count // 10)], page) for part in range(10))
-    CodeIndex.build(pages, n, k, k_names).save(tmp_path, "stamp")
+    CodeIndex.build(pages, n, k, k_labels).save(tmp_path, "stamp")
     index = CodeIndex.load(tmp_path, "stamp")
     assert index is not None
     assert isinstance(index.codes.indices, np.memmap)
@@ -260,7 +263,7 @@ def test_the_code_index_is_memory_mapped_and_right(tmp_path: Path) -> None:
     rows = index.rows_of(["3-17", "unknown", "9-9999"])
     assert rows.tolist() == [30_017, -1, 99_999]
     np.testing.assert_array_equal(index.take(rows[[0, 2]]).values, page.values[[17, 9999]])
-    expected = np.nonzero((page.indices[:, :k_names] == 77).any(axis=1))[0]
+    expected = np.nonzero((page.indices[:, :k_labels] == 77).any(axis=1))[0]
     listed = index.posting(77)
     np.testing.assert_array_equal(np.unique(listed[listed < count // 10]), expected)
 
@@ -377,7 +380,7 @@ def foreign(client: Any, space: str, count: int = 40, scale: float = 1.0, name: 
 
 @pytest.mark.parametrize("space", ["l2", "cosine", "ip"])
 @pytest.mark.parametrize("scale", [0.0, 3.0], ids=["unit", "any norm"])
-def test_attach_makes_a_companion_and_changes_nothing_else(space: str, scale: float, tmp_path: Path) -> None:
+def test_attach_makes_a_sidecar_and_changes_nothing_else(space: str, scale: float, tmp_path: Path) -> None:
     client = connect(path=tmp_path)
     collection = foreign(client, space, scale=scale)
     everything = ["documents", "metadatas", "embeddings"]
@@ -443,14 +446,14 @@ def test_collections_are_found_in_the_objects_that_wrap_them(tmp_path: Path) -> 
         ChromaStore.from_collection([collection], SAE)
 
 
-def test_a_missing_companion_row_is_searched_and_steered_like_the_others(
+def test_a_missing_sidecar_row_is_searched_and_steered_like_the_others(
     tmp_path: Path, embedder: ToyEmbedder, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = ChromaStore.open(SAE, path=tmp_path / "whole")
     part = ChromaStore.open(SAE, path=tmp_path / "part")
     for store in (whole, part):
         store.add(ids(60), texts(60), embedder=embedder)
-    part.companion._collection.delete(ids=ids(20))
+    part.sidecar._collection.delete(ids=ids(20))
     part._live_index.forget()
     catalog = catalog_for(SAE, embedder.embed_queries(texts(60)))
     frequent = int(np.argmax(catalog.calibration.count))
@@ -466,7 +469,7 @@ def test_a_missing_companion_row_is_searched_and_steered_like_the_others(
 # -- what does not belong together ------------------------------------------------------------------------------------
 
 
-def test_another_saes_companion_is_refused_with_both_fingerprints(store: ChromaStore, embedder: ToyEmbedder) -> None:
+def test_another_saes_sidecar_is_refused_with_both_fingerprints(store: ChromaStore, embedder: ToyEmbedder) -> None:
     store.add(ids(3), texts(3), embedder=embedder)
     other = random_sae(4)
     with pytest.raises(MismatchError) as caught:
@@ -498,7 +501,7 @@ def test_vectors_of_another_dimension_are_refused(tmp_path: Path) -> None:
         ChromaStore.open(SAE, client=client)
 
 
-def test_a_collection_of_the_users_is_never_taken_for_a_companion(tmp_path: Path) -> None:
+def test_a_collection_of_the_users_is_never_taken_for_a_sidecar(tmp_path: Path) -> None:
     client = connect(path=tmp_path)
     client.create_collection("docs.sae", embedding_function=None).add(ids=["mine"], embeddings=unit_rows(0, 1))
     with pytest.raises(StoreError, match=r"'docs\.sae' exists but is none of this library's"):
@@ -508,8 +511,8 @@ def test_a_collection_of_the_users_is_never_taken_for_a_companion(tmp_path: Path
     assert client.get_collection("docs.sae", embedding_function=None).get()["ids"] == ["mine"]
 
 
-def test_a_companion_is_never_taken_for_documents(store: ChromaStore) -> None:
-    with pytest.raises(StoreError, match=r"'docs\.sae' is the companion of 'docs': open 'docs'"):
+def test_a_sidecar_is_never_taken_for_documents(store: ChromaStore) -> None:
+    with pytest.raises(StoreError, match=r"'docs\.sae' is the sidecar of 'docs': open 'docs'"):
         ChromaStore.open(SAE, client=store._client, collection="docs.sae")
 
 
@@ -533,6 +536,35 @@ def test_a_client_with_other_settings_on_the_same_folder_is_explained(tmp_path: 
 
 def test_telemetry_is_off(tmp_path: Path) -> None:
     assert connect(path=tmp_path).get_settings().anonymized_telemetry is False
+
+
+def test_a_store_opened_for_reading_creates_nothing(tmp_path: Path, embedder: ToyEmbedder) -> None:
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(StoreError, match="there is no store in"):
+            StoreReader.open(SAE, path=folder)
+        assert not (folder / "chroma.sqlite3").exists()
+    client = connect(path=tmp_path / "chroma")
+    with pytest.raises(StoreError, match="opening collection 'docs'"):
+        StoreReader.open(SAE, client=client)
+    collection = foreign(client, "l2", scale=3.0)
+    reader = StoreReader.open(SAE, client=client, collection="theirs")
+    assert [found.name for found in client.list_collections()] == ["theirs"]
+    assert not any(hasattr(reader, writer) for writer in ("add", "delete", "attach", "detach"))
+    q = embedder.embed_queries(["alpha beta gamma"])[0]
+    assert reader.nearest_reconstructed(q, 5).ids == []
+    assert reader.scores_reconstructed(q, ids(5)).ids == []
+    assert len(reader.index) == 0
+    assert not reader.has_all_codes
+    without = reader.codes(ids(40))
+    store = ChromaStore.from_collection(collection, SAE)
+    store.attach()
+    reader = StoreReader.open(SAE, client=client, collection="theirs")
+    for codes in (without, store.codes(ids(40))):
+        np.testing.assert_array_equal(reader.codes(ids(40)).indices, codes.indices)
+        np.testing.assert_allclose(reader.codes(ids(40)).values, codes.values, atol=1e-6)
+    for asked in (lambda found: found.nearest(q, 9), lambda found: found.nearest_reconstructed(q, 9)):
+        assert asked(reader).ids == asked(store).ids
+    assert reader.has_all_codes
 
 
 def test_the_saes_location_is_recorded_and_updated(tmp_path: Path, embedder: ToyEmbedder) -> None:
@@ -592,14 +624,14 @@ def test_passages_another_tool_deleted_are_neither_found_nor_an_error(
     assert list(store.find(ids(12))) == ["p010", "p011"]
     with pytest.raises(StoreError, match="passage 'p000' is not in collection 'docs'"):
         store.records(["p011", "p000"])
-    store.companion._collection.delete(ids=ids(10))
+    store.sidecar._collection.delete(ids=ids(10))
     store._live_index.remove()
     assert not ChromaStore.open(SAE, client=store._client).codes(ids(10)).values.any()
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.getcwd()]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), os.getcwd()])}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -709,7 +741,7 @@ def test_a_kill_at_any_write_loses_no_passage_and_the_same_call_completes_it(
         assert killed.codes(ids(10)).values.any(axis=1).all()
         killed.add(*after(), embedder=embedder)
         assert contents(killed) == contents(calm), moment
-        assert killed.companion.stamp() is not None
+        assert killed.sidecar.generation() is not None
         np.testing.assert_array_equal(killed.codes(ids(12)).values, calm.codes(ids(12)).values)
 
 

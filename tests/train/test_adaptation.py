@@ -17,16 +17,17 @@ from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import ArtifactError, MismatchError, UnknownFeatureError
 from sae_steer_retriever.features.calibration import calibrate
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.labelling.gather_evidence import name_matches, read_names
+from sae_steer_retriever.labelling.gather_evidence import name_matches, read_label_latents
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae import bundled as shipped
-from sae_steer_retriever.sae.topk_sae import Codes, TopKSAE
+from sae_steer_retriever.sae import bundled as bundled
+from sae_steer_retriever.sae.codes import Codes
+from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.steering.policy import Steering
 from sae_steer_retriever.store.chroma_store import ChromaStore
 from sae_steer_retriever.train.adaptation import adapted_config
-from sae_steer_retriever.train.pipeline import train
+from sae_steer_retriever.train.pipeline import fit
 from sae_steer_retriever.train.report import TrainReport
-from sae_steer_retriever.train.starting_point import choose_beginning
+from sae_steer_retriever.train.starting_point import choose_starting_point
 from sae_steer_retriever.train.trainable_sae import KEPT_COSINE
 
 LIVE, PASSAGES = 48, 140
@@ -62,7 +63,7 @@ def adapt(
     corpus: Path, output: Path, parent: Path, world: World, memory: CachedEmbedder, **changes: object
 ) -> TrainReport:
     config = adapted_config(world.sae.config, {**SETTINGS, **changes})
-    return train(corpus, output, config, embedder=memory, progress=False, parent=parent)
+    return fit(corpus, output, config, embedder=memory, progress=False, parent=parent)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_every_feature_keeps_its_id_its_direction_and_its_label(
     n = world.sae.config.n
     assert report.adapted is not None
     assert sae.config.n == n + report.adapted.added == len(catalog)
-    assert (sae.config.k, sae.config.k_names) == (world.sae.config.k, world.sae.config.k_names)
+    assert (sae.config.k, sae.config.k_labels) == (world.sae.config.k, world.sae.config.k_labels)
     cosines = (sae.decoder[:n] * world.sae.decoder).sum(axis=1)
     assert cosines.min() > KEPT_COSINE - 1e-4
     assert (cosines < 0.9999).sum() > LIVE / 2  # but it has learnt something
@@ -105,7 +106,7 @@ def test_live_is_what_the_corpus_has(
     codes = sae.encode(world.vectors)
     active = np.unique(codes.indices[codes.values > 0])
     assert len(active) <= LIVE
-    names = read_names(sae, own)
+    names = read_label_latents(sae, own)
     count = np.bincount(names.indices[names.values > 0], minlength=sae.config.n)
     assert catalog.calibration.rows == PASSAGES
     np.testing.assert_array_equal(catalog.calibration.count, count)
@@ -146,9 +147,9 @@ def test_the_same_seed_gives_the_same_and_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(corpus, tmp_path, config, embedder=memory, progress=False, parent=parent, on_step=interrupt)
+        fit(corpus, tmp_path, config, embedder=memory, progress=False, parent=parent, on_step=interrupt)
     assert not (tmp_path / "config.json").exists()
-    train(corpus, tmp_path, config, embedder=memory, progress=False, parent=parent, resume=True)
+    fit(corpus, tmp_path, config, embedder=memory, progress=False, parent=parent, resume=True)
     assert TopKSAE.from_pretrained(tmp_path).fingerprint == expected
     other = tmp_path / "other"
     adapt(corpus, other, parent, world, memory, seed=1)
@@ -199,7 +200,7 @@ def test_another_encoder_is_refused(
 
 def test_units_lean_on_those_of_the_parent_where_there_is_little_to_see(world: World) -> None:
     few = world.vectors[:30]
-    names = read_names(world.sae, few)
+    names = read_label_latents(world.sae, few)
     matches = [name_matches(world.sae, few, names)]
     prior = world.catalog.calibration
     alone = calibrate([names], 64, 0.2, matches)
@@ -221,7 +222,7 @@ def ships(parent: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = parent.parent / "all-MiniLM-L6-v2"
     if not folder.exists():
         folder.symlink_to(parent, target_is_directory=True)
-    monkeypatch.setattr(shipped, "SHIPPED_FOLDER", parent.parent)
+    monkeypatch.setattr(bundled, "BUNDLED_FOLDER", parent.parent)
     return folder
 
 
@@ -232,13 +233,14 @@ def ships(parent: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"epochs": 3}, 400, True, "fewer than 5,000"),
         ({}, 5000, False, "5,000 or more"),
         ({"latents": 512}, 400, False, "latents = 512 is given"),
+        ({"labels_weight": 0.3}, 400, False, "labels_weight = 0.3 is given"),
         ({"init": "kmeans"}, 400, False, "init = kmeans"),
         ({"init": "pretrained", "latents": 512}, 50_000, True, "init = pretrained"),
-        ({"model": "BAAI/bge-small-en-v1.5"}, 400, False, "no SAE ships for BAAI/bge-small-en-v1.5"),
+        ({"model": "BAAI/bge-small-en-v1.5"}, 400, False, "no SAE is bundled for BAAI/bge-small-en-v1.5"),
     ],
 )
 def test_how_a_fit_begins(ships: Path, settings: dict[str, object], passages: int, adapts: bool, why: str) -> None:
-    found = choose_beginning(settings, passages)
+    found = choose_starting_point(settings, passages)
     assert found.parent == (ships if adapts else None)
     assert why in found.why
 
@@ -251,20 +253,20 @@ def test_how_a_fit_begins(ships: Path, settings: dict[str, object], passages: in
         (
             {"init": "pretrained", "model": "other/encoder"},
             ArtifactError,
-            "no SAE ships for the encoder 'other/encoder'",
+            "no SAE is bundled for the encoder 'other/encoder'",
         ),
-        ({"init": "pretrained", "k_names": 4}, ValueError, "has its parent's"),
+        ({"init": "pretrained", "k_labels": 4}, ValueError, "keeps its parent's k_labels"),
     ],
 )
 def test_what_cannot_begin(ships: Path, settings: dict[str, object], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said.replace("?", r"\?")):
-        choose_beginning(settings, 400)
+        choose_starting_point(settings, 400)
 
 
 def test_the_command_adapts_what_ships_and_says_so(ships: Path, corpus: Path, sae_steer: Run, tmp_path: Path) -> None:
     arguments = ["train", "--corpus", corpus, "--output", tmp_path / "sae", "--sentences", 0, "--batch-size", 64]
     planned = sae_steer(*arguments, "--dry-run", "--json").data
-    assert planned["begins"].startswith("from the SAE that ships for all-MiniLM-L6-v2, adapted: 140 passages")
+    assert planned["begins"].startswith("from the bundled SAE for all-MiniLM-L6-v2, adapted: 140 passages")
     assert (planned["latents"], planned["settings"]["init"]) == (64, "pretrained")
     ran = sae_steer(*arguments, "--steps", 2, "--json")
     assert ran.code == 0, ran.err

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import ToyEmbedder, unit_rows
 
+from sae_steer_retriever.corpus.passage import Corpus, Passage
 from sae_steer_retriever.corpus.query_texts import query_texts
-from sae_steer_retriever.corpus.read_corpus import Corpus, Passage
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.encoders.vector_rows import VectorRows, Vectors
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import EncoderSpec
 from sae_steer_retriever.train import embedded_corpus as module
 from sae_steer_retriever.train import nearest_lists as lists
 from sae_steer_retriever.train import trainer

@@ -1,4 +1,4 @@
-"""`train` from a folder of text to a labelled SAE."""
+"""`fit` from a folder of text to a labelled SAE."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.train.config import TrainConfig
 from sae_steer_retriever.train.embedded_corpus import embed_corpus
-from sae_steer_retriever.train.pipeline import train
+from sae_steer_retriever.train.pipeline import fit
 from sae_steer_retriever.train.report import TrainReport
 
-SETTINGS = TrainConfig(epochs=20, latents=64, k=16, k_names=4, sentences=1, batch_size=128)
+SETTINGS = TrainConfig(epochs=20, latents=64, k=16, k_labels=4, sentences=1, batch_size=128)
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +53,14 @@ def _use_shared_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def trained(corpus: Path, embedder: SentenceTransformerEmbedder, tmp_path: Path) -> tuple[Path, TrainReport]:
     output = tmp_path / "sae"
-    return output, train(corpus, output, SETTINGS, embedder=embedder, progress=False)
+    return output, fit(corpus, output, SETTINGS, embedder=embedder, progress=False)
 
 
 def test_the_folder_holds_a_loadable_labelled_sae(trained: tuple[Path, TrainReport], world: World) -> None:
     output, report = trained
     sae = TopKSAE.from_pretrained(output)
     catalog = FeatureCatalog.load(output, sae.fingerprint)
-    assert (sae.config.n, sae.config.k, sae.config.k_names) == (64, 16, 4)
+    assert (sae.config.n, sae.config.k, sae.config.k_labels) == (64, 16, 4)
     assert len(catalog.labelled) == report.labelled > 30
     shown = [catalog.evidence(feature.id) for feature in catalog.labelled]
     assert [tuple(example.id for example in found.top[:5]) for found in shown] == [
@@ -125,10 +125,10 @@ def test_the_papers_sae_is_one_product_and_the_default_refines(
     tmp_path: Path,
 ) -> None:
     """Among a share of the latents where there are more than four times as many; never fewer than a code has."""
-    config = TrainConfig(loss=loss, steps=2, latents=64, k=16, pursuit_candidates=asked)  # type: ignore[arg-type]
-    train(corpus, tmp_path / "sae", config, embedder=embedder)
+    config = TrainConfig(loss=loss, steps=2, latents=64, k=16, refine_candidates=asked)  # type: ignore[arg-type]
+    fit(corpus, tmp_path / "sae", config, embedder=embedder)
     fitted = TopKSAE.from_pretrained(tmp_path / "sae").config
-    assert (fitted.pursuit_steps, fitted.pursuit_candidates) == (steps, candidates)
+    assert (fitted.refine_steps, fitted.refine_candidates) == (steps, candidates)
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -143,7 +143,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
         "from pathlib import Path\n"
         "import sae_steer_retriever.train.checkpoint as checkpoint\n"
         "from sae_steer_retriever.train.config import TrainConfig\n"
-        "from sae_steer_retriever.train.pipeline import train\n"
+        "from sae_steer_retriever.train.pipeline import fit\n"
         "checkpoint._INTERVAL = 0.0\n"
         "resume, slow = sys.argv[3] == 'True', sys.argv[4] == 'slow'\n"
         "def on_step(step):\n"
@@ -152,7 +152,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
         "        time.sleep(60)\n"
         f"config = TrainConfig(**{dataclasses.asdict(SETTINGS)!r})\n"
         "corpus, output = Path(sys.argv[1]), Path(sys.argv[2])\n"
-        "train(corpus, output, config, resume=resume and not slow, progress=False, on_step=on_step)\n"
+        "fit(corpus, output, config, resume=resume and not slow, progress=False, on_step=on_step)\n"
     )
     output = tmp_path / "killed"
     command = [sys.executable, str(script), str(corpus), str(output), str(resume)]
@@ -182,12 +182,12 @@ def test_too_little_to_learn_from(
     path = tmp_path / "docs.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     with pytest.raises(CorpusError, match=message):
-        train(path, tmp_path / "sae", TrainConfig(sentences=0), embedder=embedder, progress=False)
+        fit(path, tmp_path / "sae", TrainConfig(sentences=0), embedder=embedder, progress=False)
     assert not (tmp_path / "sae").exists()
 
 
 def test_output_must_be_a_folder(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "sae").write_text("a file of the user's")
     with pytest.raises(ArtifactError, match="is a file"):
-        train(corpus, tmp_path / "sae", SETTINGS, progress=False)
+        fit(corpus, tmp_path / "sae", SETTINGS, progress=False)
     assert (tmp_path / "sae").read_text() == "a file of the user's"

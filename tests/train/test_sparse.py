@@ -10,10 +10,9 @@ from torch import Tensor
 
 from sae_steer_retriever.train import sparse_kernels as sparse
 from sae_steer_retriever.train.sparse_kernels import (
+    SelectedPreactivations,
     accumulate_rows,
     largest,
-    selected_preactivations,
-    sparse_decode,
     sparse_decode_prefixes,
     sparse_encode,
 )
@@ -52,6 +51,16 @@ def problem(seed: int, batch: int, n: int, d: int, shift: float) -> tuple[Tensor
     for parameter in (W, c, D):
         parameter.requires_grad_()
     return x, W, c, D, target
+
+
+def sparse_decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
+    """Reconstructions from whole codes."""
+    return sparse_decode_prefixes(values, indices, D, (indices.shape[1],))[0]
+
+
+def selected_preactivations(x: Tensor, W: Tensor, c: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, indices = SelectedPreactivations.apply(x, W, c, k)  # type: ignore[no-untyped-call]
+    return values, indices
 
 
 def gradients(loss: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from sae_steer_retriever.errors import ArtifactError
+from sae_steer_retriever.sae.codes import Array
+from sae_steer_retriever.sae.config import EncoderSpec, SAEConfig
 from sae_steer_retriever.sae.directions import spherical_kmeans
-from sae_steer_retriever.sae.topk_sae import Array, EncoderSpec, SAEConfig, TopKSAE
+from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.train.callbacks import MetricsLog
 from sae_steer_retriever.train.checkpoint import Checkpoint
 from sae_steer_retriever.train.config import LOSSES, TrainConfig
 from sae_steer_retriever.train.measure import IMPROVEMENT, Measurement, Standstill, hold_out, measure
-from sae_steer_retriever.train.metrics_log import Journal
 from sae_steer_retriever.train.nearest_lists import nearest_documents
 from sae_steer_retriever.train.sampling import Rows, Sampler, TrainingData
 from sae_steer_retriever.train.trainable_sae import FittingSAE
@@ -51,9 +53,9 @@ def make_data(count: int = 1500, **sizes: int) -> TrainingData:
     return TrainingData(fitted, everything, hold_out(documents[:held], queries[: held // 5], documents))
 
 
-def sizes(n: int = ATOMS, k: int = 8, k_names: int = 4, d: int = D, pursuit_steps: int = 0) -> SAEConfig:
+def sizes(n: int = ATOMS, k: int = 8, k_labels: int = 4, d: int = D, refine_steps: int = 0) -> SAEConfig:
     encoder = EncoderSpec("planted", d)
-    return SAEConfig(d=d, n=n, k=k, k_names=k_names, encoder=encoder, pursuit_steps=pursuit_steps)
+    return SAEConfig(d=d, n=n, k=k, k_labels=k_labels, encoder=encoder, refine_steps=refine_steps)
 
 
 def config(**settings: object) -> TrainConfig:
@@ -95,7 +97,7 @@ def recovered() -> dict[str, float]:
         settings = TrainConfig(  # type: ignore[arg-type]
             init=init, steps=600, batch_size=256, list_queries=8, device="cpu", patience=0
         )
-        fit = Trainer(data, settings, sizes(n=512, k=4, k_names=4, d=64), epochs=1).fit()
+        fit = Trainer(data, settings, sizes(n=512, k=4, k_labels=4, d=64), epochs=1).fit()
         found[init] = float(((atoms @ fit.sae.decoder.T).max(axis=1) > 0.9).mean())
     return found
 
@@ -139,7 +141,7 @@ def test_only_what_turns_a_direction_is_left_of_its_gradient() -> None:
 
 
 def test_coherence_is_that_of_the_passages_that_names_are_read_from(data: TrainingData) -> None:
-    """By hand: of every feature, the five passages of the naming reading in which it is strongest."""
+    """By hand: of every feature, the five passages of the label latents in which it is strongest."""
     sae = Trainer(data, config(), sizes(), epochs=1)._model.fold(sizes())
     documents = data.held_out.documents
     names = sae.encode(documents, k=4)
@@ -226,7 +228,7 @@ def easy() -> TrainingData:
 
 def easy_trainer(easy: TrainingData, **settings: object) -> Trainer:
     small = {"batch_size": 64, "list_queries": 4, "list_size": 8}
-    return Trainer(easy, config(**{**small, **settings}), sizes(n=32, k=4, k_names=2), epochs=1)
+    return Trainer(easy, config(**{**small, **settings}), sizes(n=32, k=4, k_labels=2), epochs=1)
 
 
 def test_far_too_many_steps_end_early_and_are_no_loss(
@@ -236,10 +238,10 @@ def test_far_too_many_steps_end_early_and_are_no_loss(
     """The second part keeps its share of the steps; log and progress say why; the ranking is as good as with all."""
     # As if 1,600 steps were many: a fit of as many steps as are really called so takes too long for a test.
     monkeypatch.setattr("sae_steer_retriever.train.trainer._LONG", 1600)
-    journal, done = Journal(tmp_path), list[int]()
+    metrics_log, done = MetricsLog(tmp_path), list[int]()
     with caplog.at_level("INFO", logger="sae_steer_retriever.train.trainer"):
-        early = easy_trainer(easy, steps=1600).fit(watchers=[journal], on_step=done.append, progress=True)
-    steps = [record.step for record in journal.records if record.step != 32]  # the early look
+        early = easy_trainer(easy, steps=1600).fit(callbacks=[metrics_log], on_step=done.append, progress=True)
+    steps = [record.step for record in metrics_log.records if record.step != 32]  # the early look
     assert steps == list(range(80, steps[-1] + 1, 80)), "sixteen measurements of a long fit"
     assert 4 <= len(steps) < 16
     assert early.steps == done[-1] == len(done) == round(steps[-1] / 0.8) < 1600
@@ -279,11 +281,11 @@ def test_a_fit_that_ends_early_can_be_stopped_and_taken_up(
     """It ends at the same step, with the same weights to the bit and the same measurements."""
     monkeypatch.setattr("sae_steer_retriever.train.checkpoint._INTERVAL", 0.0)
     monkeypatch.setattr("sae_steer_retriever.train.measure.IMPROVEMENT", 10.0)
-    whole_journal, folder = Journal(tmp_path / "whole"), tmp_path / "stopped"
-    expected = easy_trainer(easy, steps=40).fit(watchers=[whole_journal])
+    whole_log, folder = MetricsLog(tmp_path / "whole"), tmp_path / "stopped"
+    expected = easy_trainer(easy, steps=40).fit(callbacks=[whole_log])
     # Of 32 steps every fourth is measured; in the second half three in a row better nothing; 28 / 32 of 8 follow.
     assert expected.steps == 35
-    assert whole_journal.records[-1].step == 28
+    assert whole_log.records[-1].step == 28
 
     def stop(step: int) -> None:
         if step == stop_at:
@@ -291,18 +293,18 @@ def test_a_fit_that_ends_early_can_be_stopped_and_taken_up(
 
     with pytest.raises(Stop):
         easy_trainer(easy, steps=40).fit(
-            checkpoint=Checkpoint(folder, {}, resume=False), watchers=[Journal(folder)], on_step=stop
+            checkpoint=Checkpoint(folder, {}, resume=False), callbacks=[MetricsLog(folder)], on_step=stop
         )
-    resumed, done = Journal(folder), list[int]()
+    resumed, done = MetricsLog(folder), list[int]()
     found = easy_trainer(easy, steps=40).fit(
-        checkpoint=Checkpoint(folder, {}, resume=True), watchers=[resumed], on_step=done.append
+        checkpoint=Checkpoint(folder, {}, resume=True), callbacks=[resumed], on_step=done.append
     )
     assert done == list(range(stop_at + 1, 36))
     assert found.steps == 35
     assert equal(found.sae, expected.sae)
     assert found.measurement == expected.measurement
     assert [dataclasses.replace(record, seconds=0.0) for record in resumed.records] == [
-        dataclasses.replace(record, seconds=0.0) for record in whole_journal.records
+        dataclasses.replace(record, seconds=0.0) for record in whole_log.records
     ]
 
 
@@ -322,18 +324,20 @@ def test_any_of_three_figures_is_an_improvement() -> None:
     assert [still.after(creeping[0]).measurements, still.after(creeping[0]).after(creeping[1]).measurements] == [1, 0]
 
 
-def test_the_pursuit_is_left_out_until_the_end(easy: TrainingData, tmp_path: Path) -> None:
+def test_the_refinement_is_left_out_until_the_end(easy: TrainingData, tmp_path: Path) -> None:
     """What is measured on the way is the encoder's TopK alone; the finished SAE is measured as it is used."""
-    journals = Journal(tmp_path / "plain"), Journal(tmp_path / "pursuing")
+    logs = MetricsLog(tmp_path / "plain"), MetricsLog(tmp_path / "refining")
     fits = []
-    for steps, journal in zip((0, 4), journals, strict=True):
+    for steps, metrics_log in zip((0, 4), logs, strict=True):
         small = config(batch_size=64, list_queries=4, list_size=8, steps=60)
-        fits.append(Trainer(easy, small, sizes(n=32, k=4, k_names=2, pursuit_steps=steps), 1).fit(watchers=[journal]))
-    plain, pursuing = fits
-    records = [[dataclasses.replace(record, seconds=0.0) for record in journal.records] for journal in journals]
+        fits.append(
+            Trainer(easy, small, sizes(n=32, k=4, k_labels=2, refine_steps=steps), 1).fit(callbacks=[metrics_log])
+        )
+    plain, refining = fits
+    records = [[dataclasses.replace(record, seconds=0.0) for record in metrics_log.records] for metrics_log in logs]
     assert records[0] == records[1]
-    assert pursuing.sae.config.pursuit_steps == 4
-    assert pursuing.measurement.fvu < plain.measurement.fvu
+    assert refining.sae.config.refine_steps == 4
+    assert refining.measurement.fvu < plain.measurement.fvu
 
 
 def test_a_checkpoint_of_another_fit_is_refused(data: TrainingData, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-// The steering bench: a question, knobs, and two rankings side by side.
+// The steering workbench: a question, sliders, and two rankings side by side.
 
 import { about, get, post, stream } from "/static/api.js";
 import { titles } from "/static/bars.js";
@@ -156,7 +156,7 @@ function results(line) {
   for (const edit of line.edits) for (const feature of edit.features) titles.set(`#${feature.id}`, featureTitle(feature));
   knobs.explain(line.edits);
   drift(line);
-  byId("after-title").textContent = line.steered ? "Steered" : "Steered (nothing is, yet)";
+  byId("after-title").textContent = line.steered ? "Steered" : "Steered (no steering yet)";
   show(byId("legend"), true);
   const moved = line.hits.filter((hit) => hit.base_rank !== hit.rank).length;
   const added = line.hits.filter((hit) => !plain.some((one) => one.id === hit.id)).length;
@@ -172,8 +172,8 @@ function drift(line) {
   byId("drift-cosine").textContent = line.steered ? cosine.toFixed(3) : "–";
   const excess = state.edits.some((edit) => edit.on && edit.op === "add" && Math.abs(edit.strength) > limits.useful_strength);
   const warnings = [];
-  if (applied < 0.995) warnings.push(`The drift cap lets ${percent(applied)} of the tilt through.`);
-  if (excess) warnings.push(`Past ${limits.useful_strength} in size, more mostly costs relevance.`);
+  if (applied < 0.995) warnings.push(`The drift cap lets ${percent(applied)} of the query shift through.`);
+  if (excess) warnings.push(`Strengths beyond ${limits.useful_strength} mostly cost relevance.`);
   byId("drift-warning").textContent = warnings.join(" ");
   show(byId("drift-warning"), warnings.length > 0);
 }
@@ -218,7 +218,7 @@ function lift(hit) {
     place.replaceChildren(el("p", { class: "quiet busy", text: "Trying" }));
     try {
       const found = await post("/api/lift", { state, id: hit.id, rank: 1 });
-      const apply = el("button", { type: "button", text: "Turn the knobs so", "data-testid": "lift-apply", onclick: () => { state.edits = found.edits.map(editOf); knobs.render(state.edits); changed(true); } });
+      const apply = el("button", { type: "button", text: "Use this steering", "data-testid": "lift-apply", onclick: () => { state.edits = found.edits.map(editOf); knobs.render(state.edits); changed(true); } });
       place.replaceChildren(el("p", { text: found.sentence, dir: "auto", "data-testid": "lift-sentence" }), same(found.edits.map(editOf), state.edits) ? "" : apply);
     } catch (error) {
       place.replaceChildren(el("p", { class: "warn", text: error.message }));

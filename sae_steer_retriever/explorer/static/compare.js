@@ -19,9 +19,9 @@ function steering(found, place, changes) {
     el("td", { class: "name" }, featureLink(reason.feature, reason.label.includes(`#${reason.feature}`) ? reason.label : `${reason.label} #${reason.feature}`), el("div", { class: "quiet", text: reason.reason })),
   ));
   const head = el("tr", {}, el("th", { scope: "col", text: "strength" }), el("th", { scope: "col", text: "feature, and why" }));
-  const open = el("button", { type: "button", class: "primary", text: "Open on the bench", "data-testid": "open-bench", onclick: () => openBench({ ...changes, edits: found.edits.map(editOf) }) });
+  const open = el("button", { type: "button", class: "primary", text: "Open in the workbench", "data-testid": "open-bench", onclick: () => openBench({ ...changes, edits: found.edits.map(editOf) }) });
   const mean = (ranks) => (ranks.reduce((sum, rank) => sum + rank, 0) / ranks.length).toFixed(1);
-  const ranks = found.ranks_before?.length ? el("p", { text: `Mean rank of what you liked: ${mean(found.ranks_before)} without it, ${mean(found.ranks_after)} with it.`, "data-testid": "ranks" }) : "";
+  const ranks = found.ranks_before?.length ? el("p", { text: `Mean rank of the hits you liked: ${mean(found.ranks_before)} without this steering, ${mean(found.ranks_after)} with it.`, "data-testid": "ranks" }) : "";
   place.replaceChildren(
     el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)),
     ranks,
@@ -55,7 +55,7 @@ byId("contrast-form").addEventListener("submit", (event) => {
 function judged() {
   const up = [...judgments.values()].filter((one) => one > 0).length;
   const down = judgments.size - up;
-  byId("judged").textContent = judgments.size ? `${up} up, ${down} down` : "Search, then judge what comes.";
+  byId("judged").textContent = judgments.size ? `${up} up, ${down} down` : "Search, then judge the hits.";
   byId("autosteer").disabled = up === 0;
 }
 

@@ -6,7 +6,7 @@ import { histogram, zipf } from "/static/plots.js";
 import { editOf, kept, openBench } from "/static/state.js";
 
 const id = Number(location.pathname.split("/").pop());
-// A word carries the feature if its share of the match is this large beside the largest of its passage.
+// A word is marked if its share of the match is this large compared with the largest of its passage.
 const CARRIES = 0.6;
 const HELPS = 0.35;
 let current = null;
@@ -35,7 +35,7 @@ function passage(example) {
   );
 }
 
-/** Mark the words that carry the feature; the text stays text. */
+/** Mark the words that activate the feature; the text stays text. */
 function mark(node, text, read) {
   const strongest = Math.max(1e-9, ...read.values);
   const parts = [];
@@ -43,7 +43,7 @@ function mark(node, text, read) {
   read.spans.forEach(([start, stop], place) => {
     const share = read.values[place] / strongest;
     if (share < HELPS || stop > text.length) return;
-    parts.push(text.slice(end, start), el("mark", { class: share >= CARRIES ? "strong" : "weak", text: text.slice(start, stop), title: `${percent(share)} of what the passage's strongest word adds` }));
+    parts.push(text.slice(end, start), el("mark", { class: share >= CARRIES ? "strong" : "weak", text: text.slice(start, stop), title: `${percent(share)} of the share of the passage's strongest word` }));
     end = stop;
   });
   node.replaceChildren(...parts, text.slice(end));
@@ -64,7 +64,7 @@ async function words(lists) {
       });
     }
   } catch (error) {
-    note.textContent = `Which words carry it cannot be said: ${error.message}`;
+    note.textContent = `The words cannot be marked: ${error.message}`;
   }
   note.classList.remove("busy");
 }
@@ -112,9 +112,9 @@ async function grow() {
   byId("grow-note").classList.add("busy");
   try {
     const { text, passages } = await post(`/api/features/${id}/trie`, {});
-    byId("trie").textContent = text || "No few words carry it on their own.";
+    byId("trie").textContent = text || "No short word sequence activates it.";
     show(byId("trie"), true);
-    byId("grow-note").textContent = `Read from ${passages} passages. Below each word, indented, what stands before it; * where nothing more is needed.`;
+    byId("grow-note").textContent = `Read from ${passages} passages. Indented below each word are the words before it; * means that no more context is needed.`;
     show(byId("grow"), false);
   } catch (error) {
     byId("grow-note").textContent = error.message;

@@ -59,7 +59,7 @@ export class HitList {
     const inside = el("div", {});
     const metadata = Object.entries(hit.metadata);
     more.append(
-      el("summary", { text: "Why, in full" }),
+      el("summary", { text: "Full explanation" }),
       inside,
       metadata.length ? el("p", { class: "quiet", text: metadata.map(([key, value]) => `${key}: ${value}`).join(" · ") }) : "",
       this.extra(hit) || "",

@@ -1,4 +1,4 @@
-// The rows of knobs: each a feature that is steered, with a slider, a number, its side, and a switch.
+// The rows of the workbench: each a steered feature with a slider, a number, its side, and a switch.
 
 import { el, featureLink, featureTitle, show } from "/static/dom.js";
 
@@ -60,7 +60,7 @@ export class Knobs {
       node.classList.toggle("off", !edit.on);
       this.changed(true);
     };
-    const remove = el("button", { type: "button", class: "plain", text: "✕", "aria-label": `Take ${title} away`, "data-testid": "edit-remove" });
+    const remove = el("button", { type: "button", class: "plain", text: "✕", "aria-label": `Remove ${title}`, "data-testid": "edit-remove" });
     remove.onclick = () => {
       const place = this.edits.indexOf(edit);
       this.edits.splice(place, 1);

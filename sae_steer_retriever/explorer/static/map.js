@@ -286,7 +286,7 @@ async function find() {
     const placeOf = new Map(points.ids.map((id, place) => [id, place]));
     const rows = answer.features.filter((feature) => placeOf.has(feature.id));
     found = new Set(rows.map((feature) => placeOf.get(feature.id)));
-    byId("map-note").textContent = rows.length ? `${rows.length} found; they are ringed.` : "Nothing answers to that.";
+    byId("map-note").textContent = rows.length ? `${rows.length} found; they are ringed.` : "No feature matches.";
     byId("found").replaceChildren(...rows.map((feature) => el(
       "li", { "data-testid": "found-feature" },
       featureLink(feature.id, feature.name), " ",

@@ -46,7 +46,7 @@ export function zipf(data) {
   const y = (count) => HEIGHT - BOTTOM - Math.log10(Math.max(count, 1)) / mostCount * (HEIGHT - TOP - BOTTOM);
   const path = data.points.map(([rank, count], place) => `${place ? "L" : "M"}${x(rank).toFixed(1)} ${y(count).toFixed(1)}`).join("");
   const nodes = [svg("path", { class: "curve", d: path }), axes()];
-  let label = "This feature is dead: no passage of the corpus it was made from has it";
+  let label = "This feature is dead: no passage of the corpus that the SAE was fitted on has it";
   if (data.rank !== null) {
     label = `Rank ${data.rank.toLocaleString("en")} of ${data.live.toLocaleString("en")}: ${data.count.toLocaleString("en")} passages`;
     const right = x(data.rank) > WIDTH / 2;

@@ -1,4 +1,4 @@
-// The state of the bench: in the address, in this tab's memory, and in the steps that can be undone.
+// The state of the workbench: in the address, in this tab's memory, and in the steps that can be undone.
 
 const PREFIX = "b1.";
 const KEPT = "sae-steer-bench";
@@ -46,10 +46,10 @@ export function kept() {
   }
 }
 
-/** The address of the bench with a state. */
+/** The address of the workbench in a state. */
 export const linkOf = (state) => `${location.origin}/#${fragment(state)}`;
 
-/** A bench that goes on where this tab's last one was, with other rows. */
+/** Open the workbench where this tab last left it, with other rows. */
 export function openBench(changes) {
   const state = benchOf({ ...(kept() || BENCH), ...changes });
   keep(state);
@@ -65,7 +65,7 @@ export class Steps {
 
   /**
    * Note a state; the one before can be gone back to. Turns of one knob in quick succession are one step.
-   * @param {object} state the bench
+   * @param {object} state the workbench
    * @param {string | null} of which knob was turned, if one was
    */
   note(state, of = null) {

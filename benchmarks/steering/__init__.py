@@ -1,0 +1,1 @@
+"""Steering compared with its baselines on labelled passages: `python -m benchmarks.steering --help`."""

@@ -1,0 +1,51 @@
+"""The public API: every name that `import sae_steer_retriever` offers, and the module that defines it."""
+
+from .encoders.embedders import Embedder as Embedder
+from .encoders.embedders import LangChainEmbedder as LangChainEmbedder
+from .encoders.embedders import LlamaIndexEmbedder as LlamaIndexEmbedder
+from .encoders.embedders import SentenceTransformerEmbedder as SentenceTransformerEmbedder
+from .encoders.embedders import as_embedder as as_embedder
+from .errors import AmbiguousFeatureError as AmbiguousFeatureError
+from .errors import ArtifactError as ArtifactError
+from .errors import CorpusError as CorpusError
+from .errors import MismatchError as MismatchError
+from .errors import MissingExtraError as MissingExtraError
+from .errors import SAESteerError as SAESteerError
+from .errors import SteeringError as SteeringError
+from .errors import StoreError as StoreError
+from .errors import UnknownFeatureError as UnknownFeatureError
+from .explain.attribution import Attribution as Attribution
+from .explain.attribution import Contribution as Contribution
+from .explain.explanation import Explanation as Explanation
+from .explain.hits import Hit as Hit
+from .explain.hits import Hits as Hits
+from .features.catalog import FeatureCatalog as FeatureCatalog
+from .features.feature import Feature as Feature
+from .features.feature_card import FeaturePage as FeaturePage
+from .features.name_resolver import Resolution as Resolution
+from .features.text_reading import Concept as Concept
+from .retriever import SteeredRetriever as SteeredRetriever
+from .sae.codes import Codes as Codes
+from .sae.config import EncoderSpec as EncoderSpec
+from .sae.config import SAEConfig as SAEConfig
+from .sae.topk_sae import TopKSAE as TopKSAE
+from .search.counterfactual import Counterfactual as Counterfactual
+from .search.feedback import Feedback as Feedback
+from .search.options import SearchOptions as SearchOptions
+from .search.reranker import Reranker as Reranker
+from .steering.edit import Edit as Edit
+from .steering.from_examples import Contrast as Contrast
+from .steering.operations import Add as Add
+from .steering.operations import AddRaw as AddRaw
+from .steering.operations import Clamp as Clamp
+from .steering.operations import Scale as Scale
+from .steering.operations import SteerLike as SteerLike
+from .steering.operations import Suppress as Suppress
+from .steering.operations import When as When
+from .steering.policy import Steering as Steering
+from .steering.policy import compose as compose
+from .store.chroma_store import ChromaStore as ChromaStore
+from .train.config import TrainConfig as TrainConfig
+from .train.pipeline import fit as fit
+
+__version__: str
