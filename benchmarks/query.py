@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from latent_search import mixtures, unit
 
+from sae_steer_retriever.explain.hits import ReadOn
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae.codes import Array
@@ -40,8 +41,11 @@ K, FETCH_K, STRENGTH = 10, 100, 0.5
 # A concept that some passages have, as a person would name one; not the rarest, not the most frequent.
 LEAST_SHARE, LARGEST_SHARE = 0.0005, 0.02
 BARS = {
-    "steered+explained over plain Chroma, p50": 1.3,
-    "steered+explained over plain Chroma of 10, p50": 2.0,
+    "steered+explained over plain Chroma, p50": 1.2,
+    "steered+explained over plain Chroma, nothing remembered, p50": 1.5,
+    "steered+explained over plain Chroma of 10, p50": 3.0,
+    "steered+explained on vectors over plain Chroma, p50": 0.9,
+    "steered+explained on vectors over plain Chroma of 10, p50": 2.3,
     "unsteered over plain Chroma of 10, p50": 1.05,
 }
 Ask = Callable[[int], object]
@@ -105,12 +109,12 @@ def filled(folder: Path, arguments: argparse.Namespace, texts: list[str], vector
 
 def concepts_of(catalog: FeatureCatalog, store: ChromaStore) -> list[str]:
     """Labels that mean one feature each, of features that some passages have, in a random order."""
-    index = store.index
-    frequent = {
-        feature.id
-        for feature in catalog.features
-        if LEAST_SHARE * len(index) <= len(index.posting(feature.id)) <= LARGEST_SHARE * len(index)
-    }
+    counts = np.zeros(store.sae.config.n, dtype=np.int64)
+    for _, codes, _ in store.sidecar.pages():
+        names = codes.truncate(store.sae.config.k_labels)
+        counts += np.bincount(names.indices[names.values > 0], minlength=len(counts))
+    count = store.sidecar.count()
+    frequent = set(np.nonzero((counts >= LEAST_SHARE * count) & (counts <= LARGEST_SHARE * count))[0].tolist())
     labels: dict[str, list[int]] = {}
     for feature in catalog.features:
         if feature.label:
@@ -133,10 +137,16 @@ def ways(retriever: SteeredRetriever, queries: Array, concepts: list[str]) -> di
             include=["documents", "metadatas", "distances"],
         )
 
-    def ours(number: int, *, steer: Mapping[str, float] | None, explain: bool) -> object:
+    def ours(
+        number: int, *, steer: Mapping[str, float] | None, explain: bool, read_on: ReadOn = "reconstruction"
+    ) -> object:
         return retriever.search(
-            f"question {number}", k=K, fetch_k=FETCH_K, steer=steer, explain=explain, embedding=queries[number]
+            f"question {number}", k=K, steer=steer, explain=explain, embedding=queries[number], read_on=read_on
         )
+
+    def forgotten(number: int) -> object:
+        retriever.store._reconstructions._remembered.clear()
+        return ours(number, steer=same, explain=True)
 
     def another(number: int) -> dict[str, float]:
         return {new[number % len(new)]: STRENGTH}
@@ -149,20 +159,25 @@ def ways(retriever: SteeredRetriever, queries: Array, concepts: list[str]) -> di
         "unsteered, explained": functools.partial(ours, steer=None, explain=True),
         "steered": functools.partial(ours, steer=same, explain=False),
         "steered, explained": functools.partial(ours, steer=same, explain=True),
+        "steered, explained, on vectors": functools.partial(ours, steer=same, explain=True, read_on="vector"),
+        "steered, explained, on vectors, new concept": lambda number: ours(
+            number, steer=another(number), explain=True, read_on="vector"
+        ),
+        "steered, explained, nothing remembered": forgotten,
         "steered, new concept": lambda number: ours(number, steer=another(number), explain=False),
         "steered, explained, new concept": lambda number: ours(number, steer=another(number), explain=True),
     }
     if importlib.util.find_spec("langchain_core") is not None:
         from sae_steer_retriever.integrations.langchain import SAESteeredRetriever as LangChain
 
-        chain = LangChain(retriever=retriever, k=K, fetch_k=FETCH_K, steer=same)
+        chain = LangChain(retriever=retriever, k=K, steer=same)
         found["steered, explained, LangChain"] = lambda number: chain.invoke(f"question {number}")
     if importlib.util.find_spec("llama_index") is not None:
         from llama_index.core.schema import QueryBundle
 
         from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever as LlamaIndex
 
-        nodes = LlamaIndex(retriever, K, fetch_k=FETCH_K, steer=same)
+        nodes = LlamaIndex(retriever, K, steer=same)
         bundles = [QueryBundle(f"question {row}", embedding=query.tolist()) for row, query in enumerate(queries)]
         found["steered, explained, LlamaIndex"] = lambda number: nodes.retrieve(bundles[number])
     return found
@@ -200,29 +215,42 @@ def measured(asked: Mapping[str, Ask], numbers: Iterator[int], rounds: int, quer
 
 
 def ratios_of(times: Mapping[str, Times]) -> dict[str, float]:
-    """Medians in relation to each other; the steered ones are of the repeated concept unless they say otherwise."""
-    median = {name: float(np.median(taken.passed)) for name, taken in times.items()}
-    many, few = median[f"plain Chroma, {FETCH_K} candidates"], median[f"plain Chroma, {K}"]
-    ratios = {
-        "steered+explained over plain Chroma, p50": median["steered, explained"] / many,
-        f"steered+explained over plain Chroma of {K}, p50": median["steered, explained"] / few,
-        "steered+explained over plain Chroma, new concept, p50": median["steered, explained, new concept"] / many,
-        "steered over plain Chroma, p50": median["steered"] / many,
-        f"unsteered over plain Chroma of {K}, p50": median["unsteered"] / few,
-        f"unsteered+explained over plain Chroma of {K}, p50": median["unsteered, explained"] / few,
-    }
-    for name in ("LangChain", "LlamaIndex"):
-        if f"steered, explained, {name}" in median:
-            taken = median[f"steered, explained, {name}"]
-            ratios[f"{name}'s steered+explained over plain Chroma, p50"] = taken / many
-            ratios[f"{name}'s steered+explained over ours alone, p50"] = taken / median["steered, explained"]
+    """Percentiles in relation to each other; the steered ones are of the repeated concept unless they say otherwise."""
+    ratios = {}
+    for percentile in (50, 95):
+        taken = {name: float(np.percentile(times[name].passed, percentile)) for name in times}
+        many, few = taken[f"plain Chroma, {FETCH_K} candidates"], taken[f"plain Chroma, {K}"]
+        explained, new = taken["steered, explained"], taken["steered, explained, new concept"]
+        found = {
+            "steered+explained over plain Chroma": explained / many,
+            f"steered+explained over plain Chroma of {K}": explained / few,
+            "steered+explained over plain Chroma, new concept": new / many,
+            f"steered+explained over plain Chroma of {K}, new concept": new / few,
+            "steered+explained on vectors over plain Chroma": taken["steered, explained, on vectors"] / many,
+            f"steered+explained on vectors over plain Chroma of {K}": taken["steered, explained, on vectors"] / few,
+            "steered+explained on vectors over plain Chroma, new concept": (
+                taken["steered, explained, on vectors, new concept"] / many
+            ),
+            "steered+explained over plain Chroma, nothing remembered": (
+                taken["steered, explained, nothing remembered"] / many
+            ),
+            "steered over plain Chroma": taken["steered"] / many,
+            f"unsteered over plain Chroma of {K}": taken["unsteered"] / few,
+            f"unsteered+explained over plain Chroma of {K}": taken["unsteered, explained"] / few,
+        }
+        for name in ("LangChain", "LlamaIndex"):
+            if f"steered, explained, {name}" in taken:
+                adapter = taken[f"steered, explained, {name}"]
+                found[f"{name}'s steered+explained over plain Chroma"] = adapter / many
+                found[f"{name}'s steered+explained over ours alone"] = adapter / explained
+        ratios |= {f"{name}, p{percentile}": ratio for name, ratio in found.items()}
     return ratios
 
 
 def parts(retriever: SteeredRetriever, queries: Array, concept: str) -> dict[str, Ask]:
     """Chroma's own calls and the parts of a steered and explained query, each alone."""
     store, sae, documents = retriever.store, retriever.sae, retriever.store.documents
-    index = store.index
+    ids = store.existing()
     found: dict[int, list[str]] = {}
 
     def nearest(number: int) -> list[str]:
@@ -231,12 +259,11 @@ def parts(retriever: SteeredRetriever, queries: Array, concept: str) -> dict[str
         return found[number]
 
     def others(number: int, count: int) -> list[str]:
-        rows = np.random.default_rng(number).choice(len(index), count, replace=False)
-        return [index.ids[row] for row in rows]
+        return [ids[row] for row in np.random.default_rng(number).choice(len(ids), count, replace=False)]
 
-    def chroma(number: int, k: int, include: list[str], ids: list[str] | None = None) -> object:
+    def chroma(number: int, k: int, include: list[str], among: list[str] | None = None) -> object:
         query = queries[number]
-        return documents.query(query_embeddings=[query], n_results=k, include=include, ids=ids)  # type: ignore[arg-type]
+        return documents.query(query_embeddings=[query], n_results=k, include=include, ids=among)  # type: ignore[arg-type]
 
     def fetch(number: int, include: list[str]) -> object:
         return documents.get(ids=nearest(number)[:K], include=include)  # type: ignore[arg-type]
@@ -254,8 +281,6 @@ def parts(retriever: SteeredRetriever, queries: Array, concept: str) -> dict[str
         f"Chroma get({FETCH_K}), embeddings": lambda number: documents.get(ids=nearest(number), include=["embeddings"]),
         f"Chroma get({FETCH_K}), ids only": lambda number: documents.get(ids=nearest(number), include=[]),
         "encode": lambda number: sae.encode(queries[number][None]),
-        "index of codes": lambda number: store.index,
-        f"codes of {FETCH_K}": lambda number: store.codes(nearest(number)),
         "resolve": lambda number: retriever.resolve({concept: STRENGTH}),
     }
 
@@ -269,7 +294,7 @@ def profiled(retriever: SteeredRetriever, queries: Array, numbers: Iterator[int]
     for _ in range(count):
         number = next(numbers)
         profile.enable()
-        retriever.search("q", k=K, fetch_k=FETCH_K, steer={concept: STRENGTH}, embedding=queries[number])
+        retriever.search("q", k=K, steer={concept: STRENGTH}, embedding=queries[number])
         profile.disable()
     rows = []
     for (file, _, function), (_, calls, _, cumulative, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from .errors import CorpusError as CorpusError
 from .errors import MismatchError as MismatchError
 from .errors import MissingExtraError as MissingExtraError
 from .errors import SAESteerError as SAESteerError
+from .errors import StaleSidecarWarning as StaleSidecarWarning
 from .errors import SteeringError as SteeringError
 from .errors import StoreError as StoreError
 from .errors import UnknownFeatureError as UnknownFeatureError

@@ -53,6 +53,10 @@ class StoreError(SAESteerError, RuntimeError):
     """The vector store cannot be reached, or refuses a request."""
 
 
+class StaleSidecarWarning(UserWarning):
+    """Some passages have no row in the sidecar collection, or the row of an earlier embedding."""
+
+
 class MissingExtraError(SAESteerError, ImportError):
     """An optional dependency is absent. The message names the extra that installs it."""
 

@@ -67,7 +67,6 @@ class SteeredRetriever:
         catalog: FeatureCatalog,
         *,
         steering: SteerLike | Steering | None = None,
-        latent_engine: str = "exact",
     ) -> None:
         """Puts the parts together; `open` loads them.
 
@@ -76,15 +75,11 @@ class SteeredRetriever:
             embedder: Embeds queries; the SAE's encoder.
             catalog: Names and units of the SAE's features.
             steering: A default steering, such as a tenant's policy; the steering of a call is laid over it.
-            latent_engine: Deprecated; "exact" is the only engine.
 
         Raises:
             MismatchError: The embedder is not the SAE's encoder, or the catalog or the default is another SAE's.
             SteeringError: The default is unusable; its names can be unknown or ambiguous, too.
-            ValueError: There is no such engine.
         """
-        if latent_engine != "exact":
-            raise ValueError(f"latent_engine is {latent_engine!r}: the exact engine is the only one; leave it out.")
         self._queries = QuerySearch(store, embedder, catalog)
         self._resolver = SteeringResolver(store.sae, embedder, catalog, steering)
         self.store = cast(ChromaStore, store)  # searches only read; a store opened for reading has no writers
@@ -105,7 +100,6 @@ class SteeredRetriever:
         collection: str = "docs",
         create: bool = True,
         steering: SteerLike | Steering | None = None,
-        latent_engine: str = "exact",
     ) -> SteeredRetriever:
         """Loads an SAE with its catalog and opens a store.
 
@@ -121,7 +115,6 @@ class SteeredRetriever:
             collection: Name of the documents collection.
             create: Whether to create the collection if it is absent.
             steering: A default steering; the steering of a call is laid over it.
-            latent_engine: Deprecated; "exact" is the only engine.
 
         Returns:
             The retriever.
@@ -144,7 +137,7 @@ class SteeredRetriever:
         store = ChromaStore.open(
             opened.sae, client=client, collection=collection, create=create, sae_location=opened.location
         )
-        return cls(store, embedder, catalog, steering=steering, latent_engine=latent_engine)
+        return cls(store, embedder, catalog, steering=steering)
 
     def with_steering(self, steering: SteerLike | Steering | None) -> SteeredRetriever:
         """Returns a retriever over the same store with another default steering, another user's for instance.
@@ -172,8 +165,8 @@ class SteeredRetriever:
         Args:
             query: The question.
             options: All options as one object.
-            keywords: Single options: `k`, `steer`, `space`, `where`, `fetch_k`, `side`, `drift_cap`, `explain` and
-                `embedding`; see `SearchOptions`.
+            keywords: Single options: `k`, `steer`, `space`, `latent_score`, `where`, `fetch_k`, `side`, `drift_cap`,
+                `explain`, `embedding` and `read_on`; see `SearchOptions`.
 
         Returns:
             At most `k` hits, best first.

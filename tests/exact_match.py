@@ -1,4 +1,4 @@
-"""What document boosts and exclusions measure by, worked out a second time: dense and in float64, by the definition."""
+"""What document boosts and exclusions measure by, worked out a second time: in float64, by the definition."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ def exact_x_hat(sae: TopKSAE, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]
 
 
 def exact_match(
-    sae: TopKSAE, unit: NDArray[Any], features: Sequence[int], weights: Sequence[float], codes: Codes[NDArray[Any]]
+    sae: TopKSAE, unit: NDArray[Any], features: Sequence[int], weights: Sequence[float], vectors: NDArray[Any]
 ) -> NDArray[np.float64]:
-    """(N,) how much of some features passages have, between 0 and 1."""
-    centred = exact_x_hat(sae, codes) - sae.bias.astype(np.float64)
+    """(N,) how much of some features (N, d) vectors have, between 0 and 1: a ramp over the mean of their matches."""
+    centred = vectors.astype(np.float64) - sae.bias.astype(np.float64)
     total = np.zeros(len(centred))
     for feature, weight in zip(features, weights, strict=True):
-        match = centred @ sae.decoder[feature].astype(np.float64) / float(unit[feature])
-        total += weight * np.clip(match, 0.0, 1.0)
+        total += weight * (centred @ sae.decoder[feature].astype(np.float64)) / float(unit[feature])
     return np.asarray(np.clip((total / sum(weights) - 0.25) / 0.35, 0.0, 1.0))

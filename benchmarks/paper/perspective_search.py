@@ -18,7 +18,7 @@ from sae_steer_retriever.features.name_resolver import Resolution
 from sae_steer_retriever.features.text_reading import Concept, read_concept
 from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.search.ranking import Ranker
+from sae_steer_retriever.search.ranking import Scorer, in_order
 from sae_steer_retriever.steering.plan import plan
 from sae_steer_retriever.steering.policy import Steering, parse, resolve
 
@@ -98,7 +98,7 @@ class PerspectiveSearch:
         return self._change(q[0], before[0][:TOP], after[0][:TOP])
 
     def steered(self, question: str, steering: Steering) -> Change:
-        """Returns the change by the product's steering, `SteeredRetriever.search(question, steer=steering)`.
+        """Returns the change by `SteeredRetriever.search(question, steer=steering, read_on="vector")`.
 
         Args:
             question: The question.
@@ -116,9 +116,9 @@ class PerspectiveSearch:
             self.sae,
             self.catalog.calibration,
         )
-        ranker = Ranker(self.sae, self.catalog.calibration.match_unit, plan_, q[0], reconstructed=False)
-        found = ranker.rank(self._places, base, self.codes, [], TOP)
-        return self._change(q[0], plain, np.array([int(place) for place in found.ids]))
+        scorer = Scorer(self.sae, plan_, self.catalog.calibration.match_unit, q[0])
+        scored = scorer.score(self.vectors, np.zeros(len(self.vectors), dtype=np.float32))
+        return self._change(q[0], plain, np.array(in_order(self._places, scored)[:TOP]))
 
     def steering(self, words: str, meant: Resolution, strength: float) -> Steering:
         """Returns the steering that `steer={words: strength}` means.

@@ -22,12 +22,11 @@ from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.sae.config import SAEConfig
 from sae_steer_retriever.sae.directions import data_directions, random_directions, spherical_kmeans
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.search.ranking import Ranker
+from sae_steer_retriever.steering.document_boost import FeatureMatch
 from sae_steer_retriever.steering.edit import Edit
 from sae_steer_retriever.steering.operations import Side
-from sae_steer_retriever.steering.plan import Plan, plan
+from sae_steer_retriever.steering.plan import DocumentBoost, Plan, plan
 from sae_steer_retriever.steering.policy import DEFAULT_SIDE, Steering
-from sae_steer_retriever.store.code_index import CodeIndex
 
 from .curve import SteeringMethod, Values
 from .methods import WORDS, Signal
@@ -66,9 +65,7 @@ class Dictionary:
         """
         self.sae = sae
         self.setting = setting
-        ids = [f"{row:09d}" for row in range(len(setting.vectors))]
         self.codes = encoded(sae, setting.vectors) if codes is None else codes
-        self.index = CodeIndex.build([(ids, self.codes)], sae.config.n, sae.config.k, sae.config.k_labels)
         self.queries = encoded(sae, setting.queries)
         if isinstance(calibration, Calibration):
             self.calibration = calibration
@@ -77,6 +74,7 @@ class Dictionary:
             matches = [name_matches(sae, setting.vectors, names)]
             self.calibration = calibrate([names], sae.config.n, calibration, matches)
         self._gains: dict[Any, Array] = {}
+        self._matches: dict[Any, Array] = {}
 
     @cached_property
     def decoded(self) -> Array:
@@ -87,6 +85,12 @@ class Dictionary:
         """Returns the same for other queries over the same passages."""
         other = copy.copy(self)
         other.setting, other.queries, other._gains = setting, encoded(self.sae, setting.queries), {}
+        return other
+
+    def on_vectors(self) -> Dictionary:
+        """Returns the same with the steering's terms read on the passages' vectors, not on their reconstructions."""
+        other = copy.copy(self)
+        other.decoded, other._gains, other._matches = self.setting.vectors, {}, {}
         return other
 
     def gains(self, query: int, edits: tuple[Edit, ...]) -> Array:
@@ -101,12 +105,20 @@ class Dictionary:
         if key not in self._gains:
             if len(self._gains) > 64:  # the next query repeats the strengths of a concept, later ones do not
                 self._gains.pop(next(iter(self._gains)))
-            # As `Ranker.survey`, but with the stored reconstructions: projecting these is faster than projecting codes.
-            ranker = Ranker(self.sae, self.calibration.match_unit, found, q, reconstructed=False)
             shift = found.total_shift(len(q))
-            along = self.decoded @ shift if shift.any() else np.float32(0)
-            self._gains[key] = np.asarray(along + ranker.boost_gains(self.index))
+            gains = self.decoded @ shift if shift.any() else np.zeros(len(self.decoded), dtype=np.float32)
+            for boost in found.boosts:
+                gains += boost.amount * self._match(boost)
+            self._gains[key] = gains
         return self._gains[key]
+
+    def _match(self, boost: DocumentBoost) -> Array:
+        """Returns (N,) the passages' match with the features of a document boost."""
+        key = boost.features, boost.weights
+        if key not in self._matches:
+            match = FeatureMatch.of_features(self.sae, self.calibration.match_unit, *key)
+            self._matches[key] = match.of(self.decoded).astype(np.float32)
+        return self._matches[key]
 
     def concept(self, number: int) -> Concept:
         """Returns a concept of the setting in terms of this dictionary."""
@@ -183,7 +195,8 @@ def product(catalog: FeatureCatalog, dictionary: Dictionary) -> list[DictionaryS
     sides: dict[Side, str] = {DEFAULT_SIDE: DEFAULT_NAME}
     sides |= {side: f"SAE, side={side}" for side in ("query", "both", "document") if side != DEFAULT_SIDE}
     found = tuple(resolutions)
-    return [DictionarySteering(name, dictionary, found, side, why_not=why_not) for side, name in sides.items()]
+    ways = [DictionarySteering(name, dictionary, found, side, why_not=why_not) for side, name in sides.items()]
+    return [*ways, replace(ways[0], name="SAE, default, read on vectors", dictionary=dictionary.on_vectors())]
 
 
 def dictionary_methods(dictionary: Dictionary) -> Iterator[SteeringMethod]:

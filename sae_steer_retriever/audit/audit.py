@@ -33,7 +33,8 @@ class Sampled:
     collection: str  # name of the documents collection
     passages: int  # how many passages it has
     coded: int  # how many of them have a known code
-    has_sidecar: bool  # whether the codes are from the sidecar collection; else the audit made them from the vectors
+    has_sidecar: bool  # whether there is a sidecar collection of this SAE
+    encoded: int  # how many of the coded passages the audit encoded: the sidecar has no current code of them
     queries: int  # how many queries were asked
     queries_given: int  # how many there were before sampling
     origin: str  # where the queries are from: "file" or "sentences"
@@ -103,7 +104,8 @@ def audit(
         collection=store.documents.name,
         passages=len(store.ids),
         coded=len(store.coded),
-        has_sidecar=store.has_sidecar,
+        has_sidecar=store.sidecar.exists,
+        encoded=store.encoded,
         queries=len(queries),
         queries_given=queries.given,
         origin=queries.origin,

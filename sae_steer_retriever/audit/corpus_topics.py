@@ -148,9 +148,8 @@ def _unexplained(subject: Subject) -> Unexplained:
     places = sample_rows(len(store.coded), _RECONSTRUCTED, subject.seed)
     parts = []
     for start in range(0, len(places), 2000):
-        own = places[start : start + 2000]
-        vectors = store.unit_vectors(store.coded[own])
-        parts.append(unexplained_shares(store.sae, vectors, store.sae.decode(store.index.take(own))))
+        rows = store.coded[places[start : start + 2000]]
+        parts.append(unexplained_shares(store.sae, store.unit_vectors(rows), store.sae.decode(store.codes_at(rows))))
     shares = np.concatenate(parts)
     worst = np.argsort(-shares, kind="stable")[:_WORST]
     excerpts = subject.excerpts(store.coded[places[worst]].tolist())

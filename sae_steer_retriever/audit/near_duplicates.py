@@ -129,7 +129,7 @@ def _by_cosine(subject: Subject) -> tuple[int, list[list[list[int]]]]:
 
 def _digests(subject: Subject) -> NDArray[np.object_]:
     """(N,) digests of the passages' texts with white space collapsed; passages without a text all differ."""
-    row_of = {name: row for row, name in enumerate(subject.store.ids)}
+    row_of = subject.store.row_of
     digests = np.array([f"#{row}".encode() for row in range(len(row_of))], dtype=object)
     for ids, texts in subject.store.text_pages():
         for name, text in zip(ids, texts, strict=True):

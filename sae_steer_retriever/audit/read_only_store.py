@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from sae_steer_retriever.audit.top_hits import PassageVectors
 from sae_steer_retriever.encoders.embedders import unit_rows
 from sae_steer_retriever.errors import CorpusError, MismatchError, StoreError
 from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.sae.malloc import keep_large_buffers
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.store.code_index import CodeIndex, StoredVectors
 from sae_steer_retriever.store.connection import translated
+from sae_steer_retriever.store.documents import digest
 from sae_steer_retriever.store.sidecar import SidecarReader
 from sae_steer_retriever.store.store_reader import StoreReader
 
@@ -28,16 +30,17 @@ FEWEST = 20
 
 
 class ReadOnlyStore(StoreReader):
-    """A documents collection with the codes of its sidecar or, without one, codes made in memory.
+    """A documents collection whose passages, vectors and codes are read once, in pages, into arrays.
 
-    The sidecar's codes are used if this SAE made it and it holds every passage. Otherwise the stored vectors are
-    encoded; no text is embedded.
+    A passage's code is the sidecar's if this SAE made it from the stored vector. Otherwise the vector is encoded; no
+    text is embedded.
 
     Args:
         client: A Chroma client.
         collection: Name of the documents collection.
         sae: The SAE.
-        limit: Most passages to encode, drawn at random, if there is no sidecar; all if None.
+        limit: Most passages to encode; all if None. If more have no current code, features are counted over a random
+            sample of all passages, in which about this many have none.
         seed: Seed of that draw.
         progress: Whether to show progress bars on stderr.
 
@@ -45,7 +48,7 @@ class ReadOnlyStore(StoreReader):
         ids: The ids of all N passages.
         stored: Their vectors, in score space.
         coded: (M,) ascending rows of the passages with known codes: all passages, or a sample.
-        has_sidecar: Whether the codes are the sidecar's.
+        encoded: How many of these were encoded.
 
     Raises:
         CorpusError: There are fewer than 20 passages.
@@ -73,32 +76,28 @@ class ReadOnlyStore(StoreReader):
                 f"collection {collection!r} {found}: an audit needs at least {FEWEST}. Fill it with "
                 "`sae-steer index`, or name another one with --collection."
             )
-        with translated("reading the collection"):
-            index = self._sidecar_codes(count)
-            self.has_sidecar = index is not None
-            if index is not None:
-                self.ids, self.stored = index.ids, index.stored
-                self.coded = _drawn(len(index), None, seed)
-            else:
-                self.ids, self.stored = self._read(count, progress)
-                self.coded = _drawn(len(self.ids), limit, seed)
-                index = self._encoded(progress)
-        self._index = index
+        self.ids, self.stored, codes, known = self._read(count, progress)
+        lacking = int((~known).sum())
+        size = count if limit is None or lacking <= limit else limit * count // lacking
+        self.coded = _drawn(len(self.ids), size, seed)
+        to_encode = np.nonzero(~known[self.coded])[0]
+        self.encoded = len(to_encode)
+        self._codes: Codes[NDArray[Any]] = Codes(codes.indices[self.coded], codes.values[self.coded])
+        self._encode(to_encode, progress)
 
     def __repr__(self) -> str:
-        """One line: the collection, and whether its codes were stored."""
-        codes = "stored" if self.has_sidecar else "in memory"
-        return f"ReadOnlyStore({self.documents.name!r}, {len(self.ids)} passages, codes {codes}, {self.sae!r})"
+        """One line: the collection, its passages, and how many of them were encoded."""
+        return f"ReadOnlyStore({self.documents.name!r}, {len(self.ids)} passages, {self.encoded} encoded, {self.sae!r})"
 
     @property
-    def index(self) -> CodeIndex:
-        """The codes of the coded passages."""
-        return self._index
+    def label_latents(self) -> Codes[NDArray[Any]]:
+        """(M, k_labels) the label latents of the coded passages."""
+        return self._codes.truncate(self.sae.config.k_labels)
 
-    @property
-    def has_all_codes(self) -> bool:
-        """Whether every passage is coded; otherwise a steered search encodes further passages as it meets them."""
-        return len(self.coded) == len(self.ids)
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """The row of each id."""
+        return {name: row for row, name in enumerate(self.ids)}
 
     def unit_vectors(self, rows: NDArray[np.integer[Any]]) -> Array:
         """Returns the passages' (len(rows), d) vectors at unit norm."""
@@ -110,7 +109,7 @@ class ReadOnlyStore(StoreReader):
         known = np.take(self.coded, place, mode="clip") == rows
         shape = (len(rows), self.sae.config.k)
         codes: Codes[NDArray[Any]] = Codes(np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float32))
-        codes.indices[known], codes.values[known] = self._index.take(place[known])
+        codes.indices[known], codes.values[known] = (part[place[known]] for part in self._codes)
         if not known.all():
             codes.indices[~known], codes.values[~known] = self.sae.encode(self.unit_vectors(rows[~known]))
         return codes
@@ -139,38 +138,53 @@ class ReadOnlyStore(StoreReader):
         except (MismatchError, StoreError):  # another SAE's sidecar, or another tool's collection
             return SidecarReader(self._client, self.documents.name, self.sae, None)
 
-    def _sidecar_codes(self, count: int) -> CodeIndex | None:
-        """Returns the sidecar's codes; None unless it is complete."""
-        if self.sidecar.generation() is None or self.sidecar.count() != count:
-            return None
-        index = super().index
-        return index if len(index) == count and bool(np.isfinite(index.stored.offsets).all()) else None
-
-    def _read(self, count: int, progress: bool) -> tuple[list[str], StoredVectors]:
+    def _read(
+        self, count: int, progress: bool
+    ) -> tuple[list[str], PassageVectors, Codes[NDArray[Any]], NDArray[np.bool_]]:
+        """Returns ids, vectors, the sidecar's codes, and which passages have one."""
+        d, k = self.sae.config.d, self.sae.config.k
         ids: list[str] = []
-        stored = StoredVectors(np.empty((count, self.sae.config.d), np.float32), np.empty(count, np.float32))
+        stored = PassageVectors(np.empty((count, d), dtype=np.float32), np.empty(count, dtype=np.float32))
+        codes: Codes[NDArray[Any]] = Codes(np.zeros((count, k), dtype=np.int32), np.zeros((count, k), dtype=np.float32))
+        known = np.zeros(count, dtype=bool)
         with tqdm(total=count, desc="reading", unit="passage", disable=None if progress else True) as bar:
-            for page, vectors, offsets in self.score_pages(_PAGE):
+            for names, vectors, offsets in self.score_pages(_PAGE):
+                fits = slice(count - len(ids))  # another program may be adding passages
+                page = names[fits]
                 own = slice(len(ids), len(ids) + len(page))
-                stored.vectors[own], stored.offsets[own] = vectors, offsets
+                stored.vectors[own], stored.offsets[own] = vectors[fits], offsets[fits]
+                known[own], found = self._sidecar_codes(page, vectors[fits])
+                places = own.start + np.nonzero(known[own])[0]
+                codes.indices[places], codes.values[places] = found
                 ids += page
                 bar.update(len(page))
-        return ids, StoredVectors(*(part[: len(ids)] for part in stored))
+        stored = PassageVectors(*(part[: len(ids)] for part in stored))
+        return ids, stored, Codes(*(part[: len(ids)] for part in codes)), known[: len(ids)]
 
-    def _encoded(self, progress: bool) -> CodeIndex:
+    @translated("reading the sidecar")
+    def _sidecar_codes(self, ids: list[str], vectors: Array) -> tuple[NDArray[np.bool_], Codes[NDArray[Any]]]:
+        """Returns which passages have a sidecar row of their stored vector, and the codes of these."""
+        # A digest is of the vector at unit norm, normalised once.
+        units = vectors if self.space == "cosine" else unit_rows(vectors, self.sae.config.d)
+        rows = self.sidecar.rows(ids)
+        sources = [rows[name].source if name in rows else "" for name in ids]
+        known = np.array([source == digest(x) for source, x in zip(sources, units, strict=True)], dtype=bool)
+        return known, self.sidecar.unpack([rows[ids[place]].packed for place in np.nonzero(known)[0].tolist()])
+
+    def _encode(self, places: NDArray[np.int64], progress: bool) -> None:
+        """Encodes some of the coded passages."""
+        if not len(places):
+            return
         keep_large_buffers()
-        config, ids = self.sae.config, [self.ids[row] for row in self.coded.tolist()]
-        pages = []
-        with tqdm(total=len(ids), desc="encoding", unit="passage", disable=None if progress else True) as bar:
-            for start in range(0, len(ids), _PAGE):
-                rows = self.coded[start : start + _PAGE]
-                pages.append((ids[start : start + _PAGE], self.sae.encode(self.unit_vectors(rows))))
-                bar.update(len(rows))
-        own = self.stored.vectors[self.coded], self.stored.offsets[self.coded]
-        return CodeIndex.build(pages, config.n, config.k, config.k_labels, [(ids, *own)])
+        with tqdm(total=len(places), desc="encoding", unit="passage", disable=None if progress else True) as bar:
+            for start in range(0, len(places), _PAGE):
+                own = places[start : start + _PAGE]
+                codes = self.sae.encode(self.unit_vectors(self.coded[own]))
+                self._codes.indices[own], self._codes.values[own] = codes
+                bar.update(len(own))
 
 
-def _drawn(count: int, limit: int | None, seed: int) -> NDArray[np.int64]:
-    if limit is None or limit >= count:
+def _drawn(count: int, size: int, seed: int) -> NDArray[np.int64]:
+    if size >= count:
         return np.arange(count)
-    return np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))
+    return np.sort(np.random.default_rng(seed).choice(count, size, replace=False))

@@ -37,7 +37,14 @@ def looked_at(audit: Audit) -> str:
             f"{seen.queries:,} sentences drawn from the passages in place of queries, as no queries were given (real "
             "queries tell more; the passage that a sentence is from is left out of its hits)"
         )
-    codes = "" if seen.has_sidecar else ", encoded for this audit as there is no sidecar collection of this SAE"
+    codes = ""
+    if not seen.has_sidecar:
+        codes = ", encoded for this audit as there is no sidecar collection of this SAE"
+    elif seen.encoded:
+        codes = (
+            f", {seen.encoded:,} of them encoded for this audit as the sidecar collection has no current code of them "
+            "(`sae-steer index --attach` adds these)"
+        )
     if seen.coded < seen.passages:
         codes += f"; features are counted over {seen.coded:,} passages drawn at random"
     return (

@@ -130,8 +130,9 @@ def _change(
 
 def _having(subject: Subject, ids: list[str], features: tuple[int, ...]) -> float:
     """The share of some passages that have any of some features."""
-    names = subject.store.codes(ids).truncate(subject.store.sae.config.k_labels)
-    return float((np.isin(names.indices, features) & (names.values > 0)).any(axis=1).mean()) if ids else 0.0
+    rows = np.array([subject.store.row_of[name] for name in ids if name in subject.store.row_of], dtype=np.int64)
+    names = subject.store.codes_at(rows).truncate(subject.store.sae.config.k_labels)
+    return float((np.isin(names.indices, features) & (names.values > 0)).any(axis=1).mean()) if len(rows) else 0.0
 
 
 @contextmanager

@@ -72,8 +72,7 @@ class Subject:
     @cached_property
     def passage_names(self) -> csr_array:
         """(M, n) ones where a coded passage has a feature."""
-        index = self.store.index
-        return feature_match(index.names(np.arange(len(index))), self.n)
+        return feature_match(self.store.label_latents, self.n)
 
     @cached_property
     def query_names(self) -> csr_array:

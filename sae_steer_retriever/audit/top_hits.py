@@ -8,10 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.sae.codes import Array
-from sae_steer_retriever.store.code_index import StoredVectors
 
 # Scores in memory at a time.
 _TILE_SCORES = 8_000_000
+
+
+class PassageVectors(NamedTuple):
+    """Passages in score space: `vectors @ q + offsets` are their scores for a unit query `q`."""
+
+    vectors: Array  # (N, d)
+    offsets: Array  # (N,)
 
 
 class TopHits(NamedTuple):
@@ -21,7 +27,7 @@ class TopHits(NamedTuple):
     scores: Array  # (Q, k) their unsteered scores
 
 
-def top_hits(queries: Array, stored: StoredVectors, k: int, without: NDArray[np.int64] | None = None) -> TopHits:
+def top_hits(queries: Array, stored: PassageVectors, k: int, without: NDArray[np.int64] | None = None) -> TopHits:
     """Returns the `k` passages with the largest unsteered scores; ties are in the order of their rows.
 
     Args:

@@ -8,7 +8,6 @@ import numpy as np
 
 from sae_steer_retriever.audit.subject import Excerpt, Subject, shortened
 from sae_steer_retriever.explain.attribution import Attribution, Explainer
-from sae_steer_retriever.store.code_index import StoredVectors
 
 DEPTH = 5
 """How many hits of each query are examined."""
@@ -80,9 +79,9 @@ def _shares(subject: Subject, query: int, depth: int) -> tuple[float, float]:
     """Mean shares of named features and of the residual in the scores of a query's best hits."""
     code = subject.query_code(query)
     explainer = Explainer(subject.queries.vectors[query], code, subject.store.sae, subject.catalog.name)
-    rows = subject.hits.rows[query, :depth]
-    stored = StoredVectors(*(np.asarray(part[rows]) for part in subject.store.stored))
-    found = [explainer.explain(x, offset=float(offset)) for x, offset in zip(*stored, strict=True)]
+    vectors, offsets = subject.store.stored
+    rows = subject.hits.rows[query, :depth].tolist()
+    found = [explainer.explain(vectors[row], offset=float(offsets[row])) for row in rows]
     named, rest = np.mean([(_named(part, subject), part.unexplained) for part in found], axis=0).tolist()
     return named, rest
 

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=50_000,
         metavar="N",
-        help="without a sidecar collection, encode at most N random passages (default: 50000)",
+        help="encode about N random passages at most, where the sidecar collection has no codes (default: 50000)",
     )
     add("--seed", type=int, default=0, metavar="N", help="seed of all random samples (default: 0)")
     add_common_arguments(parser)

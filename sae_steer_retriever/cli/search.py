@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from sae_steer_retriever.steering.policy import Steering
 
 SUMMARY = "search a store, steered by named features"
-# Equal to SPACES and SIDES of the library, whose import loads PyTorch.
+# Equal to SPACES, LATENT_SCORES, READ_ON and SIDES of the library, whose import loads PyTorch.
 SPACE_CHOICES = ("original", "reconstructed", "latent")
+LATENT_SCORE_CHOICES = ("match", "dot", "damped")
+READ_ON_CHOICES = ("reconstruction", "vector")
 SIDE_CHOICES = ("query", "document", "both")
 
 
@@ -52,7 +54,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--space",
         choices=SPACE_CHOICES,
         default="original",
-        help="search the original embeddings, the reconstructed ones, or the codes (default: original)",
+        help="search the original embeddings, the reconstructed ones, or the latent space (default: original)",
+    )
+    add(
+        "--latent-score",
+        choices=LATENT_SCORE_CHOICES,
+        default="match",
+        help="score of the latent space: the question against the passages' reconstructions, the dot product of their "
+        "codes, or the cosine of their damped codes (default: match)",
+    )
+    add(
+        "--read-on",
+        choices=READ_ON_CHOICES,
+        default="reconstruction",
+        help="what a steering reads of the first candidates in the original space: their reconstructions, or their "
+        "stored vectors alone, which is faster (default: reconstruction)",
     )
     add(
         "--side",
@@ -60,7 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what a strength changes: query shifts the query, document boosts passages that have the feature "
         "(default: both; query in the other spaces)",
     )
-    add("--fetch-k", type=count, metavar="N", help="candidates before re-ranking (default: the larger of 100 and 4 k)")
+    add(
+        "--fetch-k",
+        type=count,
+        metavar="N",
+        help="candidates of the first call to the store (default: the larger of 50 and 4 k)",
+    )
     add("--where", type=_filter, metavar="JSON", help="""metadata filter of Chroma, e.g. '{"source": "a.md"}'""")
     add_common_arguments(parser)
 
@@ -87,8 +108,10 @@ def run(arguments: argparse.Namespace) -> Outcome:
     options: dict[str, Any] = {
         "k": arguments.k,
         "space": arguments.space,
+        "latent_score": arguments.latent_score,
         "where": arguments.where,
         "fetch_k": arguments.fetch_k,
+        "read_on": arguments.read_on,
         "embedding": retriever.embedder.embed_queries([arguments.query])[0],
     }
     applied = retriever.active_edits(steering, arguments.query, embedding=options["embedding"])
@@ -96,8 +119,13 @@ def run(arguments: argparse.Namespace) -> Outcome:
     before = retriever.search(arguments.query, steer={}, explain=False, **options) if applied.edits else []
     kept = {hit.id for hit in hits}
     left = [hit for hit in before if hit.id not in kept]
+    told: dict[str, Any] = {
+        "space": arguments.space,
+        "latent_score": arguments.latent_score,
+        "steered": bool(applied.edits),
+    }
     reasons = {
-        hit.id: Explanation(arguments.query, hit, rank=rank, space=arguments.space, steered=bool(applied.edits))
+        hit.id: Explanation(arguments.query, hit, rank=rank, **told)
         for rank, hit in enumerate(hits, start=1)
         if hit.attribution is not None
     }
@@ -105,6 +133,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         "query": arguments.query,
         "k": arguments.k,
         "space": arguments.space,
+        "certified": hits.certified,
         "steering": [_edit_data(edit, retriever.catalog, applied) for edit in steering.edits],
         "hits": [_hit_data(rank, hit, reasons.get(hit.id)) for rank, hit in enumerate(hits, start=1)],
         "left": [{"id": hit.id, "base_rank": hit.base_rank, "base_score": hit.base_score} for hit in left],
@@ -230,6 +259,7 @@ def _hit_data(rank: int, hit: Hit, why: Explanation | None) -> dict[str, Any]:
         "score": hit.score,
         "base_rank": hit.base_rank,
         "base_score": hit.base_score,
+        "read_on": hit.read_on,
         "text": hit.text,
         "metadata": hit.metadata,
     }

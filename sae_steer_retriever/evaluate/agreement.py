@@ -20,7 +20,7 @@ from sae_steer_retriever.evaluate.fidelity import ROWS, decode_in_batches, encod
 from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.sae.directions import unit_rows
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.store.latent_index import compared
+from sae_steer_retriever.store.code_matrix import compared
 
 # Depth of the overlap, and places of the original ranking whose order is compared.
 TOP, COMPARED = 10, 100

@@ -15,7 +15,7 @@ from sae_steer_retriever.evaluate.retrieval_set import RELEVANT, EmbeddedSet, Re
 from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.sae.directions import unit_rows
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.store.latent_index import LatentIndex, Similarity
+from sae_steer_retriever.store.code_matrix import CodeMatrix, Similarity
 from sae_steer_retriever.train.nearest_lists import nearest_documents
 
 ORIGINAL, RECONSTRUCTED, MIXED = "original", "reconstructed", "original_x_reconstructed"
@@ -92,11 +92,11 @@ def measure_fidelity(sae: TopKSAE, judged: RetrievalSet, vectors: EmbeddedSet) -
     documents, queries = vectors.documents, vectors.queries
     codes, query_codes = encode_in_batches(sae, documents), sae.encode(queries)
     documents_hat, queries_hat = decode_in_batches(sae, codes), sae.decode(query_codes)
+    matrix = CodeMatrix(codes, sae.config.n)
 
     def latent_rankings(similarity: Similarity) -> list[NDArray[np.int64]]:
         # Fewer than ten passages where fewer share a latent with the query.
-        index = LatentIndex.build(codes, sae.config.n, similarity=similarity)
-        return [hits.rows for hits in index.search(query_codes, DEPTH)]
+        return [hits.rows for hits in matrix.search(similarity, query_codes, DEPTH)]
 
     rankings: dict[str, Iterable[NDArray[np.int64]]] = {
         ORIGINAL: nearest_documents(queries, documents, DEPTH),

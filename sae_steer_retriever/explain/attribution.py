@@ -51,11 +51,11 @@ class Attribution:
     """The exact decomposition of one hit's score: `features + steering + bias + residual == score`.
 
     Attributes:
-        features: The query's features, largest value first. A feature adds `h_f(q) (d_f . x)`. In the latent space only
-            features that the passage shares count: each adds the product of the two power-normalised activations,
-            divided by the norms of the two power-normalised codes.
+        features: The query's features, largest value first. A feature adds `h_f(q) (d_f . x)`. In the latent space the
+            passage's features count: with `latent_score="match"` each adds `h_f(x) (d_f . q)`, with "dot" and "damped"
+            the product of the two activations. All of them are divided as the score is.
         steering: One term per edit and side.
-        bias: The decoder bias' part, `b_dec . x`; 0 in the latent space.
+        bias: The decoder bias' part, `b_dec . x`; 0 for scores of codes.
         residual: The part of the query that the SAE does not reconstruct, `(q - q_hat) . x`; 0 in the latent space.
 
     Example:
@@ -146,17 +146,21 @@ class Explainer:
         projections = (self._directions @ x) * scale
         order = np.argsort(-projections, kind="stable").tolist()
         values: list[float] = projections.tolist()
-        features = tuple(Contribution(self._latents[place], self._names[place], values[place]) for place in order)
+        latents, names = self._latents, self._names
+        features = tuple([Contribution(latents[place], names[place], values[place]) for place in order])
         bias = float(self._bias @ x) * scale
         residual = float(self._unexplained @ x) * scale + offset
         return Attribution(features, steering, bias, residual)
 
 
 class CodeExplainer:
-    """Decomposes cosines of codes: `z_q . z_d = sum_f z_q[f] z_d[f]`, times `scale`; bias and residual are 0."""
+    """Decomposes dot products and cosines of codes: `z_q . z_d = sum_f z_q[f] z_d[f]`, times `scale`.
+
+    Bias and residual are 0. Codes are given as they are compared: as the SAE gives them, or power-normalised.
+    """
 
     def __init__(self, h_q: Codes[NDArray[Any]], name: Callable[[int], str]) -> None:
-        """Prepares `h_q` (1, K), the query's power-normalised code before it is edited; `name` as in `Explainer`."""
+        """Prepares `h_q` (1, K), the query's code before it is edited; `name` as in `Explainer`."""
         self._own = dict(zip(h_q.indices[0].tolist(), h_q.values[0].tolist(), strict=True))
         self._name = name
 
@@ -166,11 +170,44 @@ class CodeExplainer:
         """Returns the parts of one passage's score: one per latent that query and passage share.
 
         Args:
-            codes: (1, K) the passage's power-normalised code.
+            codes: (1, K) the passage's code.
             steering: The steering's terms, in score units.
-            scale: One over the norms of the passage's code and of the edited query's code.
+            scale: 1 for a dot product; one over the norms of the passage's code and of the edited query's for a cosine.
         """
         parts = zip(codes.indices[0].tolist(), codes.values[0].tolist(), strict=True)
         shared = [(latent, self._own.get(latent, 0.0) * value * scale) for latent, value in parts]
         features = [Contribution(latent, self._name(latent), value) for latent, value in shared if value]
         return Attribution(tuple(sorted(features, key=lambda part: -part.value)), steering, 0.0, 0.0)
+
+
+class PassageExplainer:
+    """Decomposes cosines with reconstructions by the passage's features: `q . x_hat = sum_f h_f(x) (d_f . q) + b . q`.
+
+    Everything is multiplied by `scale`; the residual is 0.
+    """
+
+    def __init__(self, q: Array, sae: TopKSAE, name: Callable[[int], str]) -> None:
+        """Prepares the query (d,); `name` as in `Explainer`."""
+        self._q = q
+        self._decoder = sae.decoder
+        self._bias = float(sae.bias @ q)
+        self._name = name
+
+    def explain(
+        self, codes: Codes[NDArray[Any]], steering: tuple[SteeringTerm, ...] = (), *, scale: float = 1.0
+    ) -> Attribution:
+        """Returns the parts of one passage's score: one per latent of the passage.
+
+        Args:
+            codes: (1, K) the passage's code.
+            steering: The steering's terms, in score units.
+            scale: One over the lengths of the reconstruction and of the shifted query.
+        """
+        active = codes.values[0] > 0
+        latents = codes.indices[0][active]
+        values = (self._decoder[latents] @ self._q) * codes.values[0][active] * scale
+        order = np.argsort(-values, kind="stable").tolist()
+        features = tuple(
+            Contribution(int(latents[at]), self._name(int(latents[at])), float(values[at])) for at in order
+        )
+        return Attribution(features, steering, self._bias * scale, 0.0)

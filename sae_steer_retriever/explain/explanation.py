@@ -18,7 +18,9 @@ _WORTH_TELLING = 0.25
 _MEANINGS = {
     "original": "the cosine similarity of the embeddings of query and passage",
     "reconstructed": "the cosine similarity of the reconstructed embeddings of query and passage",
-    "latent": "the cosine similarity of the power-normalised features of query and passage",
+    "latent match": "the cosine similarity of the query with the passage's reconstructed embedding",
+    "latent dot": "the dot product of the features of query and passage",
+    "latent damped": "the cosine similarity of the power-normalised features of query and passage",
     None: "what the search ranked by; larger is better",
 }
 
@@ -35,6 +37,7 @@ class Explanation:
         rank: Its rank, from 1; None if unknown.
         space: The space that was searched; None if unknown.
         steered: Whether the search was steered.
+        latent_score: The score of the latent space.
 
     Raises:
         ValueError: The hit has no attribution.
@@ -50,6 +53,7 @@ class Explanation:
     rank: int | None = None
     space: str | None = None
     steered: bool = False
+    latent_score: str = "match"
 
     def __post_init__(self) -> None:
         if self.hit.attribution is None:
@@ -95,7 +99,8 @@ class Explanation:
     def meaning(self) -> str:
         """The definition of the score, in one line."""
         added = ", plus what the steering adds" if self.steered and self.space is not None else ""
-        return f"Score: {_MEANINGS.get(self.space, _MEANINGS[None])}{added}."
+        space = f"latent {self.latent_score}" if self.space == "latent" else self.space
+        return f"Score: {_MEANINGS.get(space, _MEANINGS[None])}{added}."
 
     @property
     def note(self) -> str:

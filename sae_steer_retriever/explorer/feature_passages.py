@@ -8,12 +8,17 @@ import numpy as np
 
 from sae_steer_retriever.features.evidence import Example
 from sae_steer_retriever.sae.topk_sae import FeatureDirections
+from sae_steer_retriever.store.connection import translated
+from sae_steer_retriever.store.documents import digest
 
 if TYPE_CHECKING:
-    from sae_steer_retriever.store.chroma_store import ChromaStore
+    from sae_steer_retriever.sae.codes import Array
+    from sae_steer_retriever.store.store_reader import StoreReader
 
 _BINS = 20
 _TOP, _MIDDLE = 8, 6
+# Passages that are read at once.
+_PAGE = 2000
 
 
 class FeaturePassages(NamedTuple):
@@ -30,21 +35,31 @@ class FeaturePassages(NamedTuple):
         return {"count": self.total, "edges": list(self.edges), "counts": list(self.counts)}
 
 
-def feature_passages(store: ChromaStore, feature: int, *, top: int = _TOP) -> FeaturePassages:
-    """Returns the passages of a feature, with the `top` strongest ones.
+def feature_passages(store: StoreReader, feature: int, *, top: int = _TOP) -> FeaturePassages:
+    """Returns the passages of a feature, with the `top` strongest ones; none without a sidecar.
 
-    A passage's strength is the feature match of its stored embedding (`FeatureDirections`), which orders evidence, too.
+    The sidecar's rows say which passages have the feature. Where a row is of an earlier embedding, the stored one is
+    encoded. A passage is missing if it has no row, or if its embedding has changed and only the new one has the feature
+    (`ChromaStore.attach` mends both). A passage's strength is the feature match of its stored embedding
+    (`FeatureDirections`), which orders evidence, too.
 
     Raises:
+        MismatchError: A stored vector is zero; the message names its passage.
         StoreError: The store does not answer.
     """
-    index = store.index
-    rows, strengths = index.having(feature)
-    vectors = index.vectors(rows).vectors if len(rows) else np.empty((0, 0), dtype=np.float32)
-    if vectors.shape[1] and np.isfinite(vectors).all():
-        strengths = FeatureDirections.of(store.sae).match(vectors, [feature])[:, 0]
+    with translated("reading the sidecar"):
+        named = store.sidecar.having(feature)
+    directions = FeatureDirections.of(store.sae)
+    ids: list[str] = []
+    parts = [np.empty(0, dtype=np.float32)]
+    for start in range(0, len(named), _PAGE):
+        page, vectors = store.vectors_of(named[start : start + _PAGE])
+        has = _has_feature(store, feature, page, vectors)
+        ids += [page[row] for row in has]
+        parts.append(directions.match(vectors[has], [feature])[:, 0])
+    strengths = np.concatenate(parts)
     order = np.argsort(-strengths, kind="stable")
-    ids = [index.ids[row] for row in rows[order]]
+    ids = [ids[row] for row in order]
     ranked = strengths[order]
     half = len(ids) // 2
     middle = range(max(half - _MIDDLE // 2, top), min(half - _MIDDLE // 2 + _MIDDLE, len(ids)))
@@ -59,3 +74,16 @@ def feature_passages(store: ChromaStore, feature: int, *, top: int = _TOP) -> Fe
         tuple(edges.tolist()),
         tuple(counts.tolist()),
     )
+
+
+def _has_feature(store: StoreReader, feature: int, ids: list[str], vectors: Array) -> list[int]:
+    """Returns the places of passages that still have a feature which their sidecar rows name."""
+    with translated("reading the sidecar"):
+        rows = store.sidecar.rows(ids)
+    sources = [rows[name].source if name in rows else "" for name in ids]
+    has = np.array([source == digest(x) for source, x in zip(sources, vectors, strict=True)], dtype=bool)
+    stale = np.nonzero(~has)[0]
+    if len(stale):
+        names = store.sae.encode(vectors[stale]).truncate(store.sae.config.k_labels)
+        has[stale] = ((names.indices == feature) & (names.values > 0)).any(axis=1)
+    return np.nonzero(has)[0].tolist()

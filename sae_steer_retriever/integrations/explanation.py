@@ -14,12 +14,17 @@ SHOWN_FEATURES = 5
 
 
 def explanation(
-    steering: Steering, unsteered_rank: int | None, unsteered_score: float, why: Attribution | None
+    steering: Steering,
+    unsteered_rank: int | None,
+    unsteered_score: float,
+    why: Attribution | None,
+    **search: Any,
 ) -> dict[str, Any]:
     """Returns the value of `metadata["sae"]`: edits, rank (from 1) and score without steering, parts of the score.
 
     An edit with a `condition` has a contribution only if the query meets the condition. The rank is None if the passage
-    is not among the plain search's candidates; `why` is None if the parts were not asked for.
+    is not among the plain search's candidates; `why` is None if the parts were not asked for. `search` are further
+    entries about the search.
     """
     edits = [
         {
@@ -31,5 +36,5 @@ def explanation(
         }
         for edit in steering.edits
     ]
-    body = {"steer": edits, "unsteered_rank": unsteered_rank, "unsteered_score": float(unsteered_score)}
+    body = {"steer": edits, "unsteered_rank": unsteered_rank, "unsteered_score": float(unsteered_score), **search}
     return body if why is None else body | why.to_dict(SHOWN_FEATURES)

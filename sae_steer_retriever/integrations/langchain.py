@@ -25,11 +25,11 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from pydantic import ConfigDict, Field, InstanceOf
 
-from sae_steer_retriever.explain.hits import Hit
+from sae_steer_retriever.explain.hits import Hit, ReadOn
 from sae_steer_retriever.integrations.explanation import EXPLANATION_KEY, NODE_KEY, explanation
 from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.search.options import SearchOptions, Space
+from sae_steer_retriever.search.options import LatentScore, SearchOptions, Space
 from sae_steer_retriever.steering.operations import Side, SteerLike
 from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering
 
@@ -55,6 +55,7 @@ class SAESteeredRetriever(BaseRetriever):
 
     * `steer`: the steering that was applied, one dict per edit: name, features, weights, op, strength, side;
     * `unsteered_rank` (None if it is not among the plain search's candidates) and `unsteered_score`;
+    * `read_on`, the vector on which the steering read the passage, as in `Hit`, and `certified`, as in `Hits`;
     * `features` (the five largest: id, label, contribution), `other_features`, `steering` (name, side,
       contribution), `bias` and `residual`: contributions that sum to `relevance_score`;
     * `unexplained`: the residual's absolute size divided by that of all parts, in [0, 1].
@@ -77,9 +78,11 @@ class SAESteeredRetriever(BaseRetriever):
     filter: dict[str, Any] | None = None
     """Chroma's metadata filter: `where` in `SearchOptions`."""
     space: Space = "original"
+    latent_score: LatentScore = "match"
     fetch_k: int | None = Field(default=None, ge=1)
     side: Side | None = None
     drift_cap: float = Field(default=DEFAULT_DRIFT_CAP, gt=0, le=1)
+    read_on: ReadOn = "reconstruction"
     attach_scores: bool = True
     """Whether to add `relevance_score` and `sae`. Off for `MultiQueryRetriever`, which drops only equal documents."""
 
@@ -246,11 +249,13 @@ class SAESteeredRetriever(BaseRetriever):
             k=self.k,
             steer=self.steer,
             space=self.space,
+            latent_score=self.latent_score,
             where=self.filter or None,
             fetch_k=self.fetch_k,
             side=self.side,
             drift_cap=self.drift_cap,
             explain=self.attach_scores,
+            read_on=self.read_on,
         )
 
     def _get_relevant_documents(
@@ -270,7 +275,8 @@ class SAESteeredRetriever(BaseRetriever):
         steering = self.retriever.resolve(steer, side=self.side, drift_cap=self.drift_cap, space=self.space)
         where = (self.filter if filter is None else filter) or None
         options = dataclasses.replace(self.search_options, steer=steering, k=self.k if k is None else k, where=where)
-        return [_document_of(hit, steering) for hit in self.retriever.search(query, options=options)]
+        hits = self.retriever.search(query, options=options)
+        return [_document_of(hit, steering, certified=hits.certified) for hit in hits]
 
     async def _aget_relevant_documents(
         self,
@@ -309,13 +315,14 @@ class SAESteeredRetriever(BaseRetriever):
         return made
 
 
-def _document_of(hit: Hit, steering: Steering) -> Document:
+def _document_of(hit: Hit, steering: Steering, *, certified: bool) -> Document:
     """Returns a hit as a new document; if the hit has an attribution, the metadata say why it was found."""
     metadata = hit.metadata
     if NODE_KEY in metadata:
         metadata = {key: value for key, value in metadata.items() if key not in _NODE_KEYS}
     if hit.attribution is not None:
-        reasons = explanation(steering, hit.base_rank, hit.base_score, hit.attribution)
+        known = {"read_on": hit.read_on, "certified": certified}
+        reasons = explanation(steering, hit.base_rank, hit.base_score, hit.attribution, **known)
         metadata = {**metadata, _SCORE_KEY: hit.score, EXPLANATION_KEY: reasons}
     return Document(id=hit.id, page_content=hit.text, metadata=metadata)
 

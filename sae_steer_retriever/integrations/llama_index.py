@@ -24,12 +24,13 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores import MetadataFilters
 
+from sae_steer_retriever.explain.hits import ReadOn
 from sae_steer_retriever.integrations import llama_index_types as types
 from sae_steer_retriever.integrations.llama_index_postprocessor import SAESteerPostprocessor
 from sae_steer_retriever.integrations.llama_index_types import SteeredQuery
 from sae_steer_retriever.integrations.sources import SAESource, adopt_store, open_store
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.search.options import SearchOptions, Space
+from sae_steer_retriever.search.options import LatentScore, SearchOptions, Space
 from sae_steer_retriever.steering.operations import Side, SteerLike
 from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering
 
@@ -52,7 +53,8 @@ class SAESteeredRetriever(BaseRetriever):
     Args:
         retriever: The core retriever, which `SteeredRetriever.open` and the class methods make.
         similarity_top_k: How many nodes.
-        steer: See `SearchOptions`, as for `where`, `space`, `fetch_k`, `side` and `drift_cap`; names are resolved now.
+        steer: See `SearchOptions`, as for `where`, `space`, `latent_score`, `fetch_k`, `side`, `drift_cap` and
+            `read_on`; names are resolved now.
         filters: LlamaIndex's metadata filters, instead of `where`: ==, !=, >, >=, <, <=, in, nin, contains, combined by
             and / or.
         explain: Whether the explanation contains the parts of the score.
@@ -82,9 +84,11 @@ class SAESteeredRetriever(BaseRetriever):
         filters: MetadataFilters | None = None,
         where: Mapping[str, Any] | None = None,
         space: Space = "original",
+        latent_score: LatentScore = "match",
         fetch_k: int | None = None,
         side: Side | None = None,
         drift_cap: float = DEFAULT_DRIFT_CAP,
+        read_on: ReadOn = "reconstruction",
         explain: bool = True,
         attach_explanation: bool = True,
         callback_manager: CallbackManager | None = None,
@@ -97,11 +101,13 @@ class SAESteeredRetriever(BaseRetriever):
         self.steer = dict(steer) if isinstance(steer, Mapping) else steer
         self._options = SearchOptions(
             space=space,
+            latent_score=latent_score,
             where=types.where_of(filters) if where is None else dict(where),
             fetch_k=fetch_k,
             side=side,
             drift_cap=drift_cap,
             explain=explain and attach_explanation,
+            read_on=read_on,
         )
         self._attach_explanation = attach_explanation
         super().__init__(callback_manager=callback_manager)
@@ -248,10 +254,12 @@ class SAESteeredRetriever(BaseRetriever):
         steering = core.resolve(asked, side=own.side, drift_cap=own.drift_cap, space=own.space)
         options = dataclasses.replace(own, steer=steering, embedding=types.embedding_of(query_bundle, core.embedder))
         nodes = []
-        for hit in core.search(query_bundle.query_str, options=options):
+        hits = core.search(query_bundle.query_str, options=options)
+        for hit in hits:
             node = types.node_of(hit)
             if self._attach_explanation:
-                node = types.explained(node, steering, hit.base_rank, hit.base_score, hit.attribution)
+                known = {"read_on": hit.read_on, "certified": hits.certified}
+                node = types.explained(node, steering, hit.base_rank, hit.base_score, hit.attribution, **known)
             nodes.append(NodeWithScore(node=node, score=hit.score))
         return nodes
 

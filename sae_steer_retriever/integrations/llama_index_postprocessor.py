@@ -18,6 +18,7 @@ from sae_steer_retriever.integrations.sources import SAESource, load_parts
 from sae_steer_retriever.search.reranker import Reranker
 from sae_steer_retriever.steering.operations import Side, SteerLike
 from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering
+from sae_steer_retriever.store.store_reader import StoreReader
 
 dispatcher = get_dispatcher(__name__)
 
@@ -25,10 +26,10 @@ dispatcher = get_dispatcher(__name__)
 class SAESteerPostprocessor(BaseNodePostprocessor):
     """Re-ranks the nodes of any retriever by similarity to the query plus the steering's terms.
 
-    It needs no store. It only reorders the nodes that it is given, so the retriever should fetch more than are needed.
-    The steering comes from a `SteeredQuery`, else from `steer`. Without steering, nodes keep their order and scores.
-    Steered nodes are copies with a new score and, as from `SAESteeredRetriever`, `metadata["sae"]`; its
-    `unsteered_rank` is the node's place in the input.
+    It needs no store. Given one, it embeds no node that the store holds. It only reorders the nodes that it is given,
+    so the retriever should fetch more than are needed. The steering comes from a `SteeredQuery`, else from `steer`.
+    Without steering, nodes keep their order and scores. Steered nodes are copies with a new score and, as from
+    `SAESteeredRetriever`, `metadata["sae"]`; its `unsteered_rank` is the node's place in the input.
 
     Example:
         >>> from sae_steer_retriever.integrations.llama_index import SAESteeredRetriever, SAESteerPostprocessor
@@ -65,11 +66,13 @@ class SAESteerPostprocessor(BaseNodePostprocessor):
         embed_model: Any = None,
         steer: SteerLike | Steering | None = None,
         top_n: int | None = None,
+        store: StoreReader | None = None,
         **options: Any,
     ) -> Self:
         """Returns a postprocessor with a loaded SAE.
 
-        `sae` and `embed_model` are those of `SAESteeredRetriever.from_nodes`, the others are the fields of this class.
+        `sae` and `embed_model` are those of `SAESteeredRetriever.from_nodes`, `store` is one of the same SAE that holds
+        the nodes under their ids (`retriever.store`), the others are the fields of this class.
 
         Raises:
             ArtifactError: The SAE is damaged, or none was given and none is bundled for the encoder.
@@ -79,7 +82,7 @@ class SAESteerPostprocessor(BaseNodePostprocessor):
             AmbiguousFeatureError: A name means unrelated features.
         """
         parts = load_parts(sae, embed_model)
-        reranker = Reranker(parts.sae, parts.embedder, parts.catalog)
+        reranker = Reranker(parts.sae, parts.embedder, parts.catalog, store=store)
         own = dict(steer) if isinstance(steer, Mapping) else steer
         return cls(reranker=reranker, steer=own, top_n=top_n, **options)
 
@@ -123,6 +126,8 @@ class SAESteerPostprocessor(BaseNodePostprocessor):
                 explain=self.attach_explanation,
                 embedding=embedding_of(own, reranker.embedder),
                 vectors=[self._usable(hit.node.embedding) for hit in nodes],
+                ids=[hit.node.node_id for hit in nodes],
+                stored_as=[hit.node.get_content(MetadataMode.NONE) for hit in nodes],
             )
         if ranking is None:
             return [NodeWithScore(node=hit.node, score=hit.score) for hit in nodes]

@@ -118,14 +118,19 @@ def node_of(hit: Hit) -> BaseNode:
 
 
 def explained(
-    node: BaseNode, steering: Steering, unsteered_rank: int | None, unsteered_score: float, why: Attribution | None
+    node: BaseNode,
+    steering: Steering,
+    unsteered_rank: int | None,
+    unsteered_score: float,
+    why: Attribution | None,
+    **search: Any,
 ) -> BaseNode:
     """Returns a copy of a node with its `explanation` in the metadata, hidden from language models and encoders."""
     hidden = {
         name: list(dict.fromkeys([*getattr(node, name), EXPLANATION_KEY]))
         for name in ("excluded_llm_metadata_keys", "excluded_embed_metadata_keys")
     }
-    details = explanation(steering, unsteered_rank, unsteered_score, why)
+    details = explanation(steering, unsteered_rank, unsteered_score, why, **search)
     return node.model_copy(update={"metadata": {**node.metadata, EXPLANATION_KEY: details}, **hidden})
 
 

@@ -64,7 +64,7 @@ def unpack(packed: Sequence[str], n: int, k: int) -> Codes[NDArray[Any]]:
     raw = np.frombuffer(b"".join(base64.b64decode(text) for text in packed), dtype=np.uint8)
     rows = raw.reshape(len(packed), k * (width.itemsize + 4))
     indices = np.ascontiguousarray(rows[:, : k * width.itemsize]).view(width)
-    values = np.ascontiguousarray(rows[:, k * width.itemsize :]).view(np.float32)
+    values = rows[:, k * width.itemsize :].copy().view(np.float32)
     return Codes(indices.astype(np.int32), values)
 
 
@@ -76,3 +76,7 @@ def power_normalise(values: Array) -> Array:
 def power_normalised(codes: Codes[NDArray[Any]]) -> Codes[NDArray[Any]]:
     """Returns (batch, K) codes with power-normalised activations, which the latent space compares."""
     return Codes(codes.indices, power_normalise(codes.values))
+
+
+NO_CODE: Codes[NDArray[Any]] = Codes(np.empty((1, 0), dtype=np.int32), np.empty((1, 0), dtype=np.float32))
+"""The code of a query that no operation reads."""

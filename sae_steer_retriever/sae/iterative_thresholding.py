@@ -4,27 +4,34 @@ A linear encoder computes a code in one product. On unseen queries its codes los
 variance as the decoder's best codes. A few gradient steps on the squared error, each followed by TopK, recover most of
 that with the same decoder.
 
-Steps over the whole decoder would take most of a query's encoding time. Steps among the few hundred latents that the
-encoder ranks first take little, and most of that is the overhead of tensor calls. So few rows take their steps one by
-one on NumPy arrays, and many rows take them together on tensors.
+A step costs the product of a row's residual with its candidates' directions. A few hundred directions fit into a core's
+cache, and all of a large dictionary do not. So few rows take their steps one by one on NumPy arrays, each on a copy of
+its own directions, and wait for no other core. Many rows take them together on tensors, with one product on all cores.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.linalg import vector_norm
 from torch.nn import functional
 
-_LONGEST_STEP = 3.0
-_SHORTEST = 1e-6
+FEW_ROWS = 32
+"""Rows whose products one core computes sooner than several, which have to be woken up."""
 
-_Rows = TypeVar("_Rows", "_Together", "_Alone")
+_LONGEST_STEP = 3.0
+_SHORTEST = 1e-12
+# Candidates of all rows together, up to which one core takes the steps sooner than several.
+_FEW_CANDIDATES = 16_384
+# Numbers in a matrix up to which BLAS libraries multiply it on the calling thread.
+_ON_ONE_CORE = 8192
+# How many more directions a core multiplies in the time of a row's own, if many rows share the product.
+_SHARED = 8
 
 
 @torch.no_grad()
@@ -51,149 +58,110 @@ def refine(
     Returns:
         Indices and values, (B, K) each; empty places come last.
     """
-    # Copies of many rows' directions would be larger than the decoder: one product with all of it is faster then.
-    if candidates is None or candidates.numel() > len(decoder) or x.device.type != "cpu":
-        together = _Together(x, decoder, candidates)
-        places, values = _descend(together, together.places(indices), values, steps)
-        return together.latents(places), values
-    found, refined = torch.empty_like(indices), torch.empty_like(values)
-    first = np.arange(indices.shape[1])
-    for row, own in enumerate(candidates):
-        chosen, active = _descend(_Alone(x[row], decoder, own), first, values[row].numpy(), steps)
-        found[row], refined[row] = own.take(torch.from_numpy(chosen)), torch.from_numpy(active)
-    return found, refined
+    if x.device.type != "cpu" or _share_product(len(x), len(decoder), candidates):
+        return _refine_together(x, decoder, indices, values, steps, candidates)
+    found, refined = np.empty(indices.shape, np.int64), np.empty(values.shape, np.float32)
+    every, first = decoder.numpy(), np.arange(indices.shape[1])
+    directions = every if candidates is None else np.empty((candidates.shape[1], x.shape[1]), np.float32)
+    for row, (vector, start) in enumerate(zip(x.numpy(), values.numpy(), strict=True)):
+        if candidates is None:
+            found[row], refined[row] = _refine_row(vector, directions, indices[row].numpy(), start, steps)
+            continue
+        own = candidates[row].numpy()
+        every.take(own, 0, out=directions, mode="clip")  # other modes copy twice
+        places, refined[row] = _refine_row(vector, directions, first, start, steps)
+        found[row] = own.take(places)
+    return torch.from_numpy(found), torch.from_numpy(refined)
 
 
-def dots(directions: NDArray[Any], vector: NDArray[Any]) -> NDArray[Any]:
-    """Returns (M,) dot products of (M, d) directions with a (d,) vector, one after the other.
+def products(rows: NDArray[Any], directions: NDArray[Any]) -> NDArray[Any]:
+    """Returns (B, n) dot products of up to `FEW_ROWS` rows, (B, d), with (n, d) directions, on one core.
 
-    A matrix product may wake the BLAS library's threads. If the cores have other work, waiting for these takes several
-    times as long as the product.
+    A large product wakes the BLAS library's threads. If the cores have other work, waiting for these takes many times
+    as long as the product. Small ones, one after the other, wake none.
     """
-    products: NDArray[Any] = directions[:, None, :] @ vector[:, None]
-    return products[:, 0, 0]
+    n, d = directions.shape
+    blocks: NDArray[Any] = rows @ directions.reshape(-1, _block(n, d), d).transpose(0, 2, 1)
+    return blocks.transpose(1, 0, 2).reshape(len(rows), n)
 
 
-def _descend(rows: _Rows, places: Any, values: Any, steps: int) -> tuple[Any, Any]:
-    """Takes the steps, for many rows (tensors) or for one (arrays without the first axis, B)."""
-    residual = rows.x - rows.decode(places, values)
-    error = rows.norm(residual)
-    share = error**0  # ones, of either type of array
+def _combine(values: NDArray[Any], directions: NDArray[Any]) -> NDArray[Any]:
+    """`directions^T values`, (d,), on one core."""
+    k, d = directions.shape
+    blocks: NDArray[Any] = values @ directions.reshape(k, -1, _block(d, k)).transpose(1, 0, 2)
+    return blocks.reshape(d)
+
+
+@cache
+def _block(length: int, width: int) -> int:
+    """The length of equal blocks, `width` wide, that are multiplied on one core."""
+    return math.gcd(length, 2 ** int(math.log2(max(_ON_ONE_CORE // width, 1))))
+
+
+def _share_product(rows: int, n: int, candidates: Tensor | None) -> bool:
+    among = n if candidates is None else candidates.shape[1]
+    return rows * among > _FEW_CANDIDATES and n <= _SHARED * among * torch.get_num_threads()
+
+
+def _refine_row(
+    x: NDArray[Any], directions: NDArray[Any], places: NDArray[Any], values: NDArray[Any], steps: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Refines one code: the places of its latents among the (M, d) directions of the candidates, and values."""
+    m, k = len(directions), len(values)
+    own = directions.take(places, 0)
+    residual = x - _combine(values, own)
+    error, share = residual.dot(residual), 1.0
     for _ in range(steps):
-        gradient = rows.matches(residual)
-        present = rows.at(gradient, places)
-        length = rows.within(rows.norm(rows.decode(places, present)), _SHORTEST, math.inf)
-        step = rows.within((rows.norm(present) / length) ** 2, 0.0, _LONGEST_STEP) * share
-        tried_places, tried = rows.move(places, values, gradient, step)
-        left = rows.x - rows.decode(tried_places, tried)
-        lost = rows.norm(left)
-        better = lost < error
-        places, values = rows.choose(better, tried_places, places), rows.choose(better, tried, values)
-        residual, error = rows.choose(better, left, residual), rows.choose(better, lost, error)
-        share = rows.choose(better, share, share / 2)
-    return rows.order(rows.matches_of(places), places, values)
-
-
-class _Together:
-    """Rows as tensors: one product of all of them with all directions.
-
-    A place is the position of a latent among the M candidates of its row.
-    """
-
-    def __init__(self, x: Tensor, decoder: Tensor, candidates: Tensor | None) -> None:
-        self.x, self._decoder, self._candidates = x, decoder, candidates
-
-    def places(self, first: Tensor) -> Tensor:
-        """The places of a row's first candidates; if all latents are candidates, their ids."""
-        if self._candidates is None:
-            return first
-        return torch.arange(first.shape[1], device=first.device).expand_as(first)
-
-    def latents(self, places: Tensor) -> Tensor:
-        return places if self._candidates is None else self._candidates.gather(1, places)
-
-    def decode(self, places: Tensor, values: Tensor) -> Tensor:
-        """`decoder^T h`, (B, d)."""
-        return functional.embedding_bag(self.latents(places), self._decoder, per_sample_weights=values, mode="sum")
-
-    def matches(self, residual: Tensor) -> Tensor:
-        """`<decoder_i, residual>`, (B, M), a new array."""
-        every = residual @ self._decoder.T
-        return every if self._candidates is None else every.gather(1, self._candidates)
-
-    def matches_of(self, places: Tensor) -> Tensor:
-        """`<decoder_i, x>` at some places, (B, K)."""
-        if places.numel() > len(self._decoder):
-            return self.at(self.matches(self.x), places)
-        return torch.bmm(functional.embedding(self.latents(places), self._decoder), self.x[:, :, None])[:, :, 0]
-
-    def at(self, matches: Tensor, places: Tensor) -> Tensor:
-        return matches.gather(1, places)
-
-    def norm(self, vectors: Tensor) -> Tensor:
-        norms: Tensor = vector_norm(vectors, dim=1)
-        return norms
-
-    def within(self, numbers: Tensor, low: float, high: float) -> Tensor:
-        return numbers.clamp(low, high)
-
-    def move(self, places: Tensor, values: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """`TopK(h + step gradient)`, places and values, (B, K) each; `gradient` is overwritten."""
-        top = gradient.mul_(step[:, None]).scatter_add_(1, places, values).topk(values.shape[1], dim=1)
-        return top.indices, top.values.relu_()
-
-    def choose(self, better: Tensor, new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(better if new.ndim == 1 else better[:, None], new, old)
-
-    def order(self, by: Tensor, places: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """A code, the highest first and empty places last."""
-        order = by.masked_fill(values <= 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        return places.gather(1, order), values.gather(1, order)
-
-
-class _Alone:
-    """One row as NumPy arrays, with a copy of its candidates' directions that fits in the processor's cache."""
-
-    def __init__(self, x: Tensor, decoder: Tensor, candidates: Tensor) -> None:
-        self.x: NDArray[Any] = x.numpy()
-        self._own: NDArray[Any] = decoder.numpy().take(candidates.numpy(), 0)
-        self._present: tuple[NDArray[Any], NDArray[Any]] | None = None
-
-    def decode(self, places: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
-        reached: NDArray[Any] = values @ self._directions(places)
-        return reached
-
-    def matches(self, residual: NDArray[Any]) -> NDArray[Any]:
-        return dots(self._own, residual)
-
-    def matches_of(self, places: NDArray[Any]) -> NDArray[Any]:
-        return dots(self._directions(places), self.x)
-
-    def at(self, matches: NDArray[Any], places: NDArray[Any]) -> NDArray[Any]:
-        return matches.take(places)
-
-    def norm(self, vectors: NDArray[Any]) -> Any:
-        return math.sqrt(vectors.dot(vectors))
-
-    def within(self, numbers: Any, low: float, high: float) -> Any:
-        return min(max(numbers, low), high)
-
-    def move(
-        self, places: NDArray[Any], values: NDArray[Any], gradient: NDArray[Any], step: Any
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        gradient *= step
+        gradient = products(residual[None], directions)[0]
+        present = gradient.take(places)
+        reached = _combine(present, own)
+        gradient *= min(present.dot(present) / max(reached.dot(reached), _SHORTEST), _LONGEST_STEP) * share
         gradient[places] += values
-        top = gradient.argpartition(len(gradient) - len(places))[-len(places) :]
-        return top, np.maximum(gradient.take(top), 0)
+        tried_places = gradient.argpartition(m - k)[m - k :]
+        tried, tried_own = np.maximum(gradient.take(tried_places), 0), directions.take(tried_places, 0)
+        left = x - _combine(tried, tried_own)
+        lost = left.dot(left)
+        if lost < error:
+            places, values, own, residual, error = tried_places, tried, tried_own, left, lost
+        else:
+            share /= 2
+    order = np.where(values > 0, -products(x[None], own)[0], np.inf).argsort(kind="stable")
+    return places[order], values[order]
 
-    def choose(self, better: Any, new: Any, old: Any) -> Any:
-        return new if better else old
 
-    def order(self, by: NDArray[Any], places: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        order = np.where(values > 0, -by, np.inf).argsort(kind="stable")
-        return places[order], values[order]
+def _refine_together(
+    x: Tensor, decoder: Tensor, indices: Tensor, values: Tensor, steps: int, candidates: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Refines the codes of all rows with one product of them and all directions a step."""
 
-    def _directions(self, places: NDArray[Any]) -> NDArray[Any]:
-        if self._present is None or self._present[0] is not places:  # the next step mostly starts where this one ends
-            self._present = places, self._own.take(places, 0)
-        return self._present[1]
+    def decode(places: Tensor, values: Tensor) -> Tensor:
+        return functional.embedding_bag(latents(places), decoder, per_sample_weights=values, mode="sum")
+
+    def latents(places: Tensor) -> Tensor:
+        return places if candidates is None else candidates.gather(1, places)
+
+    def matches(vectors: Tensor) -> Tensor:
+        every = vectors @ decoder.T
+        return every if candidates is None else every.gather(1, candidates)
+
+    # A place is the position of a latent among its row's candidates.
+    places = indices if candidates is None else torch.arange(indices.shape[1], device=x.device).expand_as(indices)
+    residual = x - decode(places, values)
+    error = residual.square().sum(1, keepdim=True)
+    share = torch.ones_like(error)
+    for _ in range(steps):
+        gradient = matches(residual)
+        present = gradient.gather(1, places)
+        reached = decode(places, present).square().sum(1, keepdim=True).clamp(min=_SHORTEST)
+        step = (present.square().sum(1, keepdim=True) / reached).clamp(max=_LONGEST_STEP) * share
+        top = gradient.mul_(step).scatter_add_(1, places, values).topk(values.shape[1], dim=1, sorted=False)
+        tried = top.values.relu_()
+        left = x - decode(top.indices, tried)
+        lost = left.square().sum(1, keepdim=True)
+        better = lost < error
+        places, values = torch.where(better, top.indices, places), torch.where(better, tried, values)
+        residual, error = torch.where(better, left, residual), torch.where(better, lost, error)
+        share = torch.where(better, share, share / 2)
+    match = matches(x).gather(1, places).masked_fill_(values <= 0, -torch.inf)
+    order = match.argsort(dim=1, descending=True, stable=True)
+    return latents(places.gather(1, order)), values.gather(1, order)

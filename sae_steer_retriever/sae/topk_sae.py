@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +19,10 @@ from sae_steer_retriever.errors import ArtifactError, MismatchError
 from sae_steer_retriever.sae import files
 from sae_steer_retriever.sae.codes import Array, Codes
 from sae_steer_retriever.sae.config import SAEConfig
-from sae_steer_retriever.sae.iterative_thresholding import dots, refine
+from sae_steer_retriever.sae.iterative_thresholding import FEW_ROWS, products, refine
 
 # Rows are encoded in tiles, so that the dense pre-activations of a large dictionary need little memory.
 _TILE_BYTES = 32 * 2**20
-# Groups of features with cached overlaps, n floats a feature.
-_REMEMBERED_OVERLAPS = 64
 
 
 class TopKSAE:
@@ -69,8 +66,6 @@ class TopKSAE:
             tensor.detach().to(torch.float32).contiguous() for tensor in given
         )
         self.config = config
-        self._overlaps: dict[tuple[int, ...], Array] = {}
-        self._overlaps_lock = threading.Lock()
 
     def __repr__(self) -> str:
         """One line: sizes and the encoder."""
@@ -113,10 +108,10 @@ class TopKSAE:
                 part = self._rows(x[start : start + tile])
                 if not torch.isfinite(part).all():
                     raise MismatchError("encode expects finite embeddings, got NaN or infinite values.")
-                top = self._activations(part).topk(max(k, among or 0), dim=1)
-                found, active = top.indices[:, :k], top.values[:, :k].relu_()
+                largest, levels = self._largest(part, max(k, among or 0))
+                found, active = largest[:, :k], levels[:, :k].relu_()
                 if steps:
-                    candidates = None if among is None else top.indices
+                    candidates = None if among is None else largest
                     found, active = refine(part - self.b_dec, self.W_dec, found, active, steps, candidates)
                 indices[start : start + tile] = found
                 values[start : start + tile] = active
@@ -150,6 +145,9 @@ class TopKSAE:
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.config.n:
             worst = int(indices.min()) if int(indices.min()) < 0 else int(indices.max())
             raise MismatchError(f"codes name latent {worst}, but this SAE has #0 to #{self.config.n - 1}.")
+        if numpy and len(indices) <= FEW_ROWS and self.W_dec.device.type == "cpu":  # torch takes ten times as long
+            x_hat = (codes.values[:, None] @ self.decoder[codes.indices])[:, 0] + self.bias
+            return np.asarray(x_hat, dtype=np.float32)
         with torch.no_grad():
             x_hat = functional.embedding_bag(indices, self.W_dec, per_sample_weights=values, mode="sum") + self.b_dec
         return x_hat.cpu().numpy() if numpy else x_hat
@@ -163,10 +161,17 @@ class TopKSAE:
         rows = torch.from_numpy(np.array(x, dtype=np.float32, order="C")) if isinstance(x, np.ndarray) else x
         return rows.to(self.W_enc.device, torch.float32)
 
-    def _activations(self, rows: Tensor) -> Tensor:
-        if len(rows) == 1 and rows.device.type == "cpu":  # takes half the time of torch's product
-            return torch.from_numpy(dots(self.W_enc.numpy(), rows[0].numpy())).add_(self._folded_bias)[None]
-        return functional.linear(rows, self.W_enc, self._folded_bias)
+    def _largest(self, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Latents and values of the largest pre-activations, (B, count) each, the highest first."""
+        if len(rows) > FEW_ROWS or rows.device.type != "cpu":
+            top = functional.linear(rows, self.W_enc, self._folded_bias).topk(count, dim=1)
+            return top.indices, top.values
+        every, rest = products(rows.detach().numpy(), self.W_enc.numpy()), self.config.n - count
+        every += self._folded_bias.numpy()
+        chosen = every.argpartition(rest, axis=1)[:, rest:]
+        order = (-np.take_along_axis(every, chosen, 1)).argsort(axis=1)
+        chosen = np.take_along_axis(chosen, order, 1)
+        return torch.from_numpy(chosen), torch.from_numpy(np.take_along_axis(every, chosen, 1))
 
     @cached_property
     def _folded_bias(self) -> Tensor:
@@ -177,17 +182,6 @@ class TopKSAE:
     def decoder(self) -> Array:
         """(n, d) the decoder's rows as a NumPy array: the latents' unit directions."""
         return self.W_dec.cpu().numpy()
-
-    def overlaps(self, features: tuple[int, ...]) -> Array:
-        """Returns (n, m) cosines of all directions with those of m features; the latest results are cached."""
-        with self._overlaps_lock:
-            found = self._overlaps.pop(features, None)
-            if found is None:
-                found = self.decoder @ self.decoder[list(features)].T
-                while len(self._overlaps) >= _REMEMBERED_OVERLAPS:
-                    self._overlaps.pop(next(iter(self._overlaps)))
-            self._overlaps[features] = found
-        return found
 
     @cached_property
     def bias(self) -> Array:

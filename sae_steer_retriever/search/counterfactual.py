@@ -107,7 +107,7 @@ def find_counterfactual(
     own = labels_of_passages(store, [name])
     encoded = queries.encode_query(query, options.embedding)
     looking = _CounterfactualSearch(
-        lambda steering: queries.prepare(steering, encoded, options.space, options.where),
+        lambda steering: queries.prepare(steering, encoded, options),
         base,
         query,
         name,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sae_steer_retriever.errors import SteeringError
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.sae.codes import Codes
+from sae_steer_retriever.search.options import SearchOptions
 from sae_steer_retriever.search.query import QuerySearch
 from sae_steer_retriever.steering.from_examples import (
     Contrast,
@@ -82,7 +83,7 @@ def autosteer(
     liked, disliked = without_shared(liked, disliked, encoded.labels)
 
     def ranks(steering: Steering) -> tuple[int, ...]:
-        ranking = queries.prepare(steering, encoded, "original", None).ranking(_DEPTH, _DEPTH)
+        ranking = queries.prepare(steering, encoded, SearchOptions()).ranking(_DEPTH, _DEPTH)
         found = {name: rank for rank, name in enumerate(ranking.ids, start=1)}
         return tuple(found.get(name, _DEPTH + 1) for name in ids)
 

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sae_steer_retriever.encoders.embedders import Embedder
 from sae_steer_retriever.explain.explanation import Explanation
 from sae_steer_retriever.explain.hits import Hit, Hits
 from sae_steer_retriever.features.catalog import FeatureCatalog
-from sae_steer_retriever.sae.codes import Array, Codes
-from sae_steer_retriever.search.embedding_search import EmbeddingSearch
+from sae_steer_retriever.sae.codes import NO_CODE, Array
+from sae_steer_retriever.search.embedding_search import OriginalSearch, SidecarSearch
+from sae_steer_retriever.search.encoded_query import Query
 from sae_steer_retriever.search.latent_search import LatentSearch
-from sae_steer_retriever.search.options import SearchOptions, Space, check_query
+from sae_steer_retriever.search.options import SearchOptions, check_query
 from sae_steer_retriever.search.passage_rank import explain_passage
 from sae_steer_retriever.search.query_cosine import QueryCosine, query_cosine
 from sae_steer_retriever.search.ranking import hits_of
 from sae_steer_retriever.steering.policy import Steering
-from sae_steer_retriever.store.batches import Metadata
 from sae_steer_retriever.store.store_reader import StoreReader
-
-
-class Query(NamedTuple):
-    """A question as the encoder and the SAE read it.
-
-    Attributes:
-        embedding: (d,) unit vector.
-        code: (1, K) its code; None if nothing needs it.
-        labels: (1, k_labels) its label latents; None with `code`.
-    """
-
-    embedding: Array
-    code: Codes[NDArray[Any]] | None
-    labels: Codes[NDArray[Any]] | None
 
 
 class QuerySearch:
@@ -52,12 +38,13 @@ class QuerySearch:
         self._store = store
         self._embedder = embedder
         self._catalog = catalog
+        # The SAE encodes the query while the store is asked for neighbours.
+        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="encode")
 
     def search(self, query: str, steering: Steering, options: SearchOptions) -> Hits:
         """Returns the hits of a query under a resolved steering; `options.steer` is not read."""
-        encode = options.explain or bool(steering.edits) or options.space != "original"
-        encoded = self.encode_query(query, options.embedding, encode=encode)
-        searching = self.prepare(steering, encoded, options.space, options.where)
+        encoded = self.encode_query(query, options.embedding, ahead=options.explain)
+        searching = self.prepare(steering, encoded, options)
         ranking, records = searching.search(options.k, options.candidates, vectors=options.explain)
         return hits_of(ranking, records, searching.explain(ranking) if options.explain else None)
 
@@ -71,28 +58,37 @@ class QuerySearch:
             raise TypeError(f"hit must be a Hit or a passage's id, got {type(hit).__name__}.")
         encoded = self.encode_query(query, options.embedding)
         steered = bool(self.active_edits(steering, encoded).edits)
-        searching = self.prepare(steering, encoded, options.space, options.where)
+        searching = self.prepare(steering, encoded, options)
         return explain_passage(
-            searching, self._store, query, hit, space=options.space, steered=steered, fetch_k=options.fetch_k
+            searching,
+            self._store,
+            query,
+            hit,
+            space=options.space,
+            latent_score=options.latent_score,
+            steered=steered,
+            fetch_k=options.fetch_k,
+            k=options.k,
         )
 
     def query_cosine(self, query: str, steering: Steering, options: SearchOptions) -> QueryCosine:
         """Returns how far a steering turns a query."""
-        embedding, code, _ = encoded = self.encode_query(query, options.embedding)
-        if code is None:
-            raise ValueError("the query has no code.")
+        encoded = self.encode_query(query, options.embedding)
         steering = self.active_edits(steering, encoded)
-        return query_cosine(steering, embedding, code, self._store.sae, self._catalog.calibration, space=options.space)
+        sae, calibration, score = self._store.sae, self._catalog.calibration, options.latent_score
+        return query_cosine(
+            steering, encoded.embedding, encoded.code, sae, calibration, space=options.space, latent_score=score
+        )
 
     def encode_query(
-        self, query: str, embedding: Sequence[float] | Array | None = None, *, encode: bool = True
+        self, query: str, embedding: Sequence[float] | Array | None = None, *, ahead: bool = False
     ) -> Query:
-        """Returns a question, embedded and encoded.
+        """Returns a question, embedded.
 
         Args:
             query: Its text.
             embedding: (d,) its embedding, if it is known; scaled to unit norm.
-            encode: Whether anything needs its code.
+            ahead: Whether to work out its code meanwhile, in another thread.
 
         Raises:
             TypeError: `query` is not a text.
@@ -101,34 +97,31 @@ class QuerySearch:
         check_query(query)
         sae = self._store.sae
         q = self._embedder.embed_queries([query])[0] if embedding is None else _unit(embedding, sae.config.d)
-        if not encode:
-            return Query(q, None, None)
-        code = sae.encode(q[None])
-        return Query(q, code, code.truncate(sae.config.k_labels))
+        return Query(q, sae, self._pool if ahead else None)
 
     def active_edits(self, steering: Steering, query: Query) -> Steering:
         """Returns the steering without the edits whose condition the query fails."""
-        if query.labels is None or not steering.edits:
-            return steering
-        return steering.for_query(query.labels, self._catalog.calibration.unit)
+        conditional = any(edit.condition is not None for edit in steering.edits)
+        return steering.for_query(query.labels if conditional else NO_CODE, self._catalog.calibration.unit)
 
     def prepare(
-        self, steering: Steering, query: Query, space: Space, where: Metadata | None
-    ) -> EmbeddingSearch | LatentSearch:
+        self, steering: Steering, query: Query, options: SearchOptions
+    ) -> OriginalSearch | SidecarSearch | LatentSearch:
         """Returns the search of a query under a steering, ready to rank.
 
         Args:
             steering: The edits; their conditions are checked here.
-            query: The question; with its code, unless it is neither steered, explained nor searched by it.
-            space: The space that is searched.
-            where: Chroma's metadata filter.
+            query: The question.
+            options: `space`, `latent_score`, `where` and `read_on` are read.
         """
         steering = self.active_edits(steering, query)
-        if space == "latent" and query.code is not None:
-            return LatentSearch(self._store, self._catalog, steering, query.code, where)
-        reconstructed = space == "reconstructed"
+        store, catalog, where = self._store, self._catalog, options.where or None
+        if options.space == "original":
+            return OriginalSearch(store, catalog, steering, query, where, options.read_on)
+        if options.space == "latent" and options.latent_score != "match":
+            return LatentSearch(store, store.code_matrix(), catalog, steering, query.code, where, options.latent_score)
         q, code = query.embedding, query.code
-        return EmbeddingSearch(self._store, self._catalog, steering, q, code, where, reconstructed=reconstructed)
+        return SidecarSearch(store, catalog, steering, q, code, where, decoded=options.space == "reconstructed")
 
 
 def _unit(embedding: Sequence[float] | Array, d: int) -> Array:

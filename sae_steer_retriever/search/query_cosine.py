@@ -19,7 +19,7 @@ class QueryCosine(NamedTuple):
     """How far a steering turns a query.
 
     Attributes:
-        cosine: Between the query and the shifted query, of power-normalised codes in the latent space; 1.0 without a
+        cosine: Between the query and the shifted query, of their codes in the latent space; 1.0 without a
             shift.
         applied: Share of the requested shift that the drift cap lets through, in (0, 1].
     """
@@ -36,6 +36,7 @@ def query_cosine(
     calibration: Calibration,
     *,
     space: str = "original",
+    latent_score: str = "match",
 ) -> QueryCosine:
     """Returns the query cosine of one query, from the plan that its search uses.
 
@@ -46,11 +47,12 @@ def query_cosine(
         sae: The dictionary.
         calibration: Its units.
         space: The space that is searched.
+        latent_score: The score of the latent space.
     """
     if not steering.edits:
         return QueryCosine(1.0, 1.0)
-    if space == "latent":
-        planned = plan_code(steering, code, calibration)
+    if space == "latent" and latent_score != "match":
+        planned = plan_code(steering, code, calibration, damped=latent_score == "damped")
         vector, made = planned.vector, planned.plan
     else:
         vector = sae.decode(code)[0] if space == "reconstructed" else embedding

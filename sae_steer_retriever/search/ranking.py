@@ -1,8 +1,7 @@
-"""Ranking candidates: the terms that a steering adds to their scores, and their order."""
+"""Scores of candidates under a steering, the terms that make them up, and their order."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,18 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_steer_retriever.explain.attribution import Attribution, SteeringTerm
-from sae_steer_retriever.explain.hits import Hit, Hits
-from sae_steer_retriever.sae.codes import Array, Codes
+from sae_steer_retriever.explain.hits import Hit, Hits, ReadOn
+from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.sae.topk_sae import TopKSAE
+from sae_steer_retriever.search.probes import Boost, Probes
 from sae_steer_retriever.steering.document_boost import FeatureMatch
-from sae_steer_retriever.steering.plan import SUPPRESSED_FROM, DocumentBoost, Plan, QueryShift
-from sae_steer_retriever.store.code_index import CodeIndex
+from sae_steer_retriever.steering.plan import SUPPRESSED_FROM, Plan
 from sae_steer_retriever.store.documents import Record
 
 Explain = Callable[[int, Record], Attribution]
 """From a place in a ranking and its stored row to the parts of its score."""
-# A length to divide by where a vector has none.
-_SMALLEST = 1e-12
+
+
+# A shift is along a direction if no coordinate is further from it: rounding of float32.
+_ALONG = 1e-6
 
 
 class Ranking(NamedTuple):
@@ -33,6 +34,10 @@ class Ranking(NamedTuple):
         base_scores: (N,) their scores without steering.
         base_ranks: Their ranks without steering, from 1, where known.
         terms: The terms that the edits add to each score.
+        vectors: (N, d) the vectors that were scored, for explanations; empty if the search did not read them.
+        read_on: The vectors on which the terms of each were read; None without terms.
+        packed: Their codes as the sidecar packs them, where codes explain the scores; empty otherwise.
+        certified: Whether no other passage belongs among them, as far as the store's own neighbours are exact.
     """
 
     ids: list[str]
@@ -40,237 +45,156 @@ class Ranking(NamedTuple):
     base_scores: NDArray[np.float64]
     base_ranks: list[int | None]
     terms: list[tuple[SteeringTerm, ...]]
+    vectors: NDArray[np.floating[Any]]
+    read_on: list[ReadOn | None]
+    packed: list[str]
+    certified: bool
 
     @classmethod
     def plain(cls, ids: list[str], scores: NDArray[np.float64]) -> Ranking:
         """Returns the ranking of an unsteered search."""
-        return cls(ids, scores, scores, list(range(1, len(ids) + 1)), [()] * len(ids))
+        count = len(ids)
+        ranks: list[int | None] = list(range(1, count + 1))
+        return cls(ids, scores, scores, ranks, [()] * count, np.empty((count, 0)), [None] * count, [], True)
+
+    def only(self, row: int) -> Ranking:
+        """Returns the ranking of one of the passages alone."""
+        own = slice(row, row + 1)
+        parts = {name: part[own] for name, part in self._asdict().items() if name != "certified"}
+        return self._replace(**parts)
 
 
-class Column(NamedTuple):
-    """The term of one edit on one side, for some passages.
-
-    Attributes:
-        name: The edit's name.
-        side: "query" or "document".
-        values: (N,) in score units.
-    """
-
-    name: str
-    side: str
-    values: NDArray[np.floating[Any]]
-
-
-class Survey(NamedTuple):
-    """The effect of a plan on every passage of an index in the original space, from codes alone.
+class Scored(NamedTuple):
+    """The scores of N candidates.
 
     Attributes:
-        columns: The edits' terms; exact.
-        gains: (N,) their sum.
-        kept: (N,) whether the plan keeps a passage.
+        scores: (N,) with the steering's terms.
+        base_scores: (N,) without them.
+        terms: (terms, N) what each edit adds on each side.
+        kept: (N,) whether a passage is left in.
     """
 
-    columns: tuple[Column, ...]
-    gains: Array
+    scores: NDArray[np.float64]
+    base_scores: NDArray[np.float64]
+    terms: NDArray[np.float64]
     kept: NDArray[np.bool_]
 
+    def where(self, chosen: NDArray[np.bool_], other: Scored) -> Scored:
+        """Returns these scores with those of `other` where `chosen` (N,) says so."""
+        return Scored(*(np.where(chosen, new, old) for new, old in zip(other, self, strict=True)))
 
-@dataclasses.dataclass(frozen=True)
-class Ranker:
-    """Scores and orders candidates of one query under one plan.
+    def take(self, rows: NDArray[np.int64]) -> Scored:
+        """Returns the scores of some candidates."""
+        return Scored(self.scores[rows], self.base_scores[rows], self.terms[:, rows], self.kept[rows])
 
-    Original space: `base + v . x_hat + document boosts`. Reconstructed: `cos(q_hat + v, x_hat) + document boosts`.
 
-    Attributes:
-        sae: The dictionary.
-        unit: (n,) the features' units of match.
-        plan: The plan of the query.
-        vector: (d,) the query in the space that is searched, before the query shift.
-        reconstructed: Whether the search is in the reconstructed space.
+class Scorer:
+    """The score of any candidates that have vectors: `query . x + offset + v . y + sum_i a_i S_i(y)`, in float64.
+
+    `x` is the vector that is searched, `v` the query shift, `a_i S_i` the document boosts (`FeatureMatch`). The terms
+    are read on `y`: the same vector, or the passage's reconstruction.
     """
 
-    sae: TopKSAE
-    unit: Array
-    plan: Plan
-    vector: Array
-    reconstructed: bool
-
-    def rank(
+    def __init__(
         self,
-        ids: Sequence[str],
-        base_scores: NDArray[np.float64],
-        codes: Codes[NDArray[Any]],
-        base_order: Sequence[str],
-        k: int | None = None,
-    ) -> Ranking:
-        """Returns the best `k` candidates in steered order, without the excluded ones.
+        sae: TopKSAE,
+        plan: Plan,
+        unit: Array,
+        query: Array,
+        *,
+        vectors: float = 1.0,
+        reconstructions: tuple[float, float] = (1.0, 1.0),
+        normalised: bool = False,
+    ) -> None:
+        """Prepares the score of one query.
 
         Args:
-            ids: The candidates.
-            base_scores: (N,) their plain scores.
-            codes: (N, K) their codes.
-            base_order: The plain search's hits, best first, for the ranks before steering.
-            k: How many; all if not given.
+            sae: The dictionary.
+            plan: The plan of the query.
+            unit: (n,) the features' units, matches of unit vectors.
+            query: (d,) the query before its shift.
+            vectors: The typical length of the vectors that are searched.
+            reconstructions: The typical length of reconstructions that `y` is scaled to from `x` (1 if it is not), and
+                how large their matches are in relation to those of unit vectors.
+            normalised: Whether scores are cosines with the shifted query: query and shift are divided by its length.
         """
-        scaled, columns = self._columns(codes, base_scores)
-        kept = np.ones(len(ids), dtype=bool)
-        for boost in self.plan.excluded:
-            kept &= self._feature_match(boost, codes) < SUPPRESSED_FROM
-        return _ordered(ids, base_scores, scaled, columns, kept, base_order, k)
+        q = query.astype(np.float64)
+        self.shift = plan.total_shift(len(q)).astype(np.float64)
+        length = float(np.linalg.norm(q + self.shift)) if normalised else 1.0
+        self.plain = q / np.linalg.norm(q) if normalised else q
+        self.query = q / length
+        self.shift /= length
+        self._shifts = [(one.name, one.vector.astype(np.float64) / length) for one in plan.shifts if one.vector.any()]
+        # Score units grow with the length of the vectors, as products with the query do.
+        self._length = vectors
+        self._boosts = [(boost.name, boost.amount * vectors, boost) for boost in plan.boosts]
+        matches = [*plan.boosts, *plan.excluded]
+        self._on_vectors = [
+            FeatureMatch.of_features(sae, unit, boost.features, boost.weights, scale=vectors) for boost in matches
+        ]
+        length_of_x_hat, match = reconstructions
+        self._on_reconstructions = [
+            FeatureMatch.of_features(sae, unit * np.float32(match), boost.features, boost.weights) for boost in matches
+        ]
+        if normalised:
+            self._on_vectors = [
+                FeatureMatch(one.direction * length_of_x_hat, one.constant) for one in self._on_reconstructions
+            ]
 
-    def rank_surveyed(
-        self,
-        ids: Sequence[str],
-        base_scores: NDArray[np.float64],
-        survey: Survey,
-        rows: NDArray[np.int64],
-        base_order: Sequence[str],
-        k: int | None = None,
-    ) -> Ranking:
-        """Returns the same from a survey of the passages.
+    def score(self, vectors: Array, offsets: Array, x_hat: Array | None = None) -> Scored:
+        """Returns the scores of candidates.
 
         Args:
-            ids: The candidates.
-            base_scores: (N,) their plain scores.
-            survey: The survey of the index.
-            rows: (N,) their rows in it.
-            base_order: See `rank`.
-            k: See `rank`.
+            vectors: (N, d) in score space.
+            offsets: (N,) see `Record`.
+            x_hat: (N, d) their reconstructions, if the terms are read on these.
         """
-        columns = [column._replace(values=column.values[rows]) for column in survey.columns]
-        return _ordered(ids, base_scores, base_scores, columns, survey.kept[rows], base_order, k)
+        x = y = vectors.astype(np.float64)
+        matches, length = self._on_vectors, 1.0
+        if x_hat is not None:  # shifts count by the length of vectors, as they do for `x`
+            y, matches, length = x_hat.astype(np.float64), self._on_reconstructions, self._length
+        count = len(self._boosts)
+        base = x @ self.plain + offsets
+        terms = np.array(
+            [
+                *(length * (y @ vector) for _, vector in self._shifts),
+                *(amount * one.of(y) for (_, amount, _), one in zip(self._boosts, matches, strict=False)),
+            ]
+        ).reshape(len(self._shifts) + count, len(x))
+        kept = np.ones(len(x), dtype=bool)
+        for one in matches[count:]:
+            kept &= one.of(y) < SUPPRESSED_FROM
+        return Scored(x @ self.query + offsets + terms.sum(axis=0), base, terms, kept)
 
-    def survey(self, index: CodeIndex) -> Survey:
-        """Returns the effect of the plan on every passage of `index`."""
-        columns = [
-            Column(shift.name, "query", self._shift_gains(index, shift))
-            for shift in self.plan.shifts
-            if shift.vector.any()
-        ]
-        columns += [
-            Column(boost.name, "document", boost.amount * self._match_everywhere(boost, index))
-            for boost in self.plan.boosts
-        ]
-        gains = np.zeros(len(index), dtype=np.float32)
-        for column in columns:
-            gains += column.values
-        return Survey(tuple(columns), gains, self.kept(index))
+    def probes(self, large: float) -> Probes:
+        """Returns the nearest-neighbour queries that find the best passages, terms read on vectors; see `Probes`."""
+        count = len(self._boosts)
+        shifts, boosts = list(self._shifts), []
+        for (name, amount, _), match in zip(self._boosts, self._on_vectors, strict=False):
+            along = 0.0
+            for place, (other, vector) in enumerate(shifts):
+                # An edit on both sides shifts the query along its match's direction.
+                along = float(vector @ match.direction / (match.direction @ match.direction))
+                if other == name and np.allclose(vector, along * match.direction, atol=_ALONG) and along * amount > 0:
+                    del shifts[place]
+                    break
+                along = 0.0
+            boosts.append(Boost(amount, along, match))
+        rest = np.sum([vector for _, vector in shifts], axis=0) if shifts else 0.0
+        return Probes(self.query + rest, boosts, self._on_vectors[count:], large)
 
-    def _shift_gains(self, index: CodeIndex, shift: QueryShift) -> Array:
-        if shift.direction is None:
-            return self._projected(index, shift.vector)
-        return np.asarray(shift.amount * self._remembered(index, shift.direction), dtype=np.float32)
-
-    def _remembered(self, index: CodeIndex, direction: Array) -> Array:
-        key = (self.sae.fingerprint, direction.tobytes())
-        return index.remembered(key, lambda: self._projected(index, direction))
-
-    def _projected(self, index: CodeIndex, vector: Array) -> Array:
-        """Returns (N,) `x_hat . vector` of every passage."""
-        along = index.project(self.sae.decoder @ vector[:, None])[:, 0]
-        return np.asarray(along + self.sae.bias @ vector, dtype=np.float32)
-
-    def boost_gains(self, index: CodeIndex) -> Array:
-        """Returns (N,) the sum of the document boosts of every passage of `index`."""
-        gains = np.zeros(len(index), dtype=np.float32)
-        for boost in self.plan.boosts:
-            gains += boost.amount * self._match_everywhere(boost, index)
-        return gains
-
-    def kept(self, index: CodeIndex) -> NDArray[np.bool_]:
-        """Returns (N,) whether the plan keeps each passage of `index`."""
-        kept = np.ones(len(index), dtype=bool)
-        for boost in self.plan.excluded:
-            kept &= self._match_everywhere(boost, index) < SUPPRESSED_FROM
-        return kept
-
-    def estimate(self, codes: Codes[NDArray[Any]]) -> Array:
-        """Returns (N,) steered scores from codes alone, without the unreconstructed part of a passage."""
-        shifted = self.vector + self.plan.total_shift(len(self.vector))
-        scores = self._projections(codes, shifted)
-        if self.reconstructed:
-            lengths = np.maximum(self._lengths(codes) * float(np.linalg.norm(shifted)), _SMALLEST)
-            scores = np.asarray(scores / lengths, dtype=np.float32)
-        for boost in self.plan.boosts:
-            scores = scores + boost.amount * self._feature_match(boost, codes)
-        return scores
-
-    def may_miss(self, ranking: Ranking, base_scores: NDArray[np.float64], k: int) -> bool:
-        """Returns whether a passage beyond the plain candidates could outrank the last hit.
-
-        This concerns only steerings that take away: an unseen passage without a reward scores at most as much as the
-        last plain candidate.
-
-        Args:
-            ranking: The ranked candidates.
-            base_scores: The scores of the plain search's hits, best first.
-            k: The number of hits.
-        """
-        takes_away = bool(self.plan.excluded) or any(boost.amount < 0 for boost in self.plan.boosts)
-        if not takes_away or not len(base_scores):
-            return False
-        return len(ranking.ids) < k or bool(ranking.scores[k - 1] < base_scores[-1])
-
-    def _columns(
-        self, codes: Codes[NDArray[Any]], base_scores: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], list[Column]]:
-        """Returns plain scores on the scale of the shifted query, and the terms added to them."""
-        scale: NDArray[np.float64] = np.ones(len(base_scores))
-        if self.reconstructed:
-            before = np.linalg.norm(self.vector)
-            after = max(float(np.linalg.norm(self.vector + self.plan.total_shift(len(self.vector)))), _SMALLEST)
-            scale = 1.0 / (self._lengths(codes) * after)
-            base_scores = base_scores * float(before / after)
-        columns = [
-            Column(shift.name, "query", self._projections(codes, shift.vector) * scale)
-            for shift in self.plan.shifts
-            if shift.vector.any()
-        ]
-        columns += [
-            Column(boost.name, "document", boost.amount * self._feature_match(boost, codes).astype(np.float64))
-            for boost in self.plan.boosts
-        ]
-        return base_scores, columns
-
-    def _lengths(self, codes: Codes[NDArray[Any]]) -> NDArray[np.float64]:
-        """Returns (N,) norms of the vectors that are searched."""
-        return np.asarray(np.linalg.norm(self.sae.decode(codes), axis=1), dtype=np.float64)
-
-    def _feature_match(self, boost: DocumentBoost, codes: Codes[NDArray[Any]]) -> Array:
-        return FeatureMatch(self.sae, self.unit, boost.features, boost.weights).of(codes)
-
-    def _match_everywhere(self, boost: DocumentBoost, index: CodeIndex) -> Array:
-        return FeatureMatch(self.sae, self.unit, boost.features, boost.weights).everywhere(index)
-
-    def _projections(self, codes: Codes[NDArray[Any]], vector: Array) -> Array:
-        """Returns (N,) `x_hat . vector` from codes, without decoding: one dot product a latent, then K a passage."""
-        along = self.sae.decoder @ vector
-        return np.asarray((codes.values * along[codes.indices]).sum(axis=1) + self.sae.bias @ vector, dtype=np.float32)
+    def named(self, values: NDArray[np.float64]) -> tuple[SteeringTerm, ...]:
+        """Returns the terms of one passage, (terms,) values in the order of `Scored.terms`."""
+        sides = [(name, "query") for name, _ in self._shifts] + [(name, "document") for name, _, _ in self._boosts]
+        return tuple(SteeringTerm(*side, value) for side, value in zip(sides, values.tolist(), strict=True))
 
 
-def _ordered(
-    ids: Sequence[str],
-    base_scores: NDArray[np.float64],
-    scaled: NDArray[np.float64],
-    columns: Sequence[Column],
-    kept: NDArray[np.bool_],
-    base_order: Sequence[str],
-    k: int | None,
-) -> Ranking:
-    """Returns the best `k` of the kept passages, by scaled plain scores and the terms added to them."""
-    scores = scaled.copy()
-    for column in columns:
-        scores += column.values
-    # Ties keep the plain order, then the id's, so that a ranking is the same on every machine.
-    order = [row for row in np.lexsort((np.asarray(ids), -base_scores, -scores)).tolist() if kept[row]][:k]
-    rank_of = {name: rank for rank, name in enumerate(base_order, start=1)}
-    return Ranking(
-        [ids[row] for row in order],
-        scores[order],
-        base_scores[order],
-        [rank_of.get(ids[row]) for row in order],
-        [tuple(SteeringTerm(name, side, float(values[row])) for name, side, values in columns) for row in order],
-    )
+def in_order(ids: Sequence[str], scored: Scored) -> list[int]:
+    """Returns the rows of the kept candidates, best first; ties in the order of plain scores, then of ids."""
+    rows = np.nonzero(scored.kept)[0]
+    names = np.asarray(ids)[rows]
+    order: list[int] = rows[np.lexsort((names, -scored.base_scores[rows], -scored.scores[rows]))].tolist()
+    return order
 
 
 def hits_of(ranking: Ranking, records: Mapping[str, Record], explain: Explain | None) -> Hits:
@@ -281,7 +205,7 @@ def hits_of(ranking: Ranking, records: Mapping[str, Record], explain: Explain | 
         records: Their stored rows. A passage without one was deleted since the search, and is left out.
         explain: Decomposes a score; None leaves the attributions out.
     """
-    hits = Hits()
+    hits = Hits(certified=ranking.certified)
     for row, name in enumerate(ranking.ids):
         record = records.get(name)
         if record is not None:
@@ -294,6 +218,7 @@ def hits_of(ranking: Ranking, records: Mapping[str, Record], explain: Explain | 
                     base_score=float(ranking.base_scores[row]),
                     base_rank=ranking.base_ranks[row],
                     attribution=None if explain is None else explain(row, record),
+                    read_on=ranking.read_on[row],
                 )
             )
     return hits

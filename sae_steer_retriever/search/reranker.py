@@ -1,4 +1,4 @@
-"""Steering without a store: re-ranks the texts that any retriever found."""
+"""Steering of what any retriever found: re-ranks texts, with or without a store that knows them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import NamedTuple
 import numpy as np
 
 from sae_steer_retriever.encoders.embedders import Embedder, unit_rows
+from sae_steer_retriever.errors import MismatchError
 from sae_steer_retriever.explain.attribution import Attribution, Explainer
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.sae.codes import Array
 from sae_steer_retriever.sae.topk_sae import TopKSAE
-from sae_steer_retriever.search.ranking import Ranker
+from sae_steer_retriever.search.ranking import Scorer, in_order
 from sae_steer_retriever.steering.operations import Side, SteerLike
 from sae_steer_retriever.steering.plan import plan
 from sae_steer_retriever.steering.policy import DEFAULT_DRIFT_CAP, Steering
 from sae_steer_retriever.steering.resolver import SteeringResolver
+from sae_steer_retriever.store.reconstructions import Reconstructed
+from sae_steer_retriever.store.store_reader import StoreReader
 
 
 class Reranked(NamedTuple):
@@ -36,7 +39,9 @@ class Reranked(NamedTuple):
 
 
 class Reranker:
-    """Orders texts by `q . x + v . x_hat + document boosts`, as `SteeredRetriever` does in its original space.
+    """Orders texts by `q . x + v . y + document boosts`, as `SteeredRetriever` does in its original space.
+
+    The terms are read on the texts' embeddings, or on the reconstructions of those that a store knows.
 
     Example:
         >>> from sae_steer_retriever import Reranker
@@ -52,6 +57,7 @@ class Reranker:
         catalog: FeatureCatalog,
         *,
         steering: SteerLike | Steering | None = None,
+        store: StoreReader | None = None,
     ) -> None:
         """Puts the parts together.
 
@@ -60,13 +66,18 @@ class Reranker:
             embedder: The SAE's encoder.
             catalog: Names and units of the SAE's features.
             steering: A default steering; the steering of a call is laid over it, see `SteeredRetriever.resolve`.
+            store: A store of the same SAE. Texts with the ids of its passages are not embedded: their vectors and
+                reconstructions are read there.
 
         Raises:
-            MismatchError: The embedder is not the SAE's encoder, or the catalog or the default is another SAE's.
+            MismatchError: The embedder is not the SAE's encoder, or the catalog, store or default is another SAE's.
             SteeringError: The default is unusable; its names can be unknown or ambiguous, too.
         """
         self._resolver = SteeringResolver(sae, embedder, catalog, steering)
+        if store is not None and store.sae.fingerprint != sae.fingerprint:
+            raise MismatchError(f"the store is of SAE {store.sae.fingerprint}, the re-ranker of SAE {sae.fingerprint}.")
         self.sae = sae
+        self._store = store
         self.embedder = embedder
         self.catalog = catalog
 
@@ -94,6 +105,8 @@ class Reranker:
         explain: bool = True,
         embedding: Sequence[float] | Array | None = None,
         vectors: Sequence[Sequence[float] | Array | None] | None = None,
+        ids: Sequence[str] | None = None,
+        stored_as: Sequence[str] | None = None,
     ) -> list[Reranked] | None:
         """Returns texts in the order of their steered scores.
 
@@ -106,6 +119,9 @@ class Reranker:
             explain: Whether the results carry their attribution.
             embedding: (d,) the query's embedding, if it is known.
             vectors: One per text: its embedding (d,), or None if it is unknown.
+            ids: One per text: its id in the store, if there is one.
+            stored_as: One per text: the text that the store holds, if it is not the one that was embedded. A text that
+                the store holds in another version is embedded.
 
         Returns:
             The best first, without the texts that a `Suppress` excludes; texts with equal scores keep their order.
@@ -133,28 +149,44 @@ class Reranker:
         plan_ = plan(steering, q, h_q, self.sae, self.catalog.calibration)
         if plan_.is_empty:
             return None
-        x = self._vectors(texts, vectors)
-        # The ranker breaks ties by name: these names sort in the order given.
-        names = [f"{position:09d}" for position in range(len(texts))]
-        ranker = Ranker(self.sae, self.catalog.calibration.match_unit, plan_, q, reconstructed=False)
-        ranking = ranker.rank(names, (x @ q).astype(np.float64), self.sae.encode(x), names)
+        x, reconstructed = self._vectors(texts, vectors, ids, stored_as or texts)
+        match = 1.0 if self._store is None else self._store.lengths().match
+        scorer = Scorer(self.sae, plan_, self.catalog.calibration.match_unit, q, reconstructions=(1.0, match))
+        offsets = np.zeros(len(x), dtype=np.float32)
+        scored = scorer.score(x, offsets)
+        if reconstructed.known.any():
+            scored = scored.where(reconstructed.known, scorer.score(x, offsets, reconstructed.x_hat))
         explainer = Explainer(q, h_q, self.sae, self.catalog.name)
+        # Ties are ordered by name: these names sort in the order given.
+        order = in_order([f"{position:09d}" for position in range(len(texts))], scored)
         reranked = []
-        for name, score, base_score, terms in zip(
-            ranking.ids, ranking.scores.tolist(), ranking.base_scores.tolist(), ranking.terms, strict=True
-        ):
-            position = int(name)
-            why = explainer.explain(x[position], terms) if explain else None
-            reranked.append(Reranked(position, score, base_score, why))
+        for row in order:
+            why = explainer.explain(x[row], scorer.named(scored.terms[:, row])) if explain else None
+            reranked.append(Reranked(row, float(scored.scores[row]), float(scored.base_scores[row]), why))
         return reranked
 
-    def _vectors(self, texts: Sequence[str], vectors: Sequence[Sequence[float] | Array | None] | None) -> Array:
-        known = dict(enumerate(vectors)) if vectors is not None else {}
-        x = np.empty((len(texts), self.sae.config.d), dtype=np.float32)
-        missing = [row for row in range(len(texts)) if known.get(row) is None]
-        if missing:
+    def _vectors(
+        self,
+        texts: Sequence[str],
+        vectors: Sequence[Sequence[float] | Array | None] | None,
+        ids: Sequence[str] | None,
+        stored_as: Sequence[str],
+    ) -> tuple[Array, Reconstructed]:
+        """Returns the texts' embeddings, given, stored, or else made; and the reconstructions that the store has."""
+        shape = (len(texts), self.sae.config.d)
+        x, known = np.zeros(shape, dtype=np.float32), np.zeros(len(texts), dtype=bool)
+        found = Reconstructed(np.zeros(shape, dtype=np.float32), np.zeros(len(texts), dtype=bool))
+        given = [row for row, vector in enumerate(vectors or ()) if vector is not None]
+        if vectors is not None and given:
+            x[given], known[given] = unit_rows([vectors[row] for row in given], self.sae.config.d), True
+        if self._store is not None and ids is not None:
+            records = self._store.find(ids)
+            rows = [row for row, name in enumerate(ids) if name in records and records[name].text == stored_as[row]]
+            if rows:
+                stored = np.array([records[ids[row]].vector for row in rows])
+                x[rows], known[rows] = self._store.units_of(stored), True
+                found.x_hat[rows], found.known[rows] = self._store.reconstructions([ids[row] for row in rows], stored)
+        if not known.all():
+            missing = np.nonzero(~known)[0].tolist()
             x[missing] = self.embedder.embed_documents([texts[row] for row in missing])
-        given = [row for row in range(len(texts)) if known.get(row) is not None]
-        if given:
-            x[given] = unit_rows([known[row] for row in given], self.sae.config.d)
-        return x
+        return x, found

@@ -14,6 +14,7 @@ from sae_steer_retriever.steering.operations import (
     OPERATIONS,
     SIDES,
     Add,
+    AddRaw,
     BasicOperation,
     Side,
     Suppress,
@@ -84,6 +85,11 @@ class Edit:
     def operation(self) -> BasicOperation:
         """The operation, without its condition."""
         return make_operation(self.op, self.strength, self.side)
+
+    @property
+    def reads_query(self) -> bool:
+        """Whether its effect depends on the query's code."""
+        return self.condition is not None or self.op not in (Add.op, AddRaw.op)
 
     @property
     def asks_nothing(self) -> bool:

@@ -52,14 +52,10 @@ class QueryShift(NamedTuple):
     Attributes:
         name: The edit's name.
         vector: (d,) the shift.
-        amount: How many times `direction` it is.
-        direction: (d,) the part that does not depend on the query; None if all of it does.
     """
 
     name: str
     vector: Array
-    amount: float = 1.0
-    direction: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +87,11 @@ class Plan:
         return total
 
 
+def lift_of(calibration: Calibration) -> float:
+    """Returns what strength +1 adds to a passage that strongly has the features, in score units."""
+    return _LIFT * calibration.score_spread
+
+
 def plan(steering: Steering, q: Array, h_q: Codes[NDArray[Any]], sae: TopKSAE, calibration: Calibration) -> Plan:
     """Returns the shifts, boosts and exclusions for one query.
 
@@ -105,23 +106,21 @@ def plan(steering: Steering, q: Array, h_q: Codes[NDArray[Any]], sae: TopKSAE, c
         sae: The dictionary.
         calibration: Its units.
     """
-    lift = _LIFT * calibration.score_spread
+    lift = lift_of(calibration)
 
     def shift(edit: Edit, share: float, weights: Array, directions: Array) -> QueryShift:
         shares = weights / weights.sum() / calibration.match_unit[list(edit.features)]
-        direction = np.asarray(shares @ directions, dtype=np.float32)
-        amount = share * edit.strength * lift
-        return QueryShift(edit.name, amount * direction, amount, direction)
+        return QueryShift(edit.name, np.asarray(share * edit.strength * lift * (shares @ directions), dtype=np.float32))
 
     return _plan(steering, q, h_q, lambda features: sae.decoder[features], calibration.unit, lift, shift)
 
 
 class CodePlan(NamedTuple):
-    """The effect of a steering on one query's power-normalised code, in the coordinates of the latents concerned.
+    """The effect of a steering on one query's code, in the coordinates of the latents concerned.
 
     Attributes:
         latents: (m,) the latents of the query and of the edits, ascending.
-        vector: (m,) the query's power-normalised activations of them.
+        vector: (m,) the query's activations of them, power-normalised if the plan is of such codes.
         plan: The plan; its shifts are (m,) changes of these activations, which may become negative.
     """
 
@@ -130,18 +129,23 @@ class CodePlan(NamedTuple):
     plan: Plan
 
 
-def plan_code(steering: Steering, h_q: Codes[NDArray[Any]], calibration: Calibration) -> CodePlan:
-    """Returns the plan on the power-normalised code, where every latent is a direction of its own.
+def plan_code(
+    steering: Steering, h_q: Codes[NDArray[Any]], calibration: Calibration, *, damped: bool = True
+) -> CodePlan:
+    """Returns the plan on the code, where every latent is a direction of its own.
 
-    Units are power-normalised as the code is: an edit by one unit adds as much as a passage has of a feature at one
-    unit. Strengths are not, so that edits stay linear in them.
+    An edit by one unit adds as much as a passage has of a feature at one unit: units are power-normalised where the
+    code is. Strengths are not, so that edits stay linear in them.
 
     Args:
-        steering: The edits; their drift cap is a cosine of power-normalised codes here.
+        steering: The edits; their drift cap is a cosine of codes here.
         h_q: (1, K) the query's code, as the SAE gives it.
         calibration: The features' units, of codes that are not power-normalised.
+        damped: Whether codes are compared power-normalised.
     """
-    h_q = power_normalised(h_q)
+    unit = calibration.unit
+    if damped:
+        h_q, unit = power_normalised(h_q), power_normalise(unit)
     active = h_q.values[0] > 0
     own = h_q.indices[0][active]
     latents = np.unique(np.array([*own.tolist(), *(f for edit in steering.edits for f in edit.features)], np.int32))
@@ -151,15 +155,11 @@ def plan_code(steering: Steering, h_q: Codes[NDArray[Any]], calibration: Calibra
     def directions(features: NDArray[np.int64]) -> Array:
         return np.asarray(features[:, None] == latents[None], dtype=np.float32)
 
-    unit = power_normalise(calibration.unit)
-
     def shift(edit: Edit, share: float, weights: Array, directions: Array) -> QueryShift:
         units = unit[list(edit.features)]
         return QueryShift(edit.name, share * edit.strength * _family_direction(weights, units, directions))
 
-    return CodePlan(
-        latents, vector, _plan(steering, vector, h_q, directions, unit, _LIFT * calibration.score_spread, shift)
-    )
+    return CodePlan(latents, vector, _plan(steering, vector, h_q, directions, unit, lift_of(calibration), shift))
 
 
 def _plan(
@@ -189,7 +189,7 @@ def _plan(
                 boosts.append(DocumentBoost(edit.name, edit.features, edit.weights, share * edit.strength * lift))
         elif edit.op == AddRaw.op:
             direction = _family_direction(weights, np.ones_like(units), directions)
-            shifts.append(QueryShift(edit.name, edit.strength * direction, edit.strength, direction))
+            shifts.append(QueryShift(edit.name, edit.strength * direction))
         else:
             operation = edit.operation
             present = np.array([own.get(feature, 0.0) for feature in edit.features], dtype=np.float32)
@@ -207,9 +207,7 @@ def _plan(
             100 * kept,
             steering.drift_cap,
         )
-    capped = tuple(
-        shift._replace(vector=(kept * shift.vector).astype(np.float32), amount=kept * shift.amount) for shift in shifts
-    )
+    capped = tuple(shift._replace(vector=(kept * shift.vector).astype(np.float32)) for shift in shifts)
     return Plan(capped, tuple(boosts), tuple(excluded), kept)
 
 

@@ -248,9 +248,8 @@ class ChromaStore(StoreReader):
         return encoded
 
     def detach(self) -> None:
-        """Removes the sidecar and its local copy; the documents collection stays as it is."""
+        """Removes the sidecar; the documents collection stays as it is."""
         with translated("detaching"):
-            self._live_index.remove()
             self._client.delete_collection(self.sidecar.name)
 
     def _open_sidecar(self) -> Sidecar:
@@ -261,11 +260,10 @@ class ChromaStore(StoreReader):
 
     @contextmanager
     def _writing(self) -> Iterator[SidecarWriter]:
-        try:
-            with self.sidecar.writing() as writer:
-                yield writer
-        finally:
-            self._live_index.forget()
+        with self.sidecar.writing() as writer:
+            yield writer
+        if self._lengths is None or self._lengths.match == 1.0:  # measured without passages, or without reconstructions
+            self._lengths = self._measure()
 
     def _write_documents(self, batch: Batch, embedder: Embedder) -> tuple[AddReport, Array]:
         """Returns the report, and the passages' (batch, d) vectors at unit norm as they are stored."""

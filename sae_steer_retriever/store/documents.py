@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
 
 _SPACES = ("ip", "cosine", "l2")
+# The largest error of a float32 product of two vectors, in relation to their squared lengths.
+_FLOAT32 = 2e-6
 
 
 class Record(NamedTuple):
@@ -41,6 +44,29 @@ class Neighbours(NamedTuple):
 
     ids: list[str]
     scores: NDArray[np.float64]
+
+
+class NeighbourLists(NamedTuple):
+    """The neighbours of several probes, each passage once.
+
+    Attributes:
+        lists: The ids of each probe's neighbours, nearest first.
+        ids: The M passages of all lists.
+        vectors: (M, d) in score space; see `Record`.
+        offsets: (M,) see `Record`.
+        metadatas: M mappings; empty if they were not asked for.
+        last: (probes,) `probe . x + offset` of no passage outside a probe's list exceeds this number, as far as the
+            store's neighbours are exact. Minus infinity if a list holds the whole collection, infinity if it is empty.
+        full: Whether some list has as many neighbours as were asked for.
+    """
+
+    lists: list[list[str]]
+    ids: list[str]
+    vectors: Array
+    offsets: Array
+    metadatas: list[Mapping[str, Any]]
+    last: NDArray[np.float64]
+    full: bool
 
 
 class DocumentCollection:
@@ -96,17 +122,13 @@ class DocumentCollection:
         parts = (None if found[name] is None else found[name][0] for name in ("documents", "metadatas", "embeddings"))
         return neighbours, self._records(neighbours.ids, *parts)
 
-    @translated("searching")
-    def scores(self, vector: Array, ids: Sequence[str], where: Metadata | None = None) -> Neighbours:
-        """Returns the plain scores of the given passages, in any order; deleted and filtered ones are left out."""
-        if not ids:
-            return Neighbours([], np.empty(0))
-        # Chroma's query with `ids` gives the same scores, but takes many times longer.
-        found = self.documents.get(ids=list(ids), where=dict(where) if where else None, include=["embeddings"])
-        if not found["ids"]:
-            return Neighbours([], np.empty(0))
-        vectors, offsets = self._in_score_space(found["embeddings"])
-        return Neighbours(found["ids"], (vectors @ vector + offsets).astype(np.float64))
+    def neighbours(self, probes: NDArray[np.float64], k: int, where: Metadata | None = None) -> NeighbourLists:
+        """Returns the `k` nearest passages of each of (probes, d) vectors of any norm, from one query to the store.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        return neighbour_lists(self.documents, self.space, probes, k, where=where)
 
     @translated("searching")
     def existing(self, ids: Sequence[str] | None = None, where: Metadata | None = None) -> list[str]:
@@ -117,13 +139,55 @@ class DocumentCollection:
         return self.documents.get(ids=wanted, where=dict(where) if where else None, include=[])["ids"]
 
     @translated("fetching passages")
-    def find(self, ids: Sequence[str], *, vectors: bool = True) -> dict[str, Record]:
-        """Returns the passages with these ids, by id, without missing ones; without `vectors`, theirs are empty."""
+    def find(self, ids: Sequence[str], where: Metadata | None = None, *, vectors: bool = True) -> dict[str, Record]:
+        """Returns the passages with these ids, by id, without missing and filtered ones.
+
+        Text, metadata and vector of a passage are of one version. Without `vectors`, theirs are empty.
+        """
         if not len(ids):
             return {}
         include = ["documents", "metadatas", *(["embeddings"] if vectors else [])]
-        found = self.documents.get(ids=list(ids), include=include)  # type: ignore[arg-type]
+        found = self.documents.get(ids=list(ids), where=dict(where) if where else None, include=include)  # type: ignore[arg-type]
         return self._records(found["ids"], found["documents"], found["metadatas"], found["embeddings"])
+
+    @translated("fetching vectors")
+    def holds(self, records: Mapping[str, Record]) -> bool:
+        """Returns whether the collection still has the vectors of these records.
+
+        A query reads vectors first and texts after. If vectors are the same afterwards, the texts are theirs.
+        """
+        if not records:
+            return True
+        found = self.documents.get(ids=list(records), include=["embeddings"])
+        if len(found["ids"]) < len(records):
+            return False
+        vectors, _ = in_score_space(found["embeddings"], self.space)
+        return all(np.array_equal(x, records[name].vector) for name, x in zip(found["ids"], vectors, strict=True))
+
+    def unchanged(self, digests: Mapping[str, str], where: Metadata | None = None) -> dict[str, Record]:
+        """Returns those passages, by id, whose stored vectors at unit norm still have the given digests.
+
+        Deleted, changed and filtered passages are left out. Text, metadata and vector of a passage are of one version.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        found = self.find(list(digests), where)
+        if not found:
+            return {}
+        units = self.units_of(np.array([record.vector for record in found.values()]))
+        return {
+            name: record
+            for (name, record), unit in zip(found.items(), units, strict=True)
+            if digest(unit) == digests[name]
+        }
+
+    def units_of(self, vectors: Array) -> Array:
+        """Returns (N, d) vectors in score space at unit norm, as digests read them; zeros stay zero."""
+        if self.space == "cosine":
+            return vectors
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.where(norms > 0, norms, 1), dtype=np.float32)
 
     def records(self, ids: Sequence[str]) -> list[Record]:
         """Returns the passages with these ids, in the given order.
@@ -158,7 +222,7 @@ class DocumentCollection:
     def score_pages(self, size: int) -> Iterator[tuple[list[str], Array, Array]]:
         """Yields all ids, their vectors in score space, and their offsets (see `Record`), in pages."""
         for ids, embeddings in self._vector_pages(size):
-            yield ids, *self._in_score_space(embeddings)
+            yield ids, *in_score_space(embeddings, self.space)
 
     @translated("searching")
     def _query(self, vector: Array, k: int, where: Metadata | None, include: list[str]) -> tuple[Neighbours, Any]:
@@ -191,20 +255,90 @@ class DocumentCollection:
     def _records(self, ids: Sequence[str], texts: Any, metadatas: Any, embeddings: Any) -> dict[str, Record]:
         vectors, offsets = np.empty((len(ids), 0), dtype=np.float32), np.zeros(len(ids), dtype=np.float32)
         if embeddings is not None and len(ids):
-            vectors, offsets = self._in_score_space(embeddings)
+            vectors, offsets = in_score_space(embeddings, self.space)
         return {
             name: Record(texts[row] or "", dict(metadatas[row] or {}), vectors[row], float(offsets[row]))
             for row, name in enumerate(ids)
         }
 
-    def _in_score_space(self, embeddings: Any) -> tuple[Array, Array]:  # noqa: ANN401 - as Chroma gives them
-        """Returns vectors and offsets: `vectors @ q + offsets` are the store's scores for a unit query `q`."""
-        vectors = np.asarray(embeddings, dtype=np.float32)
-        norms = np.linalg.norm(vectors, axis=1)
-        offsets = np.zeros(len(vectors), dtype=np.float32)
-        if self.space == "cosine":
-            return np.asarray(vectors / np.where(norms > 0, norms, 1)[:, None], dtype=np.float32), offsets
-        return vectors, np.asarray((1.0 - norms * norms) / 2, dtype=np.float32) if self.space == "l2" else offsets
+
+def digest(vector: Array) -> str:
+    """Returns 16 hex digits of a (d,) unit vector, which tell an embedding from a changed one."""
+    return hashlib.blake2b(np.ascontiguousarray(vector, dtype=np.float32).tobytes(), digest_size=8).hexdigest()
+
+
+def in_score_space(embeddings: Any, space: str) -> tuple[Array, Array]:  # noqa: ANN401 - as Chroma gives them
+    """Returns vectors and offsets: `vectors @ q + offsets` are the store's scores for a unit query `q`."""
+    vectors = np.asarray(embeddings, dtype=np.float32)
+    norms = np.linalg.norm(vectors, axis=1)
+    offsets = np.zeros(len(vectors), dtype=np.float32)
+    if space == "cosine":
+        return np.asarray(vectors / np.where(norms > 0, norms, 1)[:, None], dtype=np.float32), offsets
+    return vectors, np.asarray((1.0 - norms * norms) / 2, dtype=np.float32) if space == "l2" else offsets
+
+
+@translated("searching")
+def neighbour_lists(
+    collection: Collection,
+    space: str,
+    probes: NDArray[np.float64],
+    k: int,
+    *,
+    where: Metadata | None = None,
+    ids: Sequence[str] | None = None,
+    metadatas: bool = False,
+) -> NeighbourLists:
+    """Returns the `k` nearest items of a collection for each of (probes, d) vectors, from one query to the store.
+
+    Args:
+        collection: The collection.
+        space: Its distance.
+        probes: The vectors, of any norm but zero.
+        k: Items a list.
+        where: Chroma's metadata filter.
+        ids: The items to search among; all if None.
+        metadatas: Whether to read the items' metadata.
+    """
+    include = ["distances", "embeddings", *(["metadatas"] if metadatas else [])]
+    found = collection.query(
+        query_embeddings=list(probes.astype(np.float32)),
+        n_results=k,
+        include=include,  # type: ignore[arg-type]
+        where=dict(where) if where else None,
+        ids=None if ids is None else list(ids),
+    )
+    lists = found["ids"]
+    place_of: dict[str, int] = {}
+    rows: list[Any] = []
+    items: list[Mapping[str, Any]] = []
+    for place, names in enumerate(lists):
+        for row, name in enumerate(names):
+            if name not in place_of:
+                place_of[name] = len(rows)
+                rows.append(found["embeddings"][place][row])  # type: ignore[index]
+                if metadatas:
+                    items.append(found["metadatas"][place][row] or {})  # type: ignore[index]
+    last = np.full(len(probes), np.inf)
+    if not rows:
+        empty = np.empty((0, probes.shape[1]), np.float32)
+        return NeighbourLists(lists, [], empty, np.empty(0, np.float32), [], last, False)
+    vectors, offsets = in_score_space(rows, space)
+    longest = float(np.linalg.norm(vectors, axis=1).max())
+    whole = None
+    for place, names in enumerate(lists):
+        if not names:
+            continue
+        if len(names) < k and where is None and ids is None:
+            whole = collection.count() if whole is None else whole
+            if len(names) >= whole:
+                last[place] = -np.inf
+                continue
+        row = place_of[names[-1]]
+        # The store orders by float32 distances, which are this exact.
+        slack = _FLOAT32 * (float(np.linalg.norm(probes[place])) + longest) ** 2
+        last[place] = vectors[row].astype(np.float64) @ probes[place] + float(offsets[row]) + slack
+    full = any(len(names) >= k for names in lists)
+    return NeighbourLists(lists, list(place_of), vectors, offsets, items, last, full)
 
 
 def _space_of(collection: Collection) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from sae_steer_retriever.errors import MismatchError, StoreError
 from sae_steer_retriever.sae.codes import Array, Codes, pack, unpack
 from sae_steer_retriever.sae.topk_sae import TopKSAE
 from sae_steer_retriever.store.connection import translated
+from sae_steer_retriever.store.documents import NeighbourLists, digest, neighbour_lists
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -25,6 +25,32 @@ SUFFIX = ".sae"
 _LIBRARY = "sae_steer_retriever"
 _FORMAT_VERSION = 1
 _PAGE = 2000
+
+
+class SidecarRow(NamedTuple):
+    """The row of one passage.
+
+    Attributes:
+        source: The digest of the embedding that was encoded.
+        packed: Its codes; see `SidecarReader.unpack`.
+    """
+
+    source: str
+    packed: str
+
+
+class CodePage(NamedTuple):
+    """Some passages of a sidecar.
+
+    Attributes:
+        ids: The passages.
+        codes: (len(ids), K) their codes, as the SAE gives them.
+        digests: `digest` of the vectors that were encoded.
+    """
+
+    ids: list[str]
+    codes: Codes[NDArray[Any]]
+    digests: list[str]
 
 
 class SidecarReader:
@@ -81,43 +107,58 @@ class SidecarReader:
         """Returns the number of passages with codes."""
         return 0 if self._collection is None else self._collection.count()
 
-    def pages(self) -> Iterator[tuple[list[str], Codes[NDArray[Any]]]]:
-        """Yields all ids and codes, in pages."""
+    def pages(self) -> Iterator[CodePage]:
+        """Yields all ids, codes and digests, in pages."""
         if self._collection is None:
             return
         for offset in range(0, self.count(), _PAGE):
             page = self._collection.get(limit=_PAGE, offset=offset, include=["metadatas"])
-            packed = [str((metadata or {})["codes"]) for metadata in page["metadatas"] or []]
-            yield page["ids"], unpack(packed, self._sae.config.n, self._sae.config.k)
+            rows: Any = page["metadatas"] or []
+            codes = unpack([row["codes"] for row in rows], self._sae.config.n, self._sae.config.k)
+            yield CodePage(page["ids"], codes, [str(row.get("source")) for row in rows])
 
-    def nearest(self, vector: Array, k: int, ids: Sequence[str] | None = None) -> tuple[list[str], Array]:
-        """Returns the ids and cosines of the `k` passages whose reconstructions are nearest to a (d,) vector.
+    def rows(self, ids: Sequence[str]) -> dict[str, SidecarRow]:
+        """Returns the rows of some passages, by id, without missing ones.
+
+        The reconstructions are not read: codes decode to them, and Chroma would load the vectors of all passages.
+        """
+        if self._collection is None or not len(ids):
+            return {}
+        found = self._collection.get(ids=list(ids), include=["metadatas"])
+        return {
+            name: SidecarRow(str((metadata or {}).get("source")), str((metadata or {}).get("codes")))
+            for name, metadata in zip(found["ids"], found["metadatas"] or [], strict=True)
+        }
+
+    def unpack(self, packed: Sequence[str]) -> Codes[NDArray[Any]]:
+        """Returns the (len(packed), K) codes of rows."""
+        return unpack(packed, self._sae.config.n, self._sae.config.k)
+
+    def having(self, feature: int) -> list[str]:
+        """Returns the ids of the rows that have a feature among their label latents, stale rows included."""
+        if self._collection is None:
+            return []
+        has: Any = {"$contains": feature}
+        return self._collection.get(where={"names": has}, include=[])["ids"]
+
+    def neighbours(self, probes: NDArray[np.float64], k: int, ids: Sequence[str] | None = None) -> NeighbourLists:
+        """Returns the `k` nearest reconstructions of each of (probes, d) vectors, with their rows' metadata.
 
         `ids` restricts the search to these passages, if given; unknown ids are left out.
 
         Raises:
-            ChromaError: The store does not answer.
+            StoreError: The store does not answer.
         """
-        from chromadb.errors import ChromaError
-
+        if ids is not None and self._collection is not None:
+            with translated("searching"):
+                ids = self._collection.get(ids=list(ids), include=[])["ids"] if ids else []
         if self._collection is None or (ids is not None and not ids):
-            return [], np.empty(0, dtype=np.float32)
-        try:
-            found = self._collection.query(
-                query_embeddings=[vector],  # type: ignore[arg-type]
-                n_results=k if ids is None else min(k, len(ids)),
-                include=["distances"],
-                ids=None if ids is None else list(ids),
-            )
-        except ChromaError:  # Chroma refuses an unknown id, such as one that another process has just deleted
-            if ids is None:
-                raise
-            known = set(self._collection.get(ids=list(ids), include=[])["ids"])
-            if len(known) == len(ids):
-                raise
-            return self.nearest(vector, k, [name for name in ids if name in known])
-        distances = np.asarray((found["distances"] or [[]])[0], dtype=np.float64)
-        return found["ids"][0], (1.0 - distances).astype(np.float32)
+            empty, last = np.empty((0, probes.shape[1]), np.float32), np.full(len(probes), np.inf)
+            return NeighbourLists([[] for _ in probes], [], empty, np.empty(0, np.float32), [], last, False)
+        if ids is None:
+            return neighbour_lists(self._collection, "cosine", probes, k, metadatas=True)
+        found = neighbour_lists(self._collection, "cosine", probes, min(k, len(ids)), ids=ids, metadatas=True)
+        return found._replace(full=found.full and k <= len(ids))
 
 
 class Sidecar(SidecarReader):
@@ -167,7 +208,7 @@ class Sidecar(SidecarReader):
         found = self._collection.get(ids=list(ids), include=["metadatas"])
         rows = zip(found["ids"], found["metadatas"] or [], strict=True)
         sources = {name: (metadata or {}).get("source") for name, metadata in rows}
-        return np.array([sources.get(name) != _digest(row) for name, row in zip(ids, vectors, strict=True)], dtype=bool)
+        return np.array([sources.get(name) != digest(row) for name, row in zip(ids, vectors, strict=True)], dtype=bool)
 
     def ids(self) -> Iterator[list[str]]:
         """Yields all ids, in pages."""
@@ -190,7 +231,7 @@ class SidecarWriter:
         metadatas: Any = [
             {
                 "codes": pack(codes.indices[row], codes.values[row], self._sae.config.n),
-                "source": _digest(vector),
+                "source": digest(vector),
                 # An upsert merges metadata: None deletes an old list. Chroma refuses empty lists.
                 "names": names.indices[row][names.values[row] > 0].tolist() or None,
             }
@@ -271,7 +312,3 @@ def _require_library(collection: Collection) -> None:
         raise StoreError(
             f"collection {collection.name!r} exists but is none of this library's: rename one of the two collections."
         )
-
-
-def _digest(vector: Array) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(vector, dtype=np.float32).tobytes(), digest_size=8).hexdigest()

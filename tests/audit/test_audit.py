@@ -31,14 +31,14 @@ from sae_steer_retriever.audit.report import to_html, to_markdown, to_text, writ
 from sae_steer_retriever.audit.steerability import STRENGTH
 from sae_steer_retriever.audit.subject import Subject, feature_match
 from sae_steer_retriever.audit.summary import LINES, summary
-from sae_steer_retriever.audit.top_hits import top_hits
+from sae_steer_retriever.audit.top_hits import PassageVectors, top_hits
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
 from sae_steer_retriever.errors import CorpusError, MismatchError, StoreError
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.store.chroma_store import ChromaStore
-from sae_steer_retriever.store.code_index import StoredVectors
 from sae_steer_retriever.store.connection import connect
 from sae_steer_retriever.store.sidecar import SUFFIX
+from sae_steer_retriever.store.store_reader import StoreReader
 
 NOTHING = "How long must sourdough bread with rye flour and honey stay in the oven?"
 EVIL = '<script>alert("1")</script> & <img src=x onerror=alert(2)> | `code` *bold*'
@@ -94,7 +94,7 @@ def planted(world: World, cached_embedder: CachedEmbedder, tmp_path_factory: pyt
     kept = np.nonzero(names[:, lacking] == 0)[0]
     firsts = [text.split(".")[0][:120] for text in world.texts]
     asked = cached_embedder.embed_queries(firsts)
-    stored = StoredVectors(world.vectors[kept], np.zeros(len(kept), dtype=np.float32))
+    stored = PassageVectors(world.vectors[kept], np.zeros(len(kept), dtype=np.float32))
     hits = kept[top_hits(asked, stored, K).rows]
     hidden = next(int(row) for row in by_frequency if clear[row] and row != lacking)
     # Only questions whose hits lack it.
@@ -194,14 +194,11 @@ def test_unexplained_queries_share_no_clear_name_with_their_hits(
     assert 0 < found.unexplained.named_share < 1
 
 
-def test_steering_does_what_the_same_search_does_on_an_indexed_store(
+def test_steering_does_what_the_same_search_does(
     found: Audit, planted: Planted, queries: AuditedQueries, world: World, cached_embedder: CachedEmbedder
 ) -> None:
-    """The audited store has no sidecar; one that has gives the same hits."""
     with private_copy(planted.folder) as folder:
-        indexed = ChromaStore.open(world.sae, path=folder)
-        indexed.attach()
-        retriever = SteeredRetriever(indexed, cached_embedder, world.catalog)
+        retriever = SteeredRetriever(StoreReader.open(world.sae, path=folder), cached_embedder, world.catalog)
         effect = max(found.steerability.effects, key=lambda one: one.replaced)
         chosen = np.sort(np.random.default_rng(0).choice(len(queries), found.steerability.queries, replace=False))
         new = []
@@ -378,16 +375,52 @@ def test_too_few_passages_and_foreign_collections_are_refused(world: World, tmp_
         ReadOnlyStore(client, "small", world.sae)
 
 
-def test_codes_are_the_sidecar_s_only_while_it_is_complete(world: World, filled_folder: Path) -> None:
+@pytest.mark.parametrize("space", ["cosine", "ip", "l2"])
+def test_codes_are_the_sidecar_s_where_they_are_of_the_stored_vector(space: str, world: World, tmp_path: Path) -> None:
+    norms = np.random.default_rng(0).uniform(0.5, 2, (len(world.ids), 1)).astype(np.float32)
+    collection = connect(path=tmp_path).create_collection(
+        "docs", embedding_function=None, configuration={"hnsw": {"space": space}}
+    )
+    collection.add(ids=world.ids, embeddings=norms * world.vectors, documents=world.texts)
+    indexed = ChromaStore.from_collection(collection, world.sae)
+    indexed.attach()
+    client = indexed._client
+    sidecar = client.get_collection(f"docs{SUFFIX}", embedding_function=None)
+    assert ReadOnlyStore(client, "docs", world.sae).encoded == 0
+    # To tell a code that is read from one that is made: the first passage's row now holds the second one's code.
+    second = sidecar.get(ids=[world.ids[1]], include=["metadatas"])["metadatas"][0]["codes"]
+    sidecar.update(ids=[world.ids[0]], metadatas=[{"codes": second}])
+    # Another tool changes a passage, adds one, and takes a row away.
+    collection.update(ids=[world.ids[2]], embeddings=world.vectors[3:4])
+    collection.add(ids=["new"], embeddings=world.vectors[4:5], documents=["A passage that another tool added."])
+    sidecar.delete(ids=[world.ids[5]])
+    store = ReadOnlyStore(client, "docs", world.sae)
+    assert store.encoded == 3
+    assert len(store.coded) == len(store.ids) == len(world.ids) + 1
+    place_of = {name: row for row, name in enumerate(world.ids)} | {"new": 4, world.ids[0]: 1, world.ids[2]: 3}
+    expected = world.sae.encode(world.vectors[[place_of[name] for name in store.ids]])
+    found = store.codes_at(np.arange(len(store.ids)))
+    # All but two places of a row: normalising again changes last digits, which may swap two latents.
+    assert (found.indices == expected.indices).mean(axis=1).min() > 0.8
+    np.testing.assert_array_equal(store.label_latents.indices, found.indices[:, :4])
+
+
+def test_a_sidecar_with_rows_missing_is_said_and_completed_by_a_sample_of_all_passages(
+    world: World, filled_folder: Path, cached_embedder: CachedEmbedder
+) -> None:
     with private_copy(filled_folder / "chroma") as folder:
         client = connect(path=folder)
-        with_sidecar = ReadOnlyStore(client, "docs", world.sae)
-        assert with_sidecar.has_sidecar
-        names = client.get_collection("docs", embedding_function=None)
-        names.add(ids=["new"], embeddings=world.vectors[:1], documents=["A passage that another tool added."])
-        without = ReadOnlyStore(client, "docs", world.sae)
-        assert not without.has_sidecar
-        assert "new" in without.ids
+        client.get_collection(f"docs{SUFFIX}", embedding_function=None).delete(ids=world.ids[::2])
+        whole = ReadOnlyStore(client, "docs", world.sae)
+        queries = sentences_of_passages(whole, cached_embedder, limit=20)
+        found = audit(whole, world.catalog, cached_embedder, queries)
+        part = ReadOnlyStore(client, "docs", world.sae, limit=30)
+    missing = len(world.ids[::2])
+    assert found.sampled.encoded == missing
+    assert f"{missing} of them encoded for this audit" in to_text(found)
+    # Rows that are there are no likelier to be in the sample than others.
+    assert len(part.coded) == pytest.approx(60, abs=1)
+    assert part.encoded == pytest.approx(30, abs=12)
 
 
 # -- the maths --------------------------------------------------------------------------------------------------------
@@ -404,7 +437,7 @@ def test_top_hits_are_those_of_all_scores(seed: int, queries: int, passages: int
     for row, left_out in enumerate(without):
         if left_out >= 0:
             scores[row, left_out] = -np.inf
-    hits = top_hits(asked, StoredVectors(vectors, offsets), k, without)
+    hits = top_hits(asked, PassageVectors(vectors, offsets), k, without)
     np.testing.assert_allclose(hits.scores, -np.sort(-scores, axis=1)[:, :k], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(scores, hits.rows, axis=1), hits.scores, rtol=1e-5, atol=1e-5)
 

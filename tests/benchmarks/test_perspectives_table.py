@@ -88,7 +88,7 @@ def test_steering_is_the_retrievers(world: World, retriever: SteeredRetriever) -
         meant = search.meant(words)
         assert meant is not None
         change = search.steered(asked, search.steering(words, meant, strength))
-        hits = retriever.search(asked, k=5, steer={words: strength})
+        hits = retriever.search(asked, k=5, steer={words: strength}, read_on="vector")
         assert [world.ids[row] for row in change.after] == [hit.id for hit in hits]
         plain = retriever.search(asked, k=5)
         assert [world.ids[row] for row in change.before] == [hit.id for hit in plain]

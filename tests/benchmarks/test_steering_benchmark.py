@@ -197,21 +197,20 @@ class TestProduct:
 
     def test_scores_are_those_that_the_product_ranks_by(self, setting: SteeringSetting, dictionary: Dictionary) -> None:
         from sae_steer_retriever.sae.codes import Codes
-        from sae_steer_retriever.search.ranking import Ranker
+        from sae_steer_retriever.search.ranking import Scorer
         from sae_steer_retriever.steering.edit import Edit
         from sae_steer_retriever.steering.plan import plan
         from sae_steer_retriever.steering.policy import Steering
 
-        ids = [f"{row:09d}" for row in range(len(setting.vectors))]
         h_q = Codes(dictionary.queries.indices[1:2], dictionary.queries.values[1:2])
         for side in ("document", "query", "both"):
             edits = (Edit("one", (3, 5), (1.0, 0.5), "add", 0.7, side),)
             steering = Steering(edits, dictionary.sae.fingerprint)
             found = plan(steering, setting.queries[1], h_q, dictionary.sae, dictionary.calibration)
-            ranker = Ranker(dictionary.sae, dictionary.calibration.unit, found, setting.queries[1], False)
-            ranking = ranker.rank(ids, setting.base[1].astype(np.float64), dictionary.codes, ids)
-            expected = np.empty(len(ids))
-            expected[[int(name) for name in ranking.ids]] = ranking.scores
+            scorer = Scorer(dictionary.sae, found, dictionary.calibration.match_unit, setting.queries[1])
+            offsets = np.zeros(len(setting.vectors), dtype=np.float32)
+            x_hat = dictionary.sae.decode(dictionary.codes)
+            expected = scorer.score(setting.vectors, offsets, x_hat).scores
             assert setting.base[1] + dictionary.gains(1, edits) == pytest.approx(expected, abs=1e-5), side
 
 

@@ -27,7 +27,7 @@ from sae_steer_retriever.cli.train import main as train_main
 from sae_steer_retriever.features.catalog import FeatureCatalog
 from sae_steer_retriever.retriever import SteeredRetriever
 from sae_steer_retriever.sae.config import former_keys
-from sae_steer_retriever.search.options import SPACES, Space
+from sae_steer_retriever.search.options import LATENT_SCORES, READ_ON, SPACES, Space
 from sae_steer_retriever.steering.operations import SIDES, AddRaw, Clamp, Scale, Suppress
 from sae_steer_retriever.store.connection import connect
 from sae_steer_retriever.train.config import TrainConfig
@@ -111,6 +111,8 @@ def test_module_and_console_script_show_the_same_options_of_train(sae_steer: Run
 
 def test_choices_are_those_of_the_core() -> None:
     assert search_command.SPACE_CHOICES == SPACES
+    assert search_command.LATENT_SCORE_CHOICES == LATENT_SCORES
+    assert search_command.READ_ON_CHOICES == READ_ON
     assert search_command.SIDE_CHOICES == SIDES
 
 
@@ -222,6 +224,23 @@ def test_search_options_reach_the_core(sae_steer: Run, store: Path, retriever: S
     assert found["steering"][0]["side"] == "document"
 
 
+def test_scores_and_vectors_to_read_are_options_of_the_command(
+    sae_steer: Run, store: Path, retriever: SteeredRetriever
+) -> None:
+    given = ["search", QUESTION, "--store", store, "--steer", "40=0.5", "-k", 6, "--explain", "--json"]
+    for score in LATENT_SCORES:
+        found = sae_steer(*given, "--space", "latent", "--latent-score", score).data
+        expected = retriever.search(QUESTION, k=6, space="latent", latent_score=score, steer={40: 0.5})
+        assert [hit["score"] for hit in found["hits"]] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+        assert found["certified"] is expected.certified
+    for read_on in READ_ON:
+        found = sae_steer(*given, "--read-on", read_on).data
+        expected = retriever.search(QUESTION, k=6, read_on=read_on, steer={40: 0.5})
+        assert [hit["score"] for hit in found["hits"]] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+        assert {hit["read_on"] for hit in found["hits"]} == {read_on}
+    assert {hit["read_on"] for hit in sae_steer("search", QUESTION, "--store", store, "--json").data["hits"]} == {None}
+
+
 def test_search_finds_nothing_where_the_filter_leaves_nothing(sae_steer: Run, store: Path) -> None:
     ran = sae_steer("search", QUESTION, "--store", store, "--where", '{"module": "none of them"}')
     assert ran.code == 0
@@ -284,6 +303,8 @@ def test_unknown_feature_names_the_nearest(sae_steer: Run, store: Path) -> None:
         (["--where", "{module"], "is not JSON"),
         (["--where", "[1]"], "expected a JSON object"),
         (["--space", "outer"], "invalid choice"),
+        (["--latent-score", "cosine"], "invalid choice"),
+        (["--read-on", "text"], "invalid choice"),
         (["--store", "ftp://host"], "expected a folder or http://host:port"),
         (["--store", "http://host:port"], "expected http://host:port"),
     ],

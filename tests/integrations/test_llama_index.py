@@ -409,7 +409,14 @@ def test_latents_are_a_space_to_search(retriever: SteeredRetriever) -> None:
     assert [(node.node_id, node.score) for node in found] == [(hit.id, hit.score) for hit in expected]
     said = [node.metadata["sae"] for node in found]
     assert {edit["side"] for explained in said for edit in explained["steer"]} == {"query"}
-    assert all(explained["bias"] == explained["residual"] == 0.0 for explained in said)
+    assert all(explained["residual"] == pytest.approx(0.0, abs=1e-6) for explained in said)
+    assert {explained["read_on"] for explained in said} == {"reconstruction"}
+    for options in ({"space": "latent", "latent_score": "damped"}, {"read_on": "vector"}):
+        found = SAESteeredRetriever(retriever, 6, **options).retrieve(QUERY, steer=STEER)
+        hits = retriever.search(QUERY, k=6, steer=STEER, **options)
+        assert [(node.node_id, node.score) for node in found] == [(hit.id, hit.score) for hit in hits]
+        assert [node.metadata["sae"]["read_on"] for node in found] == [hit.read_on for hit in hits]
+        assert {node.metadata["sae"]["certified"] for node in found} == {hits.certified}
 
 
 def test_neither_llm_nor_encoder_reads_the_explanation(steered: SAESteeredRetriever) -> None:
@@ -428,7 +435,8 @@ def test_explanation_and_attribution_can_be_turned_off(retriever: SteeredRetriev
     bare = SAESteeredRetriever(retriever, steer=STEER, attach_explanation=False).retrieve(QUERY)
     assert all(set(node.metadata) == {"module"} for node in bare)
     short = SAESteeredRetriever(retriever, steer=STEER, explain=False).retrieve(QUERY)
-    assert all(set(node.metadata["sae"]) == {"steer", "unsteered_rank", "unsteered_score"} for node in short)
+    keys = {"steer", "unsteered_rank", "unsteered_score", "read_on", "certified"}
+    assert all(set(node.metadata["sae"]) == keys for node in short)
     assert [(n.node_id, n.score) for n in bare] == [(n.node_id, n.score) for n in short]
 
 
@@ -533,7 +541,7 @@ def test_an_index_is_attached_without_embedding_or_changing_it(
     embed_model.texts = 0
     made = SAESteeredRetriever.from_vector_store_index(index, sae=(world.sae, world.catalog))
     assert embed_model.texts == 0
-    assert len(made.retriever.store.index) == len(world.ids)
+    assert made.retriever.store.sidecar.count() == len(world.ids)
     assert ids_of(made.retrieve(QUERY, steer=STEER)) == expected
     assert contents() == before
     assert (collection.metadata, collection.configuration["hnsw"]) == (metadata, configuration)
@@ -678,9 +686,9 @@ def candidates(index: VectorStoreIndex) -> list[NodeWithScore]:
     return index.as_retriever(similarity_top_k=16).retrieve(QUERY)
 
 
-def test_it_gives_the_scores_of_the_steered_search(
-    postprocessor: SAESteerPostprocessor, retriever: SteeredRetriever, world: World
-) -> None:
+def test_it_gives_the_scores_of_the_steered_search(retriever: SteeredRetriever, world: World) -> None:
+    reranker = Reranker(world.sae, retriever.embedder, world.catalog, store=retriever.store)
+    postprocessor = SAESteerPostprocessor(reranker=reranker, steer=STEER)
     hits = retriever.search(QUERY, k=16)
     given = [NodeWithScore(node=TextNode(id_=hit.id, text=hit.text), score=hit.score) for hit in hits]
     expected = {hit.id: hit.score for hit in retriever.search(QUERY, k=len(world.ids), steer=STEER)}

@@ -174,7 +174,7 @@ def test_names_codes_and_scores_are_those_of_the_sae_it_was_made_of(world: World
     np.testing.assert_array_equal(catalog.calibration.match_unit, world.catalog.calibration.match_unit)
     for feature in (0, 7, 33):
         presences = [
-            FeatureMatch(one, catalog.calibration.match_unit, [feature], [1.0]).of(codes)
+            FeatureMatch.of_features(one, catalog.calibration.match_unit, [feature], [1.0]).of(one.decode(codes))
             for one, codes in ((world.sae, before), (sae, after))
         ]
         np.testing.assert_allclose(presences[1][same], presences[0][same], atol=5e-3)
@@ -334,7 +334,7 @@ def test_a_store_keeps_to_its_k(
     assert sae_steer("features", "show", "#3", "--store", store).code == 0
     retriever = SteeredRetriever.open(path=store, embedding=world.embedder)
     assert retriever.sae.config.k == 8
-    assert retriever.store.codes(retriever.store.index.ids[:2]).indices.shape == (2, 8)
+    assert retriever.store.codes(retriever.store.existing()[:2]).indices.shape == (2, 8)
     client = connect(path=store)
     with pytest.raises(MismatchError, match="holds codes of k = 8, but the SAE was given at k = 16"):
         ChromaStore.open(world.sae, client=client)

