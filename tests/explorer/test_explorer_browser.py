@@ -15,7 +15,7 @@ pytest.importorskip("uvicorn", reason="needs the `explorer` extra")
 pytest.importorskip("playwright.sync_api", reason="needs playwright, which drives the browser")
 
 from explorer_page import ExplorerPage
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Route, sync_playwright
 from small_world import World
 
 from sae_steer_retriever.encoders.embedding_cache import CachedEmbedder
@@ -106,6 +106,20 @@ def movement(rank: int, hit: Hit) -> str:
 
 
 # -- the bench --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_typed_before_the_page_is_ready_is_kept(visit: Visit, python: SteeredRetriever) -> None:
+    tab = visit()
+    held: list[Route] = []
+    tab.page.route("**/api/about", lambda route: held.append(route))
+    tab.open()
+    tab.at("query").press_sequentially(QUESTION[:9])
+    tab.eventually(lambda: len(held), bool)
+    held[0].continue_()
+    tab.eventually(lambda: tab.at("query").input_value(), lambda text: text == QUESTION[:9])
+    tab.page.unroute("**/api/about")
+    tab.at("query").press_sequentially(QUESTION[9:])
+    tab.shows(python.search(QUESTION, k=10))
 
 
 def test_a_slider_moves_the_ranking_to_what_python_finds(

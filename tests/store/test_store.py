@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +15,7 @@ from typing import Any
 import chromadb
 import numpy as np
 import pytest
+from chroma_server import chroma_server
 from chromadb.config import Settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -437,7 +436,8 @@ def test_another_encoder_is_refused_with_both_names(store: ChromaStore) -> None:
 def test_the_short_name_of_the_same_encoder_is_accepted(tmp_path: Path) -> None:
     client = connect(path=tmp_path)
     ChromaStore.open(random_sae(3, encoder="sentence-transformers/all-MiniLM-L6-v2"), client=client)
-    ChromaStore.open(random_sae(3, encoder="all-MiniLM-L6-v2"), client=client)
+    store = ChromaStore.open(random_sae(3, encoder="all-MiniLM-L6-v2"), client=client)
+    assert len(store) == 0
 
 
 def test_vectors_of_another_dimension_are_refused(tmp_path: Path) -> None:
@@ -753,27 +753,8 @@ def test_an_interrupt_in_the_middle_leaves_a_store_that_the_same_call_completes(
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """A Chroma server on loopback: its port and its process."""
-    executable = Path(sys.executable).with_name("chroma")
-    if not executable.exists():
-        pytest.skip("no `chroma` command beside this Python")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(executable), "run", "--host", "127.0.0.1", "--port", str(port), "--path", str(tmp_path / "server")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(300):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
-            if process.poll() is not None:
-                pytest.skip(f"`chroma run` ended with {process.returncode}")
-            time.sleep(0.1)
-        else:
-            pytest.skip("`chroma run` did not listen within 30 seconds")
-        yield port, process
-    finally:
-        process.kill()
-        process.wait()
+    with chroma_server(tmp_path / "server") as running:
+        yield running
 
 
 @pytest.mark.server

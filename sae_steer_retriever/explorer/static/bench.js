@@ -340,6 +340,8 @@ try {
   limits = await about();
   knobs.largest = limits.largest_strength;
   const start = fromAddress() || kept() || benchOf(limits.start);
+  // Typed before the limits came: it is kept.
+  start.query = byId("query").value || start.query;
   steps = new Steps(start);
   put(start);
 } catch (error) {
